@@ -1,0 +1,1 @@
+"""The gateway: a sandboxed tool-execution server for AI agents. Read `pipeline.py` first."""

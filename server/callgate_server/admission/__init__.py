@@ -1,0 +1,1 @@
+"""May this call run? Who asks, do the arguments fit, does policy allow it, is there room."""

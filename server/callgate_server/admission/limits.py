@@ -1,0 +1,53 @@
+"""Is there room. Pure bookkeeping of running calls: a full gateway says so at once instead of queueing."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import CallError, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """How many calls may run at once: in all, and of one tenant."""
+
+    calls: int
+    calls_per_tenant: int
+
+
+class Concurrency:
+    """Counts the running calls."""
+
+    def __init__(self, ceilings: Ceilings) -> None:
+        self._ceilings = ceilings
+        self._by_tenant: Counter[str] = Counter()
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    @contextmanager
+    def slot(self, caller: Caller) -> Iterator[None]:
+        """Hold a place for one call.
+
+        Raises:
+            CallError: `overloaded`.
+        """
+        if self._running >= self._ceilings.calls:
+            raise CallError(Reason.OVERLOADED, "The gateway is at capacity; try again.", retry_after_ms=1000)
+        if self._by_tenant[caller.tenant] >= self._ceilings.calls_per_tenant:
+            raise CallError(
+                Reason.OVERLOADED, "This tenant's share of the gateway is in use; try again.", retry_after_ms=1000
+            )
+        self._running += 1
+        self._by_tenant[caller.tenant] += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self._by_tenant[caller.tenant] -= 1
+            if not self._by_tenant[caller.tenant]:
+                del self._by_tenant[caller.tenant]

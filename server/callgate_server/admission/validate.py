@@ -1,0 +1,53 @@
+"""Do the arguments fit the tool's schema. Decisions only; the schema engine is a backend."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from callgate_server.model.catalog import Tool
+from callgate_server.model.errors import CallError, Reason, Violation
+from callgate_server.model.strict_json import Json, decode, encode
+
+MAX_VIOLATIONS = 16
+
+
+class Schemas(Protocol):
+    """Compiled schemas of the live catalog."""
+
+    def input_violations(self, tool: Tool, arguments: Json) -> Sequence[Violation]:
+        """What does not fit the input schema; empty when all fits. Messages hold no argument values."""
+
+    def output_violations(self, tool: Tool, result: Json) -> Sequence[Violation]:
+        """The same for a result and the output schema."""
+
+
+def parse_arguments(document: bytes) -> dict[str, Json]:
+    """Decode the arguments object.
+
+    Raises:
+        CallError: `invalid_request`.
+    """
+    try:
+        arguments = decode(document)
+    except ValueError as error:
+        raise CallError(Reason.INVALID_REQUEST, f"The arguments are not acceptable JSON: {error}.") from None
+    if not isinstance(arguments, dict):
+        raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
+    return arguments
+
+
+def check_arguments(schemas: Schemas, tool: Tool, document: bytes) -> tuple[dict[str, Json], bytes]:
+    """Return the decoded arguments and their canonical bytes.
+
+    Raises:
+        CallError: `invalid_request`, or `invalid_arguments` with the path of each bad field.
+    """
+    arguments = parse_arguments(document)
+    violations = schemas.input_violations(tool, arguments)
+    if violations:
+        where = violations[0].path or "/"
+        raise CallError(
+            Reason.INVALID_ARGUMENTS,
+            f"The arguments do not fit {tool.name}: at {where}: {violations[0].message}.",
+            violations=violations[:MAX_VIOLATIONS],
+        )
+    return arguments, encode(arguments)

@@ -1,0 +1,1 @@
+"""The edges towards the outside: one third-party library per module."""

@@ -1,0 +1,1 @@
+"""Policy as Cedar."""

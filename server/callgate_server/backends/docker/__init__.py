@@ -1,0 +1,1 @@
+"""Sandboxes as single-use containers of a Docker engine."""

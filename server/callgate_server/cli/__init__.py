@@ -1,0 +1,1 @@
+"""`callgated`: serve, dev, doctor and the operator's tools."""

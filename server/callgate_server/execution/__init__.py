@@ -1,0 +1,1 @@
+"""Running one call in an ephemeral sandbox: the contract, the wire, and who watches the clock."""

@@ -1,0 +1,114 @@
+"""THE contract of a sandbox backend: start something isolated, give its one wire, tell how it ended.
+
+A backend knows images, limits and bytes. It knows nothing of frames, tools, secrets or policy: `supervise.py`
+speaks the protocol over the wire, so that every backend behaves the same. The contract suite in
+`tests/contract` runs against every implementation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from callgate_server.model.answer import SandboxInfo
+from callgate_server.model.call import Deadline
+from callgate_server.model.manifest import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRequest:
+    """What to start. Everything comes from the catalog and the gateway, nothing from the caller's arguments.
+
+    `image_digest` is `sha256:…`; `runtime` None means the configured default; `deadline` bounds the start,
+    `deadline_at` is the same instant in wall time, for the label by which an orphan is recognised.
+    """
+
+    call_id: str
+    tenant: str
+    tool: str
+    image_digest: str
+    runtime: str | None
+    limits: Limits
+    deadline: Deadline
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How the sandbox itself ended, as the backend saw it. None means that it could not be learnt.
+
+    `oom_killed` is the backend's own evidence of an out-of-memory kill, `evidence` a short text for
+    operators (never a tool's output).
+    """
+
+    exit_code: int | None
+    oom_killed: bool
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of one component: `ok`, and what to do when it is not."""
+
+    ok: bool
+    detail: str
+
+
+class Sandbox(Protocol):
+    """One started sandbox. Not shared between calls, not used by two tasks at once (but for `kill`)."""
+
+    @property
+    def id(self) -> str:
+        """The backend's own name for it."""
+
+    @property
+    def info(self) -> SandboxInfo: ...
+
+    async def send(self, data: bytes) -> None:
+        """Write to the wire.
+
+        Raises:
+            ConnectionError: the wire is gone.
+        """
+
+    async def receive(self) -> bytes:
+        """Return the next bytes of the wire, at most 256 KiB, or b"" at its end.
+
+        Raises:
+            ConnectionError: the wire broke.
+        """
+
+    async def wait_exit(self, timeout_s: float) -> ExitReport:
+        """Wait for the sandbox's own end, at most `timeout_s`, and report it. Never raises."""
+
+    async def kill(self) -> None:
+        """Stop everything in the sandbox now. Idempotent. Never raises."""
+
+    async def destroy(self) -> None:
+        """Remove every trace. Idempotent. Never raises: what could not be removed is left to `reap`."""
+
+
+class SandboxBackend(Protocol):
+    async def open(self, request: SandboxRequest) -> Sandbox:
+        """Start a fresh sandbox with the runner as process 1 and its wire attached.
+
+        When it raises, nothing is left behind, or `reap` will find it by label.
+
+        Raises:
+            CallError: `sandbox_unavailable` (engine down, slow or refusing), `image_missing` (the pinned
+                digest is not here; nothing is ever pulled), `runtime_missing` (never downgraded),
+                `deadline_exceeded`.
+        """
+
+    async def reap(self) -> int:
+        """Remove sandboxes of this instance that no live call owns; return how many. Never another instance's.
+
+        Raises:
+            CallError: `sandbox_unavailable`.
+        """
+
+    async def health(self) -> Mapping[str, Health]:
+        """State of what this backend depends on, by component. Never raises."""
+
+    async def close(self) -> None:
+        """Release connections and threads."""

@@ -1,0 +1,1 @@
+"""The durable record of calls: claims, states and the audit chain. The store is a backend."""

@@ -1,0 +1,132 @@
+"""What the pipeline needs of a durable record. One implementation per store, in `backends/`.
+
+Every method that writes returns only after the write is durable. Whatever cannot be written raises
+`CallError(audit_unavailable)`: a call that cannot be recorded is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call that did not run. `tool`, `version` and `arguments` are empty where it was refused before they were known.
+
+    `tool` is only ever the name of a tool of the catalog, or empty: an unknown name is a caller's text.
+    """
+
+    call_id: str
+    caller: Caller
+    tool: str
+    version: str
+    reason: Reason
+    policies: tuple[str, ...]
+    policy_version: str
+    arguments: Mapping[str, Json]
+    received_at: datetime
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An admitted call, written before its first effect.
+
+    `arguments` is the record form of the arguments (keyed hashes but for fields marked clear),
+    `arguments_digest` the keyed hash of their canonical bytes, `deadline_at` wall time.
+    """
+
+    call_id: str
+    caller: Caller
+    tool: str
+    version: str
+    tool_digest: str
+    effect: str
+    idempotency_key: str | None
+    arguments: Mapping[str, Json]
+    arguments_digest: str
+    decision_id: str
+    policies: tuple[str, ...]
+    policy_version: str
+    received_at: datetime
+    deadline_at: datetime
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started."""
+
+    call_id: str
+    state: State
+    reason: Reason | None
+    message: str
+    answer_json: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """A call as the store has it."""
+
+    call_id: str
+    caller: Caller
+    tool: str
+    version: str
+    state: State
+    arguments_digest: str
+    reason: Reason | None
+    message: str
+    policies: tuple[str, ...]
+    received_at: datetime
+    finished_at: datetime | None
+    answer_json: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """What `verify` found: `events` checked, `head` hash (hex), and the first fault, or None when the chain holds."""
+
+    events: int
+    head: str
+    fault: str | None
+
+
+class Ledger(Protocol):
+    async def refuse(self, refusal: Refusal) -> None:
+        """Record a refusal: a row in state `denied` and its event."""
+
+    async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
+        """The call that holds this key for this tenant, agent and tool. Refused calls hold no key."""
+
+    async def claim(self, intent: Intent) -> StoredCall | None:
+        """Write claim and intent in one transaction: the row in state `running`, and its event.
+
+        Returns None when the claim is won, or the call that already holds the idempotency key.
+        """
+
+    async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
+        """Append an event to a claimed call, such as a lease that must be revoked should the gateway die."""
+
+    async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
+        """Record that a stored answer was given again, as a row of its own in state `replayed`."""
+
+    async def complete(self, completion: Completion) -> None:
+        """Write the end of a call and its event. Only moves that the lifecycle table allows."""
+
+    async def get(self, call_id: str) -> StoredCall | None:
+        """The call with this id, whoever it belongs to: the pipeline decides who may see it."""
+
+    async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
+        """The newest calls of this caller, newest first, at most `limit`; refused ones among them."""
+
+    async def verify(self) -> ChainReport:
+        """Recompute the whole chain, and check every row against its last event."""
+
+    def digest(self, data: bytes) -> str:
+        """Keyed hash (hex) of a value that must be recognisable but not readable in the record."""

@@ -1,0 +1,68 @@
+"""A call: who asks for what, until when."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from callgate_server.model.strict_json import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, taken from the credential and from nowhere else."""
+
+    tenant: str
+    agent: str
+    roles: tuple[str, ...] = ()
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point in monotonic time; durations never come from the wall clock."""
+
+    monotonic_s: float
+
+    def remaining_s(self, now_s: float) -> float:
+        """Seconds left at monotonic `now_s`, never negative."""
+        return max(0.0, self.monotonic_s - now_s)
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of a call when the client that asked for it goes away."""
+
+    DETACH = "detach"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """One request as a transport decoded it; nothing in it is trusted.
+
+    `arguments_json` are the raw bytes of the arguments object, `deadline_ms` milliseconds from now,
+    `transport` the edge it came through ("http" or "grpc").
+    """
+
+    tool: str
+    arguments_json: bytes
+    transport: str
+    deadline_ms: int | None = None
+    idempotency_key: str | None = None
+    on_disconnect: OnDisconnect = OnDisconnect.DETACH
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call whose caller is known and whose arguments fit the tool's schema."""
+
+    id: str
+    caller: Caller
+    tool: str
+    version: str
+    arguments: dict[str, Json]
+    # The arguments in canonical form: equal arguments give equal bytes.
+    arguments_json: bytes
+    idempotency_key: str | None
+    deadline: Deadline
+    received_at: datetime
+    transport: str

@@ -1,0 +1,153 @@
+"""A tool's declaration. Strict: an unknown key is an error, and nothing has a default that weakens safety.
+
+Where a field exists for a capability that this version does not have (`egress`, `retry`, `fallback`), only
+its neutral value is accepted, so that no manifest promises what the gateway does not do.
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from callgate_server.model.identifiers import SECRET_NAME, TOOL_NAME
+
+JsonSchema = dict[str, Any]
+_SECRET_FROM = re.compile(r"(?P<path>[A-Za-z0-9_{}-]+(/[A-Za-z0-9_{}-]+)+)#(?P<field>[A-Za-z0-9_-]+)")
+_PLACEHOLDERS = re.compile(r"\{[^}]*\}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Run(_Strict):
+    """How the tool starts: a typed Python function of the image, or a command with its own argv.
+
+    A command reads its arguments as JSON on standard input. Its result is what it writes to the result
+    descriptor, or to standard output where `result: stdout` says so.
+    """
+
+    python: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:[a-z][a-z0-9_]*$")] | None = None
+    command: tuple[str, ...] | None = None
+    result: Literal["descriptor", "stdout"] = "descriptor"
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.python is None) == (self.command is None):
+            raise ValueError("give exactly one of `python` and `command`")
+        if self.command is not None:
+            program = self.command[0] if self.command else ""
+            path = PurePosixPath(program)
+            if not path.is_absolute() or ".." in path.parts or path.parts[1:2] in (("proc",), ("dev",), ("sys",)):
+                raise ValueError("the program of `command` must be an absolute path outside /proc, /dev and /sys")
+            if any("\0" in word for word in self.command):
+                raise ValueError("`command` has a NUL character")
+        return self
+
+
+class Limits(_Strict):
+    """Ceilings of one call. Seconds of wall time, cores, MiB, processes, KiB kept of each output stream."""
+
+    wall_s: Annotated[float, Field(gt=0, le=3600, strict=False)] = 30
+    cpu: Annotated[float, Field(gt=0, le=64, strict=False)] = 1
+    memory_mb: Annotated[int, Field(ge=32, le=65536)] = 256
+    pids: Annotated[int, Field(ge=8, le=4096)] = 64
+    output_kb: Annotated[int, Field(ge=1, le=16384)] = 256
+    result_kb: Annotated[int, Field(ge=1, le=4096)] = 256
+    scratch_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+    scratch_files: Annotated[int, Field(ge=16, le=1_000_000)] = 4096
+    open_files: Annotated[int, Field(ge=16, le=65536)] = 256
+    artifacts: Annotated[int, Field(ge=0, le=1000)] = 0
+    artifacts_kb: Annotated[int, Field(ge=0, le=65536)] = 4096
+
+
+class SecretRef(_Strict):
+    """A secret by name, where it comes from (`path#field` of the secret store) and how the tool gets it.
+
+    `{tenant}` in the path stands for the caller's tenant; no other placeholder exists.
+    """
+
+    name: str
+    from_: Annotated[str, Field(alias="from")]
+    deliver: Literal["file", "stdin"]
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, value: str) -> str:
+        if not SECRET_NAME.fullmatch(value):
+            raise ValueError("a secret's name must match [a-z][a-z0-9_]{0,62}")
+        return value
+
+    @field_validator("from_")
+    @classmethod
+    def _path_and_field(cls, value: str) -> str:
+        if not _SECRET_FROM.fullmatch(value):
+            raise ValueError("`from` must look like kv/data/{tenant}/name#field")
+        if set(_PLACEHOLDERS.findall(value)) - {"{tenant}"}:
+            raise ValueError("the only placeholder of `from` is {tenant}")
+        return value
+
+    @property
+    def field(self) -> str:
+        return self.from_.rpartition("#")[2]
+
+    def path(self, tenant: str) -> str:
+        return self.from_.rpartition("#")[0].replace("{tenant}", tenant)
+
+
+class Retry(_Strict):
+    attempts: Literal[1] = 1
+
+
+class Manifest(_Strict):
+    """One tool. `input` and `output` are JSON Schema 2020-12 with every reference already resolved."""
+
+    tool: str
+    version: Annotated[str, Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?$")]
+    summary: Annotated[str, Field(min_length=1, max_length=200)]
+    image: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+    run: Run
+    input: JsonSchema
+    output: JsonSchema
+    effect: Literal["read", "idempotent", "unsafe"]
+    isolation: Literal["container"] = "container"
+    runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
+    limits: Limits = Limits()
+    secrets: tuple[SecretRef, ...] = ()
+    # Top-level arguments whose values may stand in the record in clear; all others are recorded as keyed hashes.
+    record_clear: tuple[str, ...] = ()
+    egress: tuple[()] = ()
+    retry: Retry = Retry()
+    fallback: None = None
+
+    @field_validator("secrets", "record_clear", "egress", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tool")
+    @classmethod
+    def _tool_name(cls, value: str) -> str:
+        if not TOOL_NAME.fullmatch(value) or len(value) > 128:
+            raise ValueError("a tool is named namespace.verb, like webhooks.sign")
+        return value
+
+    @field_validator("input")
+    @classmethod
+    def _closed_object(cls, value: JsonSchema) -> JsonSchema:
+        if value.get("type") != "object" or value.get("additionalProperties") is not False:
+            raise ValueError("`input` must be `type: object` with `additionalProperties: false`")
+        return value
+
+    @model_validator(mode="after")
+    def _secret_names_are_unique(self) -> Self:
+        names = [secret.name for secret in self.secrets]
+        if len(names) != len(set(names)):
+            raise ValueError("two secrets have the same name")
+        return self

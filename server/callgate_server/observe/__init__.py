@@ -1,0 +1,1 @@
+"""What an operator can see of a call, and never its secrets: names of metrics and phases."""

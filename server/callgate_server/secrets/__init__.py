@@ -1,0 +1,1 @@
+"""Secrets for one call: leased before it runs, revoked when it ends."""
