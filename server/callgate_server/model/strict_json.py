@@ -7,7 +7,7 @@ This one refuses all of it. Callers cap the size first.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 
@@ -65,7 +65,7 @@ def decode(document: bytes) -> Json:
     return value
 
 
-def encode(value: Json | Mapping[str, Json] | Sequence[Json]) -> bytes:
+def encode(value: Json | Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Encode as canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
