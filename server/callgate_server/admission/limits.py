@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from callgate_server.model.call import Caller
+from callgate_server.model.call import Caller, Deadline
 from callgate_server.model.errors import CallError, Reason
 
 
@@ -51,3 +51,17 @@ class Concurrency:
             self._by_tenant[caller.tenant] -= 1
             if not self._by_tenant[caller.tenant]:
                 del self._by_tenant[caller.tenant]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineRule:
+    """The server's own bounds on how long a call may take, in seconds."""
+
+    max_s: float
+
+    def deadline(self, now_s: float, client_ms: int | None, manifest_s: float) -> Deadline:
+        """The smallest of the client's, the manifest's and the server's, counted from monotonic `now_s`."""
+        wishes_s = [manifest_s, self.max_s]
+        if client_ms is not None:
+            wishes_s.append(client_ms / 1000)
+        return Deadline(now_s + max(0.0, min(wishes_s)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from callgate_server.model.catalog import Tool
+from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.strict_json import Json, decode, encode
 
@@ -18,6 +18,23 @@ class Schemas(Protocol):
 
     def output_violations(self, tool: Tool, result: Json) -> Sequence[Violation]:
         """The same for a result and the output schema."""
+
+
+def find_tool(catalog: Catalog, name: str) -> Tool:
+    """Return the tool called `name`.
+
+    Raises:
+        CallError: `unknown_tool`. The message does not repeat the name: it is a caller's text.
+    """
+    tool = catalog.tools.get(name)
+    if tool is None:
+        raise unknown_tool()
+    return tool
+
+
+def unknown_tool() -> CallError:
+    """The refusal of a name that does not exist, and of one that must look as if it did not."""
+    return CallError(Reason.UNKNOWN_TOOL, "No such tool. `GET /v1/tools` lists the tools you may call.")
 
 
 def parse_arguments(document: bytes) -> dict[str, Json]:

@@ -1,28 +1,33 @@
 """What an idempotency key means when it is seen again. Pure."""
 
-from enum import StrEnum
-
 from callgate_server.ledger.store import StoredCall
-from callgate_server.model.lifecycle import FINISHED
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json, decode
 
 
-class Claim(StrEnum):
-    REPLAY = "replay"
-    IN_FLIGHT = "in_flight"
-    CONFLICT = "conflict"
-    ENDED_WITHOUT_ANSWER = "ended_without_answer"
+def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:
+    """Return the stored answer of the call that holds the key, flagged `replayed`.
 
+    Args:
+        holder: the call that has the key. A call that ended before its tool started holds none.
+        arguments_digest: keyed hash of the new call's canonical arguments.
 
-def judge(holder: StoredCall, arguments_digest: str) -> Claim:
-    """Say what a second call with the same key is, given the first.
-
-    Same arguments and finished: the stored answer again. Same arguments and not finished: it is in flight.
-    Other arguments: a conflict, whatever became of the first.
+    Raises:
+        CallError: `idempotency_conflict` (other arguments, whatever became of the first call),
+            `call_in_flight` (not finished), `effect_unknown` (its gateway died; it is never run again by itself).
     """
     if holder.arguments_digest != arguments_digest:
-        return Claim.CONFLICT
-    if holder.answer_json is not None:
-        return Claim.REPLAY
-    if holder.state in FINISHED:
-        return Claim.ENDED_WITHOUT_ANSWER
-    return Claim.IN_FLIGHT
+        raise CallError(Reason.IDEMPOTENCY_CONFLICT, "This key was used with other arguments; use a new one.")
+    if holder.state is State.UNKNOWN:
+        raise CallError(
+            Reason.EFFECT_UNKNOWN, f"Call {holder.call_id} holds this key, and whether it took effect is unknown."
+        )
+    if holder.answer_json is None:
+        raise CallError(
+            Reason.CALL_IN_FLIGHT, f"Call {holder.call_id} holds this key and is running.", retry_after_ms=500
+        )
+    document = decode(holder.answer_json)
+    if not isinstance(document, dict):
+        raise TypeError("a stored answer is not an object")
+    return document | {"replayed": True}

@@ -5,7 +5,7 @@ field. Text fields are cleaned views; where cleaning changed anything, `data` ke
 """
 
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from callgate_server.model.errors import REASONS, Reason
@@ -51,6 +51,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """What a call cost. `queue_ms` is from receipt to the tool's start, `wall_ms` and the rest the tool's own run."""
+
     queue_ms: float = 0.0
     wall_ms: float = 0.0
     cpu_ms: float = 0.0
@@ -93,6 +95,10 @@ class Answer:
     usage: Usage = Usage()
     replayed: bool = False
     untrusted: bool = True
+
+    def timed(self, queue_ms: float, phases_ms: dict[str, float]) -> "Answer":
+        """The same answer with the gateway's own measurements."""
+        return replace(self, usage=replace(self.usage, queue_ms=queue_ms, phases_ms=phases_ms))
 
 
 def to_document(answer: Answer) -> dict[str, Any]:

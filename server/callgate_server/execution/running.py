@@ -1,0 +1,197 @@
+"""Calls in progress. A call belongs to the gateway: the client that asked for it only waits, and may leave.
+
+Each call is one task of one task group. It publishes events (accepted, output, answer or error); any number of
+waiters may follow them from the start. What a call publishes is bounded by its output caps.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from callgate_server.model.errors import CallError, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The call is claimed and recorded; from here on it has an id that can be asked for."""
+
+    seq: int
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """The next cleaned text of one output stream."""
+
+    seq: int
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The end: the answer in its public JSON shape."""
+
+    seq: int
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a call whose tool never started."""
+
+    seq: int
+    error: CallError
+
+
+Event = Accepted | OutputChunk | Answered | Failed
+
+
+class Running:
+    """One call in progress, or just ended."""
+
+    def __init__(self, call_id: str, owner: object) -> None:
+        self.call_id = call_id
+        self.owner = owner
+        self.cancelled = asyncio.Event()
+        # Set when everything of the call is cleaned up, a little after its answer.
+        self.finished = asyncio.Event()
+        self._events: list[Event] = []
+        self._changed = asyncio.Event()
+
+    def accept(self) -> None:
+        self._publish(Accepted(len(self._events), self.call_id))
+
+    def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        if text:
+            self._publish(OutputChunk(len(self._events), stream, text))
+
+    def answer(self, document: Mapping[str, Any]) -> None:
+        self._publish(Answered(len(self._events), document))
+
+    def fail(self, error: CallError) -> None:
+        self._publish(Failed(len(self._events), error))
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._events) and isinstance(self._events[-1], Answered | Failed)
+
+    def cancel(self) -> None:
+        """Ask for the end of the call. What ran until then is kept in the answer."""
+        self.cancelled.set()
+
+    async def started(self) -> None:
+        """Wait until the call is accepted, or already answered.
+
+        Raises:
+            CallError: it was refused.
+        """
+        async for event in self.events():
+            if isinstance(event, Failed):
+                raise event.error
+            return
+
+    async def wait(self) -> Mapping[str, Any]:
+        """Wait for the answer. Cancelling the waiter leaves the call alone.
+
+        Raises:
+            CallError: the tool never started.
+        """
+        async for event in self.events():
+            if isinstance(event, Answered):
+                return event.document
+            if isinstance(event, Failed):
+                raise event.error
+        raise AssertionError("events() ends with the end of the call")
+
+    async def events(self, after: int = -1) -> AsyncIterator[Event]:
+        """Yield events with `seq` greater than `after`, from the first to the end of the call."""
+        position = after + 1
+        while True:
+            while position < len(self._events):
+                yield self._events[position]
+                position += 1
+            if self.ended:
+                return
+            await self._changed.wait()
+
+    def _publish(self, event: Event) -> None:
+        if self.ended:
+            return
+        self._events.append(event)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class RunningCalls:
+    """The registry and the task group of all calls in progress. An async context manager owned by the app."""
+
+    def __init__(self, report: Callable[[str, BaseException], None]) -> None:
+        self._report = report
+        self._by_id: dict[str, Running] = {}
+        self._tasks = asyncio.TaskGroup()
+        self.draining = False
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tasks.__aexit__(kind, error, trace)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, call_id: str) -> Running | None:
+        return self._by_id.get(call_id)
+
+    def spawn(self, call_id: str, owner: object, carry: Callable[[Running], Awaitable[None]]) -> Running:
+        """Start `carry` as a task of its own that outlives the handler which asked for it.
+
+        Raises:
+            CallError: `draining`.
+        """
+        if self.draining:
+            raise CallError(Reason.DRAINING, "The gateway is shutting down; ask another one.", retry_after_ms=2000)
+        running = Running(call_id, owner)
+        self._by_id[call_id] = running
+        self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
+        return running
+
+    async def drain(self, grace_s: float, settle_s: float) -> int:
+        """Admit nothing more, let calls finish for `grace_s`, cancel the rest; return how many that were."""
+        self.draining = True
+        await self._idle(grace_s)
+        late = list(self._by_id.values())
+        for running in late:
+            running.cancel()
+        await self._idle(settle_s)
+        return len(late)
+
+    async def _idle(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._by_id:
+                    await next(iter(self._by_id.values())).finished.wait()
+        except TimeoutError:
+            pass
+
+    async def _guard(self, running: Running, carry: Callable[[Running], Awaitable[None]]) -> None:
+        try:
+            await carry(running)
+        except Exception as error:  # the last border: nothing may escape into the task group
+            self._report(running.call_id, error)
+        finally:
+            if not running.ended:
+                running.fail(internal(running.call_id))
+            del self._by_id[running.call_id]
+            running.finished.set()
+
+
+def internal(call_id: str) -> CallError:
+    """What a caller learns of an unexpected error: the call id, to quote to the operator, and nothing else."""
+    return CallError(Reason.INTERNAL, f"Unexpected error; quote call {call_id} to the operator.", call_id=call_id)

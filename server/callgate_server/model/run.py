@@ -1,0 +1,108 @@
+"""One run of one tool: what the supervisor is given and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, assert_never
+
+from callgate_server.model.answer import Exit
+from callgate_server.model.call import Deadline
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.sealed import Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredSecret:
+    name: str
+    deliver: Literal["file", "stdin"]
+    value: Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run. `arguments_json` are canonical bytes; `deadline` is enforced inside by the runner and outside by us."""
+
+    run: Run
+    arguments_json: bytes
+    secrets: tuple[DeliveredSecret, ...]
+    limits: Limits
+    deadline: Deadline
+
+
+class Cause(StrEnum):
+    """Why a run ended. Exactly one, from the process's status and the sandbox's, never from what it printed."""
+
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    OUTPUT_FLOOD = "output_flood"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One output stream: first and last bytes, how many there were. `tail` is empty when nothing was cut out."""
+
+    head: bytes = b""
+    tail: bytes = b""
+    total_bytes: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        return len(self.head) + len(self.tail) < self.total_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedArtifact:
+    """A file from the tool's output folder, or the reason why it was not taken."""
+
+    name: str
+    size_bytes: int
+    data: bytes = b""
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How one run ended, with everything that was kept. `result_json` are hostile bytes."""
+
+    cause: Cause
+    detail: str
+    exit: Exit = Exit()
+    stdout: Captured = Captured()
+    stderr: Captured = Captured()
+    result_json: bytes | None = None
+    result_truncated: bool = False
+    artifacts: tuple[CapturedArtifact, ...] = ()
+    cpu_ms: float = 0.0
+    wall_ms: float = 0.0
+    max_rss_kb: int = 0
+
+
+def judge(outcome: RunOutcome) -> tuple[State, Reason | None]:
+    """Map the end of a run to a state and a reason. Only exit status 0 can become a success."""
+    match outcome.cause:
+        case Cause.EXITED:
+            return (State.SUCCEEDED, None) if outcome.exit.code == 0 else (State.FAILED, Reason.TOOL_FAILED)
+        case Cause.SIGNALLED:
+            return State.FAILED, Reason.TOOL_FAILED
+        case Cause.OUT_OF_MEMORY:
+            return State.FAILED, Reason.OUT_OF_MEMORY
+        case Cause.OUTPUT_FLOOD:
+            return State.FAILED, Reason.OUTPUT_FLOOD
+        case Cause.TIMED_OUT:
+            return State.TIMED_OUT, Reason.TIMED_OUT
+        case Cause.CANCELLED:
+            return State.CANCELLED, Reason.CANCELLED
+        case Cause.LOST:
+            return State.LOST, Reason.SANDBOX_LOST
+        case _:
+            assert_never(outcome.cause)
+
+
+# Called with "stdout" or "stderr" and the next bytes of the head, as they arrive. Must not block or raise.
+OutputListener = Callable[[Literal["stdout", "stderr"], bytes], None]

@@ -1,0 +1,20 @@
+"""What the pipeline tells an operator: names, counts and durations; never arguments, results or secrets."""
+
+from typing import Protocol
+
+from callgate_server.model.answer import Usage
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+
+
+class Watch(Protocol):
+    """Implementations never raise: watching must not change what is watched."""
+
+    def refused(self, tool: str, reason: Reason) -> None:
+        """A call ended before its tool started. `tool` is a name of the catalog, or empty."""
+
+    def finished(self, tool: str, state: State, usage: Usage) -> None:
+        """A call's tool was started, and the call has ended."""
+
+    def unexpected(self, call_id: str, error: BaseException) -> None:
+        """A defect of ours. The text of the error stays in the operator's log."""

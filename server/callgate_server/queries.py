@@ -1,0 +1,127 @@
+"""What a caller may ask besides making a call: its tools, its calls, and to cancel one of them.
+
+Another caller's call answers exactly like one that does not exist. A tool is listed only to who could be
+allowed to call it, and a stored answer is shown only to who still could call its tool.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.authorize import Policy
+from callgate_server.admission.validate import find_tool, unknown_tool
+from callgate_server.execution.running import RunningCalls
+from callgate_server.ledger.store import Ledger, StoredCall
+from callgate_server.model.answer import Failure, failure_document
+from callgate_server.model.call import Caller
+from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.strict_json import decode
+
+MAX_LISTED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    authentication: Authentication
+    catalog: Catalog
+    policy: Policy
+    ledger: Ledger
+    running: RunningCalls
+
+    async def tools(self, token: str | None) -> list[dict[str, Any]]:
+        """The tools of which some call by this caller could be allowed, by name."""
+        caller = await self.authentication.identify(token)
+        return [_tool_document(tool) for tool in self.catalog if self.policy.could_allow(caller, tool)]
+
+    async def tool(self, token: str | None, name: str) -> dict[str, Any]:
+        """One tool with its schemas.
+
+        Raises:
+            CallError: `unknown_tool`, also for a tool that this caller could never call.
+        """
+        caller = await self.authentication.identify(token)
+        tool = find_tool(self.catalog, name)
+        if not self.policy.could_allow(caller, tool):
+            raise unknown_tool()
+        return _tool_document(tool)
+
+    async def call(self, token: str | None, call_id: str) -> dict[str, Any]:
+        """One call of this caller: its answer, or how far it is.
+
+        Raises:
+            CallError: `unknown_call`.
+        """
+        caller = await self.authentication.identify(token)
+        stored = await self._own(caller, call_id)
+        if stored.answer_json is None:
+            return call_document(stored)
+        document = decode(stored.answer_json)
+        if not isinstance(document, dict):
+            raise TypeError("a stored answer is not an object")
+        return document
+
+    async def calls(self, token: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest calls of this caller, newest first, without their results."""
+        caller = await self.authentication.identify(token)
+        return [call_document(stored) for stored in await self.ledger.recent(caller, min(limit, MAX_LISTED))]
+
+    async def cancel(self, token: str | None, call_id: str) -> dict[str, Any]:
+        """Ask a running call to end, wait for it, and return it. A call that has ended stays as it is.
+
+        Raises:
+            CallError: `unknown_call`.
+        """
+        caller = await self.authentication.identify(token)
+        await self._own(caller, call_id)
+        running = self.running.get(call_id)
+        if running is not None:
+            running.cancel()
+            await running.finished.wait()
+        return await self.call(token, call_id)
+
+    async def identify(self, token: str | None) -> Caller:
+        """Who this credential belongs to; for pages that any caller may read.
+
+        Raises:
+            CallError: `unauthenticated`.
+        """
+        return await self.authentication.identify(token)
+
+    async def _own(self, caller: Caller, call_id: str) -> StoredCall:
+        stored = await self.ledger.get(call_id)
+        if stored is not None and (stored.caller.tenant, stored.caller.agent) == (caller.tenant, caller.agent):
+            tool = self.catalog.tools.get(stored.tool)
+            if stored.answer_json is None or (tool is not None and self.policy.could_allow(caller, tool)):
+                return stored
+        raise CallError(Reason.UNKNOWN_CALL, "No such call.")
+
+
+def _tool_document(tool: Tool) -> dict[str, Any]:
+    manifest = tool.manifest
+    return {
+        "tool": manifest.tool,
+        "version": manifest.version,
+        "summary": manifest.summary,
+        "effect": manifest.effect,
+        "isolation": manifest.isolation,
+        "input": manifest.input,
+        "output": manifest.output,
+        "limits": manifest.limits.model_dump(mode="json"),
+        "digest": tool.digest,
+    }
+
+
+def call_document(stored: StoredCall) -> dict[str, Any]:
+    """A call without its result, in its public JSON shape."""
+    failure = None if stored.reason is None else Failure(stored.reason, stored.message)
+    return {
+        "call_id": stored.call_id,
+        "tool": stored.tool,
+        "version": stored.version,
+        "state": stored.state.value,
+        "error": None if failure is None else failure_document(failure),
+        "received_at": stored.received_at.isoformat(),
+        "finished_at": None if stored.finished_at is None else stored.finished_at.isoformat(),
+        "policies": list(stored.policies),
+    }

@@ -1,0 +1,110 @@
+"""What the pipeline knows of one call, step by step, and the forms in which the stages need it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.ledger.record import recorded
+from callgate_server.ledger.store import Intent, Refusal
+from callgate_server.model.answer import Answer, Decision, SandboxInfo
+from callgate_server.model.call import Caller, CallRequest, Deadline
+from callgate_server.model.catalog import Tool
+from callgate_server.model.errors import CallError
+from callgate_server.model.identifiers import new_call_id
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json
+from callgate_server.model.verdict import Verdict
+from callgate_server.observe.phases import Phases
+
+Digest = Callable[[bytes], str]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A call from its receipt on. A refusal records as much of it as was known by then."""
+
+    caller: Caller
+    request: CallRequest
+    id: str = field(default_factory=new_call_id)
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    received_s: float = field(default_factory=time.monotonic)
+    phases: Phases = field(default_factory=Phases)
+    tool: Tool | None = None
+    arguments: dict[str, Json] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    @property
+    def tool_name(self) -> str:
+        """The name of the catalog's tool, or empty: an unknown name is a caller's text and goes nowhere."""
+        return self.tool.name if self.tool else ""
+
+    def refusal(self, error: CallError, digest: Digest) -> Refusal:
+        clear = self.tool.manifest.record_clear if self.tool else ()
+        return Refusal(
+            call_id=self.id,
+            caller=self.caller,
+            tool=self.tool_name,
+            version=self.tool.manifest.version if self.tool else "",
+            reason=error.reason,
+            policies=error.policies,
+            policy_version=self.verdict.policy_version if self.verdict else "",
+            arguments=recorded(self.arguments, clear, digest),
+            received_at=self.received_at,
+            transport=self.request.transport,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A call that may run, should its claim be won. `arguments_json` is canonical, the digest its keyed hash."""
+
+    ticket: Ticket
+    tool: Tool
+    verdict: Verdict
+    arguments_json: bytes
+    arguments_digest: str
+    deadline: Deadline
+    decision_id: str = field(default_factory=new_call_id)
+
+    @property
+    def deadline_at(self) -> datetime:
+        return self.ticket.received_at + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
+
+    def intent(self, digest: Digest) -> Intent:
+        manifest = self.tool.manifest
+        return Intent(
+            call_id=self.ticket.id,
+            caller=self.ticket.caller,
+            tool=manifest.tool,
+            version=manifest.version,
+            tool_digest=self.tool.digest,
+            effect=manifest.effect,
+            idempotency_key=self.ticket.request.idempotency_key,
+            arguments=recorded(self.ticket.arguments, manifest.record_clear, digest),
+            arguments_digest=self.arguments_digest,
+            decision_id=self.decision_id,
+            policies=self.verdict.policies,
+            policy_version=self.verdict.policy_version,
+            received_at=self.ticket.received_at,
+            deadline_at=self.deadline_at,
+            transport=self.ticket.request.transport,
+        )
+
+    def sandbox_request(self) -> SandboxRequest:
+        return SandboxRequest(
+            call_id=self.ticket.id,
+            tenant=self.ticket.caller.tenant,
+            tool=self.tool.name,
+            image_digest=self.tool.image_digest,
+            runtime=self.tool.manifest.runtime,
+            limits=self.tool.manifest.limits,
+            deadline=self.deadline,
+            deadline_at=self.deadline_at,
+        )
+
+    def blank(self, sandbox: SandboxInfo) -> Answer:
+        """The answer as far as it is known before the end."""
+        decision = Decision(self.decision_id, self.verdict.policies)
+        return Answer(self.ticket.id, self.tool.name, self.tool.manifest.version, State.RUNNING, decision, sandbox)
