@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes .venv with exactly what requirements.lock pins, checked by hash, and Callgate itself in editable form.
+# Idempotent: does nothing while the lock and pyproject.toml are unchanged.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+stamp=.venv/.callgate-lock
+wanted=$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "callgate: Python 3.11 or newer is needed; set PYTHON to it" >&2
+    exit 1
+fi
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "callgate: installing python3-venv from Debian's packages"
+    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends python3-venv >/dev/null
+fi
+echo "callgate: installing Python packages into .venv"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+echo "$wanted" >"$stamp"

@@ -1,0 +1,48 @@
+"""Checks that every source module has its unit test where the house rules say, and that no unit test is orphaned.
+
+`server/callgate_server/a/b.py` is tested by `tests/unit/server/a/test_b.py`, `client/callgate/x.py` by
+`tests/unit/client/test_x.py`, the runner by `tests/unit/runner/`. Modules that only integration tests can
+exercise are named below, each with the test that does.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {
+    ROOT / "server/callgate_server": ROOT / "tests/unit/server",
+    ROOT / "client/callgate": ROOT / "tests/unit/client",
+    ROOT / "sandbox_images/base/callgate_runner": ROOT / "tests/unit/runner",
+}
+TESTED_ELSEWHERE: dict[str, str] = {}
+
+
+def expected(source: Path, source_root: Path, test_root: Path) -> Path:
+    relative = source.relative_to(source_root)
+    return test_root / relative.parent / f"test_{relative.stem.lstrip('_')}.py"
+
+
+def main() -> int:
+    faults = []
+    mirrored = set()
+    for source_root, test_root in SOURCES.items():
+        for source in sorted(source_root.rglob("*.py")):
+            if source.name == "__init__.py":
+                continue
+            name = source.relative_to(ROOT).as_posix()
+            test = expected(source, source_root, test_root)
+            if name in TESTED_ELSEWHERE:
+                if not (ROOT / TESTED_ELSEWHERE[name]).exists():
+                    faults.append(f"{name}: {TESTED_ELSEWHERE[name]} does not exist")
+            elif not test.exists():
+                faults.append(f"{name}: no {test.relative_to(ROOT)}")
+            mirrored.add(test)
+        for test in sorted(test_root.rglob("test_*.py")):
+            if test not in mirrored:
+                faults.append(f"{test.relative_to(ROOT)}: tests no module of that name")
+    sys.stderr.writelines(f"mirror: {fault}\n" for fault in faults)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
