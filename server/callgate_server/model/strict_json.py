@@ -65,7 +65,7 @@ def decode(document: bytes) -> Json:
     return value
 
 
-def encode(value: Json | Mapping[str, Any] | Sequence[Any]) -> bytes:
+def encode(value: "Json | Mapping[str, Any] | Sequence[Any]") -> bytes:
     """Encode as canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
