@@ -1,0 +1,88 @@
+"""The operator's view: structured logs on standard error and metrics, implementing `observe.watch.Watch`.
+
+Log lines and label values are made of names of the catalog, reasons, states, ids and durations. Arguments,
+results and secrets are never passed in; the text of an unexpected exception might quote one, so a line shows
+its type and where it was raised, and never its text, at no
+log level.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from callgate_server.model.answer import Usage
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+
+_BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Telemetry:
+    """Logs and metrics of one gateway."""
+
+    def __init__(self, level: str) -> None:
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        )
+        self.registry = CollectorRegistry()
+        self._refusals = self._counter("refusals", "Calls that ended before their tool started", "tool", "reason")
+        self._calls = self._counter("calls", "Calls whose tool was started", "tool", "state")
+        self._defects = self._counter("unexpected_errors", "Unexpected errors")
+        self._alarms = self._counter("policy_alarms", "Policy evaluations that failed")
+        self._phases = Histogram(
+            "callgate_phase_ms",
+            "Milliseconds per phase of a call",
+            ("phase",),
+            buckets=_BUCKETS_MS,
+            registry=self.registry,
+        )
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Expose a figure that is read when the metrics are."""
+        Gauge(f"callgate_{name}", text, registry=self.registry).set_function(read)
+
+    def metrics(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def refused(self, tool: str, reason: Reason) -> None:
+        self._refusals.labels(tool, reason.value).inc()
+        self._log.info("refused", tool=tool, reason=reason.value)
+
+    def finished(self, tool: str, state: State, usage: Usage) -> None:
+        self._calls.labels(tool, state.value).inc()
+        for phase, ms in usage.phases_ms.items():
+            self._phases.labels(phase).observe(ms)
+        self._log.info("finished", tool=tool, state=state.value, wall_ms=usage.wall_ms, queue_ms=usage.queue_ms)
+
+    def unexpected(self, call_id: str, error: BaseException) -> None:
+        self._defects.inc()
+        frames = traceback.extract_tb(error.__traceback__)
+        where = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames[-4:]]
+        self._log.error("unexpected error", call_id=call_id, type=type(error).__name__, where=where)
+
+    def policy_alarm(self, text: str) -> None:
+        """A policy could not be evaluated; `text` names policies, never arguments."""
+        self._alarms.inc()
+        self._log.error("policy evaluation failed, the call was refused", detail=text)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._log.info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._log.warning(event, **fields)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"callgate_{name}", text, labels, registry=self.registry)
