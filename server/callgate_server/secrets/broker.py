@@ -1,14 +1,32 @@
 """Leases what a manifest names, hands it out sealed, and gives it back whatever happens.
 
 The store is a backend. One path is read once a call, however many of its fields a manifest names, so that a
-user name and its password come from the same dynamic credential.
+user name and its password come from the same dynamic credential. What could not be redacted without mangling
+ordinary output, because it is short or a common word, is not leased at all.
 """
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from callgate_server.model.call import Deadline
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.manifest import SecretRef
+from callgate_server.model.run import DeliveredSecret
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.strict_json import Json
+
+MIN_SECRET_BYTES: Final = 8
+MAX_SECRET_BYTES: Final = 64 * 1024
+_MIN_DISTINCT_BYTES: Final = 4
+_REVOKE_TIMEOUT_S: Final = 2.0
+_COMMON_WORDS: Final = frozenset(
+    b"administrator|changeme|changeit|database|disabled|example.com|function|localhost|password|password1|passw0rd|"
+    b"postgres|postgresql|production|qwertyuiop|readonly|readwrite|redacted|security|superuser|undefined|username|"
+    b"12345678|123456789|1234567890".split(b"|")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +47,136 @@ class SecretStore(Protocol):
         """
 
     async def revoke(self, lease_id: str, *, timeout_s: float) -> None:
-        """Revoke a lease.
+        """Revoke a lease. A store that fails to keeps trying.
 
         Raises:
             CallError: `secrets_unavailable`.
         """
+
+
+# Writes an event of the call into the record: its kind and its body.
+Journal = Callable[[str, Mapping[str, Json]], Awaitable[None]]
+
+
+class Leases:
+    """The secrets of one call, for as long as it runs."""
+
+    def __init__(self, store: SecretStore | None) -> None:
+        self._store = store
+        self._open: list[str] = []
+        self.delivered: tuple[DeliveredSecret, ...] = ()
+
+    @property
+    def values(self) -> Mapping[str, Sealed]:
+        """Every value by the name that the manifest gives it, for the redactor."""
+        return {secret.name: secret.value for secret in self.delivered}
+
+    @property
+    def lease_ids(self) -> tuple[str, ...]:
+        """What is still to be revoked."""
+        return tuple(self._open)
+
+    def opened(self, lease_id: str) -> None:
+        self._open.append(lease_id)
+
+    async def revoke(self) -> None:
+        """Give everything back. Never raises `CallError`: a store that fails to revoke keeps trying by itself."""
+        store, leases, self._open = self._store, self._open, []
+        if store is not None:
+            await asyncio.gather(*(_revoke(store, lease_id) for lease_id in leases))
+
+
+class Broker:
+    """Leases from one store. Without a store, a tool that wants secrets cannot run."""
+
+    def __init__(self, store: SecretStore | None, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._now = now
+
+    async def lease(self, wanted: Iterable[SecretRef], tenant: str, *, deadline: Deadline, journal: Journal) -> Leases:
+        """Lease every secret in `wanted` for `tenant`. All or none: on failure what was leased is revoked.
+
+        A lease id is journalled before its secret can be used, so that a restarted gateway can revoke it.
+
+        Raises:
+            CallError: `secrets_unavailable`, `secret_refused`, `deadline_exceeded`, or what `journal` raised.
+        """
+        leases = Leases(self._store)
+        refs = tuple(wanted)
+        if not refs:
+            return leases
+        if self._store is None:
+            raise CallError(Reason.SECRETS_UNAVAILABLE, "The tool needs secrets, and no secret store is configured.")
+        try:
+            leases.delivered = await self._read(self._store, refs, tenant, deadline, journal, leases)
+        except BaseException:
+            await leases.revoke()
+            raise
+        return leases
+
+    async def _read(
+        self,
+        store: SecretStore,
+        refs: tuple[SecretRef, ...],
+        tenant: str,
+        deadline: Deadline,
+        journal: Journal,
+        leases: Leases,
+    ) -> tuple[DeliveredSecret, ...]:
+        by_path: dict[str, Lease] = {}
+        delivered = []
+        for ref in refs:
+            path = ref.path(tenant)
+            if path not in by_path:
+                by_path[path] = lease = await self._read_path(store, ref.name, path, deadline)
+                if lease.lease_id is not None:
+                    leases.opened(lease.lease_id)
+                    await journal("secret_leased", {"secret": ref.name, "lease_id": lease.lease_id})
+            value = _acceptable(ref.name, by_path[path].values.get(ref.field))
+            delivered.append(DeliveredSecret(ref.name, ref.deliver, value))
+        return tuple(delivered)
+
+    async def _read_path(self, store: SecretStore, name: str, path: str, deadline: Deadline) -> Lease:
+        remaining_s = deadline.remaining_s(self._now())
+        if remaining_s <= 0:
+            raise CallError(Reason.DEADLINE_EXCEEDED, "The deadline passed while secrets were being leased.")
+        try:
+            return await store.read(path, timeout_s=remaining_s)
+        except CallError as error:
+            raise CallError(
+                error.reason, f"Secret `{name}`: {error.message}", retry_after_ms=error.retry_after_ms
+            ) from error
+
+
+def _acceptable(name: str, value: Sealed | None) -> Sealed:
+    """Return the value if it can be kept out of what the tool gives back.
+
+    Raises:
+        CallError: `secret_refused`.
+    """
+    if value is None:
+        # Word for word what the store says of an absent path: a caller learns nothing of what exists.
+        raise CallError(Reason.SECRET_REFUSED, f"Secret `{name}`: {REFUSED}")
+    content = value.reveal().strip()
+    if not MIN_SECRET_BYTES <= len(content) or len(value.reveal()) > MAX_SECRET_BYTES:
+        raise CallError(
+            Reason.SECRET_REFUSED,
+            f"Secret `{name}` must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; store a longer or shorter one.",
+        )
+    if content.lower() in _COMMON_WORDS or len(set(content)) < _MIN_DISTINCT_BYTES:
+        raise CallError(
+            Reason.SECRET_REFUSED,
+            f"Secret `{name}` is a common word or one character repeated, which output is full of; store a random one.",
+        )
+    return value
+
+
+# What every refusal of a store says, whether the path is forbidden, absent or deleted, or the field is missing.
+REFUSED: Final = "the secret store does not give it; ask the operator whether it exists and may be read."
+
+
+async def _revoke(store: SecretStore, lease_id: str) -> None:
+    try:
+        await store.revoke(lease_id, timeout_s=_REVOKE_TIMEOUT_S)
+    except CallError:
+        return  # the store has queued it and reports it in its health
