@@ -1,0 +1,212 @@
+"""What the runner's frames mean: their order, what is kept of them, and which outcome they add up to.
+
+Pure: frames in, a `RunOutcome` out. It never trusts the runner's caps but counts again; whatever exceeds them,
+or comes in the wrong order, is a `ValueError`, after which the wire has no meaning and the sandbox is killed.
+Everything kept until then stays available. Who watches the clock, and what becomes of a lost wire, is
+`supervise.py`.
+"""
+
+from typing import Final, Literal, assert_never
+
+from callgate_server.execution.framing import (
+    MAX_REJECTED_ARTIFACTS,
+    ArtifactFrame,
+    ExitFrame,
+    Frame,
+    FrameType,
+    decode_artifact,
+    decode_exit,
+)
+from callgate_server.execution.job import Captured, CapturedArtifact, Cause, OutputListener, RunOutcome
+from callgate_server.model.answer import Exit
+from callgate_server.model.manifest import Limits
+
+SIGKILL: Final = 9
+# How a shell reports that SIGKILL ended its last command.
+_KILLED_IN_SHELL: Final = 128 + SIGKILL
+
+
+class _Stream:
+    """One output stream: what came before the gap, what came after it."""
+
+    def __init__(self, name: Literal["stdout", "stderr"], limit_bytes: int, listener: OutputListener) -> None:
+        self._name = name
+        self._limit_bytes = limit_bytes
+        self._listener = listener
+        self._head = bytearray()
+        self._tail = bytearray()
+
+    def head(self, data: bytes) -> None:
+        if self._tail:
+            raise ValueError(f"{self._name} after its own tail")
+        self._keep(self._head, data)
+        self._listener(self._name, data)
+
+    def tail(self, data: bytes) -> None:
+        self._keep(self._tail, data)
+
+    def captured(self, total_bytes: int) -> Captured:
+        head, tail = bytes(self._head), bytes(self._tail)
+        return Captured(head, tail, max(total_bytes, len(head) + len(tail)))
+
+    def _keep(self, part: bytearray, data: bytes) -> None:
+        if len(self._head) + len(self._tail) + len(data) > self._limit_bytes:
+            raise ValueError(f"more {self._name} than may be kept")
+        part += data
+
+
+class _Artifacts:
+    """The files taken so far, and the one whose bytes are still coming."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.artifacts
+        self._budget_bytes = limits.artifacts_kb * 1024
+        self._done: list[CapturedArtifact] = []
+        self._accepted = 0
+        self._rejected = 0
+        self._open: ArtifactFrame | None = None
+        self._data = bytearray()
+
+    @property
+    def incomplete(self) -> bool:
+        return self._open is not None
+
+    @property
+    def done(self) -> tuple[CapturedArtifact, ...]:
+        return tuple(self._done)
+
+    def announce(self, frame: ArtifactFrame) -> None:
+        if frame.rejected is not None:
+            self._reject(frame)
+            return
+        self._accepted += 1
+        self._budget_bytes -= frame.size_bytes
+        if self._accepted > self._most or self._budget_bytes < 0:
+            raise ValueError("more artifacts than may be taken")
+        self._open = frame
+        self._close_when_complete()
+
+    def data(self, data: bytes) -> None:
+        if self._open is None or len(self._data) + len(data) > self._open.size_bytes:
+            raise ValueError("artifact data that no artifact announced")
+        self._data += data
+        self._close_when_complete()
+
+    def _reject(self, frame: ArtifactFrame) -> None:
+        self._rejected += 1
+        if self._rejected > MAX_REJECTED_ARTIFACTS:
+            raise ValueError("more rejected artifacts than may be listed")
+        self._done.append(CapturedArtifact(frame.name, frame.size_bytes, rejected=frame.rejected))
+
+    def _close_when_complete(self) -> None:
+        if self._open is not None and len(self._data) == self._open.size_bytes:
+            self._done.append(CapturedArtifact(self._open.name, self._open.size_bytes, bytes(self._data)))
+            self._open = None
+            self._data = bytearray()
+
+
+class Collector:
+    """Everything one run sent. After `bye`, `complete` is true and nothing more is accepted."""
+
+    def __init__(self, limits: Limits, listener: OutputListener) -> None:
+        output_bytes = limits.output_kb * 1024
+        self._stdout = _Stream("stdout", output_bytes, listener)
+        self._stderr = _Stream("stderr", output_bytes, listener)
+        self._result_limit_bytes = limits.result_kb * 1024
+        self._result = bytearray()
+        self._artifacts = _Artifacts(limits)
+        self.ended: ExitFrame | None = None
+        self.complete = False
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame after hello.
+
+        Raises:
+            ValueError: the frame is out of order, malformed, or more than may be kept.
+        """
+        if self.complete or (self._artifacts.incomplete and frame.type is not FrameType.ARTIFACT_DATA):
+            raise ValueError("a frame after the last one, or inside an artifact")
+        match frame.type:
+            case FrameType.STDOUT:
+                self._stdout.head(frame.payload)
+            case FrameType.STDERR:
+                self._stderr.head(frame.payload)
+            case FrameType.EXIT:
+                if self.ended is not None:
+                    raise ValueError("a second exit")
+                self.ended = decode_exit(frame.payload)
+            case _:
+                if self.ended is None:
+                    raise ValueError("a frame that may only follow exit")
+                self._add_after_exit(frame)
+
+    def outcome(self, cause: Cause, detail: str) -> RunOutcome:
+        """Return what was kept, under the given cause."""
+        ended = self.ended
+        if ended is None:
+            return RunOutcome(cause, detail, stdout=self._stdout.captured(0), stderr=self._stderr.captured(0))
+        return RunOutcome(
+            cause=cause,
+            detail=detail,
+            exit=Exit(ended.code, ended.signal),
+            stdout=self._stdout.captured(ended.stdout_bytes),
+            stderr=self._stderr.captured(ended.stderr_bytes),
+            result_json=bytes(self._result) if self._result and not ended.result_truncated else None,
+            result_truncated=ended.result_truncated,
+            artifacts=self._artifacts.done,
+            cpu_ms=ended.cpu_ms,
+            wall_ms=ended.wall_ms,
+            max_rss_kb=ended.max_rss_kb,
+        )
+
+    def _add_after_exit(self, frame: Frame) -> None:
+        match frame.type:
+            case FrameType.STDOUT_TAIL:
+                self._stdout.tail(frame.payload)
+            case FrameType.STDERR_TAIL:
+                self._stderr.tail(frame.payload)
+            case FrameType.RESULT:
+                if len(self._result) + len(frame.payload) > self._result_limit_bytes:
+                    raise ValueError("a larger result than may be kept")
+                self._result += frame.payload
+            case FrameType.ARTIFACT:
+                self._artifacts.announce(decode_artifact(frame.payload))
+            case FrameType.ARTIFACT_DATA:
+                self._artifacts.data(frame.payload)
+            case FrameType.BYE:
+                self.complete = True
+            case _:
+                raise ValueError("a frame that may not follow exit")
+
+
+def killed_for_unknown_reason(ended: ExitFrame) -> bool:
+    """Whether the tool ended by a SIGKILL that the runner did not send: memory is the usual reason, not the only."""
+    return ended.cause == "ended" and (ended.signal == SIGKILL or ended.code == _KILLED_IN_SHELL)
+
+
+def classify(ended: ExitFrame, *, sandbox_oom_killed: bool) -> tuple[Cause, str]:
+    """Name the cause of an end that the runner saw, with the sandbox's own evidence of an out-of-memory kill.
+
+    A SIGKILL counts as out of memory only with evidence: the cgroup's counter, or the sandbox's.
+    """
+    match ended.cause:
+        case "ended":
+            out_of_memory = sandbox_oom_killed or bool(ended.oom_kills)
+            if out_of_memory and killed_for_unknown_reason(ended):
+                return Cause.OUT_OF_MEMORY, "The tool was killed because it used more memory than it may."
+            if ended.signal is not None:
+                return Cause.SIGNALLED, f"The tool was ended by signal {ended.signal}."
+            hint = " A process in its sandbox was killed for memory." if out_of_memory else ""
+            return Cause.EXITED, f"The tool exited with status {ended.code}.{hint}"
+        case "timed_out":
+            return Cause.TIMED_OUT, "The tool was killed at its deadline."
+        case "cancelled":
+            return Cause.CANCELLED, "The call was cancelled, and the tool killed."
+        case "output_flood":
+            return Cause.OUTPUT_FLOOD, "The tool was killed because it wrote far more output than is kept."
+        case "out_of_memory":
+            return Cause.OUT_OF_MEMORY, "The tool was killed because it used more memory than it may."
+        case "too_many_processes":
+            return Cause.SIGNALLED, "The tool was killed because it started more processes than it may."
+        case _:
+            assert_never(ended.cause)

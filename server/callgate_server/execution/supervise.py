@@ -1,0 +1,256 @@
+"""One run in a started sandbox, from the runner's greeting to an outcome that can be believed.
+
+It decides when the tool may start, when it has had its time, and what a run was that ended without saying so.
+The runner keeps the same deadline inside; this side acts a moment later, and only if the runner did not.
+It does not start or remove the sandbox, and judges nothing that the tool wrote.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from enum import Enum
+from typing import Any, Final, TypeVar, assert_never
+
+from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason
+from callgate_server.execution.framing import (
+    Frame,
+    FrameDecoder,
+    FrameType,
+    decode_hello,
+    encode_call,
+    encode_cancel,
+    encode_secret,
+)
+from callgate_server.execution.job import Cause, DeliveredSecret, Job, OutputListener, RunOutcome
+from callgate_server.execution.sandbox import Sandbox
+from callgate_server.model.errors import CallError, Reason
+
+# How much later than the runner this side enforces the deadline: time to bring home what a killed tool wrote.
+DEADLINE_GRACE_S: Final = 1.0
+# How long a cancelled run may take to end in order before it is killed from outside.
+CANCEL_GRACE_S: Final = 1.0
+# How long to wait for the sandbox's own account of its end.
+EXIT_WAIT_S: Final = 2.0
+
+_T = TypeVar("_T")
+
+
+class _Ending(Enum):
+    """How the wire ended: said farewell, went away, or spoke nonsense."""
+
+    BYE = "bye"
+    GONE = "gone"
+    VIOLATION = "violation"
+
+
+async def supervise(
+    sandbox: Sandbox,
+    job: Job,
+    *,
+    clock: Callable[[], float],
+    on_output: OutputListener,
+    cancelled: asyncio.Event,
+) -> RunOutcome:
+    """Run the tool once and return how it ended, with all that was kept of its output.
+
+    `clock` is monotonic, in the seconds of `job.deadline`. The caller destroys the sandbox, however this ends.
+
+    Raises:
+        CallError: nothing ran. `deadline_exceeded`: the deadline passed before the tool could be started;
+            `sandbox_unavailable`: the sandbox did not become ready; `request_too_large`, `secret_refused`: the
+            arguments or a secret do not fit the wire.
+    """
+    run = _Run(sandbox, job, clock, on_output, cancelled)
+    try:
+        await run.prepare()
+        frame = run.call_frame()
+    except _CancelledEarlyError:
+        await sandbox.kill()
+        return RunOutcome(Cause.CANCELLED, "The call was cancelled before the tool was started.")
+    return await run.follow(frame)
+
+
+class _CancelledEarlyError(Exception):
+    """The call was cancelled before the runner was told to start anything."""
+
+
+class _Run:
+    """One supervision: the wire's decoder, and what came over it so far."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        job: Job,
+        clock: Callable[[], float],
+        on_output: OutputListener,
+        cancelled: asyncio.Event,
+    ) -> None:
+        self._sandbox = sandbox
+        self._job = job
+        self._clock = clock
+        self._cancelled = cancelled
+        self._decoder = FrameDecoder()
+        self._collector = Collector(job.limits, on_output)
+        self._violation = ""
+
+    async def prepare(self) -> None:
+        """Await the runner's greeting and hand over the secrets."""
+        try:
+            await self._watched(self._greet_and_hand_over(), self._remaining_s(), cancel_grace_s=0)
+        except TimeoutError:
+            if self._cancelled.is_set():
+                raise _CancelledEarlyError from None
+            raise self._too_late() from None
+        except (ConnectionError, ValueError) as error:
+            raise CallError(
+                Reason.SANDBOX_UNAVAILABLE, "The sandbox did not become ready, and nothing ran; try again."
+            ) from error
+        if self._cancelled.is_set():
+            raise _CancelledEarlyError
+
+    def call_frame(self) -> bytes:
+        """Return the frame that starts the tool, with the time that is left for it."""
+        deadline_ms = int(self._remaining_s() * 1000)
+        if deadline_ms == 0:
+            raise self._too_late()
+        try:
+            return encode_call(self._job.run, self._job.arguments_json, self._job.limits, deadline_ms)
+        except ValueError as error:
+            raise CallError(
+                Reason.REQUEST_TOO_LARGE, "The arguments are larger than a sandbox takes; send less."
+            ) from error
+
+    async def follow(self, call_frame: bytes) -> RunOutcome:
+        """Start the tool and bring everything home. From here on the tool counts as started."""
+        try:
+            # Two steps, so that a cancel frame can never land inside the call frame.
+            await self._watched(self._send_call(call_frame), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S)
+            ending = await self._watched(
+                self._receive_all(), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S, announce=True
+            )
+        except TimeoutError:
+            await self._sandbox.kill()
+            return self._stopped_from_outside()
+        match ending:
+            case _Ending.BYE:
+                return await self._ended_in_order()
+            case _Ending.GONE:
+                return await self._wire_lost()
+            case _Ending.VIOLATION:
+                await self._sandbox.kill()
+                return self._collector.outcome(
+                    Cause.LOST, f"The sandbox was killed because its runner broke the protocol: {self._violation}."
+                )
+            case _:
+                assert_never(ending)
+
+    async def _greet_and_hand_over(self) -> None:
+        decode_hello((await self._first_frame()).payload)
+        for secret in self._job.secrets:
+            await self._sandbox.send(_secret_frame(secret))
+
+    async def _first_frame(self) -> Frame:
+        while True:
+            data = await self._sandbox.receive()
+            if not data:
+                raise ConnectionError("the wire ended before the greeting")
+            frames = self._decoder.feed(data)
+            if frames:
+                # Before the call there is nothing else to say.
+                if len(frames) > 1 or frames[0].type is not FrameType.HELLO:
+                    raise ValueError("the runner did not open with hello")
+                return frames[0]
+
+    async def _send_call(self, frame: bytes) -> None:
+        # A wire that breaks here may have carried the whole frame before: the end of the wire will tell.
+        with contextlib.suppress(ConnectionError):
+            await self._sandbox.send(frame)
+
+    async def _receive_all(self) -> _Ending:
+        try:
+            while data := await self._sandbox.receive():
+                for frame in self._decoder.feed(data):
+                    self._collector.add(frame)
+                    if self._collector.complete:
+                        return _Ending.BYE
+        except ConnectionError:
+            return _Ending.GONE
+        except ValueError as error:
+            self._violation = str(error)
+            return _Ending.VIOLATION
+        return _Ending.GONE
+
+    async def _watched(
+        self, work: Coroutine[Any, Any, _T], limit_s: float, *, cancel_grace_s: float, announce: bool = False
+    ) -> _T:
+        """Await `work`, at most `limit_s`, or `cancel_grace_s` from the moment the call is cancelled.
+
+        Raises:
+            TimeoutError: the time is over; `cancelled` says which of the two it was.
+        """
+        try:
+            async with asyncio.timeout(limit_s) as limit, asyncio.TaskGroup() as group:
+                watcher = group.create_task(self._shorten_when_cancelled(limit, cancel_grace_s, announce=announce))
+                result = await work
+                watcher.cancel()
+                return result
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+
+    async def _shorten_when_cancelled(self, limit: asyncio.Timeout, grace_s: float, *, announce: bool) -> None:
+        await self._cancelled.wait()
+        sooner = asyncio.get_running_loop().time() + grace_s
+        limit.reschedule(min(sooner, limit.when() or sooner))
+        if announce:
+            with contextlib.suppress(ConnectionError):
+                await self._sandbox.send(encode_cancel())
+
+    def _stopped_from_outside(self) -> RunOutcome:
+        ended = self._collector.ended
+        if ended is not None and ended.cause != "ended":
+            return self._collector.outcome(*classify(ended, sandbox_oom_killed=False))
+        if self._cancelled.is_set():
+            return self._collector.outcome(Cause.CANCELLED, "The call was cancelled, and its sandbox killed.")
+        return self._collector.outcome(Cause.TIMED_OUT, "The sandbox was killed at the deadline of the call.")
+
+    async def _ended_in_order(self) -> RunOutcome:
+        ended = self._collector.ended
+        if ended is None:
+            raise RuntimeError("a complete run has an exit frame")
+        oom_killed = False
+        if killed_for_unknown_reason(ended) and not ended.oom_kills:
+            oom_killed = (await self._sandbox.wait_exit(EXIT_WAIT_S)).oom_killed
+        return self._collector.outcome(*classify(ended, sandbox_oom_killed=oom_killed))
+
+    async def _wire_lost(self) -> RunOutcome:
+        report = await self._sandbox.wait_exit(EXIT_WAIT_S)
+        if self._cancelled.is_set():
+            return self._collector.outcome(Cause.CANCELLED, "The call was cancelled, and its sandbox ended.")
+        if report.oom_killed:
+            return self._collector.outcome(
+                Cause.OUT_OF_MEMORY, "The sandbox was killed because it used more memory than it may."
+            )
+        return self._collector.outcome(
+            Cause.LOST, f"The sandbox ended without an account of the tool: {report.evidence}."
+        )
+
+    def _remaining_s(self) -> float:
+        return self._job.deadline.remaining_s(self._clock())
+
+    def _outer_limit_s(self) -> float:
+        # Negative once the grace is over as well, which `asyncio.timeout` takes for "at once".
+        return self._job.deadline.monotonic_s - self._clock() + DEADLINE_GRACE_S
+
+    def _too_late(self) -> CallError:
+        return CallError(
+            Reason.DEADLINE_EXCEEDED, "The deadline passed before the tool could be started; allow more time."
+        )
+
+
+def _secret_frame(secret: DeliveredSecret) -> bytes:
+    try:
+        return encode_secret(secret.name, secret.deliver, secret.value)
+    except ValueError as error:
+        raise CallError(
+            Reason.SECRET_REFUSED, f"The secret {secret.name} does not fit the wire: {error}; store another value."
+        ) from error
