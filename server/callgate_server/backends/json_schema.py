@@ -1,0 +1,358 @@
+"""JSON Schema 2020-12 by jsonschema-rs: which schemas a tool may declare, and what of a value does not fit one.
+
+A schema is checked in our own words before the engine sees it, because the engine would fetch `http:` and
+`file:` references, ignore misspelt keywords, and fill all memory with the errors of a recursive `anyOf`.
+So: known keywords only, references only into the schema's own `$defs`, no recursion, and a cap on what the
+schema grows to when every reference is written out. Patterns run on the linear engine (no look-around, no
+back-references), unknown formats are errors, and a retriever that refuses stands behind all of it.
+
+The engine quotes values in its messages, so its messages are never used: each keyword has a text here, made
+of what the schema says. The only words of a caller that appear are names of keys, cut and escaped.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, NoReturn
+
+import jsonschema_rs
+
+from callgate_server.admission.validate import MAX_VIOLATIONS
+from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.errors import Violation
+from callgate_server.model.strict_json import Json, encode
+
+MAX_SCHEMA_BYTES: Final = 256 * 1024
+MAX_SCHEMA_DEPTH: Final = 32
+MAX_SCHEMA_NODES: Final = 20_000
+MAX_REFS: Final = 200
+# Subschemas after every reference is written out: the factor by which checking one value can grow.
+MAX_EXPANDED: Final = 2_000
+# The engine collects every error before it yields the first; beyond this many values only the argument is named.
+_DETAILED_NODES: Final = 500
+_REGEX_BYTES: Final = 1 << 20
+_TEXT_LIMIT: Final = 200
+_NAME_LIMIT: Final = 64
+
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+_LOCAL_REF: Final = re.compile(r"#/\$defs/([A-Za-z0-9_.-]+)")
+_ONE: Final = frozenset(
+    {"additionalProperties", "items", "contains", "propertyNames", "not", "if", "then", "else"}
+    | {"unevaluatedItems", "unevaluatedProperties"}
+)
+_LIST: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_MAP: Final = frozenset({"properties", "patternProperties", "dependentSchemas"})
+_PLAIN: Final = frozenset(
+    {"type", "enum", "const", "format", "pattern", "minLength", "maxLength", "minimum", "maximum"}
+    | {"exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems"}
+    | {"minContains", "maxContains", "minProperties", "maxProperties", "required", "dependentRequired"}
+    | {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    whole: jsonschema_rs.Validator
+    # One validator for each subschema, by `#/…` pointer.
+    parts: jsonschema_rs.ValidatorMap
+    properties: frozenset[str]
+
+
+class CompiledSchemas:
+    """The schemas of a catalog, compiled once for each tool digest."""
+
+    def __init__(self, inputs: Mapping[str, _Compiled], outputs: Mapping[str, _Compiled]) -> None:
+        self._inputs = inputs
+        self._outputs = outputs
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> "CompiledSchemas":
+        """Compile every schema of the catalog.
+
+        Raises:
+            ValueError: a schema is unacceptable; the message names the tool, the place and the fault.
+        """
+        inputs: dict[str, _Compiled] = {}
+        outputs: dict[str, _Compiled] = {}
+        for tool in catalog:
+            for side, schema, compiled in (
+                ("input", tool.manifest.input, inputs),
+                ("output", tool.manifest.output, outputs),
+            ):
+                try:
+                    compiled[tool.digest] = _compile(schema)
+                except ValueError as error:
+                    raise ValueError(f"the {side} schema of {tool.name}: {error}") from None
+        return cls(inputs, outputs)
+
+    def input_violations(self, tool: Tool, arguments: Json) -> Sequence[Violation]:
+        """See `admission.validate.Schemas`. A tool that is not of this catalog raises KeyError."""
+        return _violations(self._inputs[tool.digest], arguments)
+
+    def output_violations(self, tool: Tool, result: Json) -> Sequence[Violation]:
+        """See `admission.validate.Schemas`. A tool that is not of this catalog raises KeyError."""
+        return _violations(self._outputs[tool.digest], result)
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse a schema that no manifest may declare.
+
+    Raises:
+        ValueError: too large or deep, a keyword outside the table above, a reference that leaves `$defs` or
+            recurses, a size that explodes when references are written out, not valid by the meta-schema, a
+            pattern that needs backtracking, an unknown format. Names the place as a JSON Pointer.
+    """
+    _compile(schema)
+
+
+def _compile(schema: Mapping[str, Any]) -> _Compiled:
+    _refuse_large(schema)
+    definitions = _definitions(schema)
+    _Expansion(definitions).count(schema, "", depth=0, root=True)
+    try:
+        validator = jsonschema_rs.Draft202012Validator(dict(schema), **_options())
+        parts = jsonschema_rs.validator_map_for(dict(schema), **_options())
+    except ValueError as error:
+        raise ValueError(_explain_refusal(error)) from None
+    return _Compiled(validator, parts, frozenset(schema.get("properties", {})))
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "retriever": _refuse_retrieval,
+        "pattern_options": jsonschema_rs.RegexOptions(size_limit=_REGEX_BYTES, dfa_size_limit=_REGEX_BYTES),
+        "validate_formats": True,
+        "ignore_unknown_formats": False,
+        "mask": "the value",
+    }
+
+
+def _refuse_retrieval(_uri: str) -> NoReturn:
+    raise ValueError("schemas are never fetched")
+
+
+def _explain_refusal(error: ValueError) -> str:
+    """What the engine says of a schema, without the schema's text around it."""
+    if isinstance(error, jsonschema_rs.ValidationError):
+        return f"at {_pointer(error.instance_path) or '/'}: {_clip(error.message)}"
+    return _clip(str(error))
+
+
+def _refuse_large(schema: object) -> None:
+    """Bound size and depth without recursion: what a YAML alias makes of a few lines may be endless."""
+    nodes = 0
+    stack: list[tuple[object, int]] = [(schema, 1)]
+    while stack:
+        value, depth = stack.pop()
+        nodes += 1
+        if nodes > MAX_SCHEMA_NODES:
+            raise ValueError(f"has more than {MAX_SCHEMA_NODES} values")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("has a key that is not a string")
+            stack.extend((child, depth + 1) for child in value.values())
+        elif isinstance(value, list | tuple):
+            stack.extend((child, depth + 1) for child in value)
+    try:
+        size = len(encode(schema))  # type: ignore[arg-type]  # what is not JSON raises TypeError, as wanted
+    except (TypeError, ValueError):
+        raise ValueError("has a value that JSON cannot hold") from None
+    if size > MAX_SCHEMA_BYTES:
+        raise ValueError(f"is larger than {MAX_SCHEMA_BYTES} bytes")
+
+
+def _definitions(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    definitions = schema.get("$defs", {})
+    if not isinstance(definitions, Mapping):
+        raise ValueError("at /$defs: must be an object of schemas")
+    return definitions
+
+
+class _Expansion:
+    """Walks a schema with every reference written out, refusing what is unknown, recursive or explosive."""
+
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._open: list[str] = []
+        self._subschemas = 0
+        self._refs = 0
+
+    def count(self, schema: object, at: str, *, depth: int, root: bool = False) -> None:
+        self._subschemas += 1
+        if self._subschemas > MAX_EXPANDED:
+            raise ValueError(f"grows to more than {MAX_EXPANDED} subschemas when its references are written out")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_SCHEMA_DEPTH} levels when its references are written out")
+        if isinstance(schema, bool):
+            return
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"at {at or '/'}: must be a schema: an object, true or false")
+        for keyword, value in schema.items():
+            where = f"{at}/{_escape(keyword)}"
+            if root and keyword == "$schema":
+                _require_dialect(value)
+            else:
+                self._keyword(keyword, value, where, depth, root=root)
+
+    def _keyword(self, keyword: str, value: object, where: str, depth: int, *, root: bool) -> None:
+        if keyword == "$ref":
+            self._follow(value, where, depth)
+        elif keyword in _ONE:
+            self.count(value, where, depth=depth + 1)
+        elif keyword in _LIST or keyword in _MAP or (root and keyword == "$defs"):
+            self._children(value, where, depth)
+        elif keyword not in _PLAIN:
+            raise ValueError(f"at {where}: `{_name(keyword)}` is not a keyword that schemas of tools may use")
+
+    def _children(self, value: object, where: str, depth: int) -> None:
+        if isinstance(value, Mapping):
+            for key, child in value.items():
+                self.count(child, f"{where}/{_escape(key)}", depth=depth + 1)
+        elif isinstance(value, list | tuple):
+            for index, child in enumerate(value):
+                self.count(child, f"{where}/{index}", depth=depth + 1)
+        else:
+            raise ValueError(f"at {where}: must hold schemas")
+
+    def _follow(self, reference: object, where: str, depth: int) -> None:
+        match = _LOCAL_REF.fullmatch(reference) if isinstance(reference, str) else None
+        if match is None:
+            raise ValueError(f"at {where}: only references of the form `#/$defs/name` are allowed")
+        name = match[1]
+        if name not in self._definitions:
+            raise ValueError(f"at {where}: `$defs` has no `{name}`")
+        if name in self._open:
+            raise ValueError(f"at {where}: `{name}` refers to itself; recursive schemas are not allowed")
+        self._refs += 1
+        if self._refs > MAX_REFS:
+            raise ValueError(f"follows more than {MAX_REFS} references")
+        self._open.append(name)
+        self.count(self._definitions[name], f"/$defs/{name}", depth=depth + 1)
+        self._open.pop()
+
+
+def _require_dialect(value: object) -> None:
+    if value != _DIALECT:
+        raise ValueError(f"at /$schema: must be {_DIALECT}, or absent")
+
+
+def _violations(compiled: _Compiled, value: Json) -> list[Violation]:
+    try:
+        if compiled.whole.is_valid(value):
+            return []
+        if _is_small(value):
+            return list(islice(_detailed(compiled.whole, value), MAX_VIOLATIONS))
+        return list(islice(_by_argument(compiled, value), MAX_VIOLATIONS))
+    except ValueError:
+        # Nested beyond the engine's own limit, or text that is not Unicode.
+        return [Violation("", "json", "the value cannot be checked against the schema")]
+
+
+def _is_small(value: Json) -> bool:
+    budget = _DETAILED_NODES
+    stack: list[Json] = [value]
+    while stack:
+        if (budget := budget - 1) < 0:
+            return False
+        head = stack.pop()
+        if isinstance(head, dict):
+            stack.extend(islice(head.values(), budget + 1))
+        elif isinstance(head, list):
+            stack.extend(islice(head, budget + 1))
+    return True
+
+
+def _detailed(validator: jsonschema_rs.Validator, value: Json) -> Iterator[Violation]:
+    for error in validator.iter_errors(value):
+        path = _pointer(error.instance_path)
+        kind = error.kind
+        if kind.name in ("additionalProperties", "unevaluatedProperties"):
+            for key in kind.value:
+                yield Violation(f"{path}/{_escape(_name(key))}", kind.name, "unknown key")
+        else:
+            yield Violation(path, kind.name, _text(kind))
+
+
+def _by_argument(compiled: _Compiled, value: Json) -> Iterator[Violation]:
+    """Name the arguments that do not fit, with yes-or-no checks alone: their cost has no factor of errors."""
+    found = False
+    for key, child in value.items() if isinstance(value, dict) else ():
+        if key not in compiled.properties:
+            yield Violation(f"/{_escape(_name(key))}", "additionalProperties", "unknown key")
+        elif compiled.parts[f"#/properties/{_escape(key)}"].is_valid(child):
+            continue
+        else:
+            yield Violation(f"/{_escape(_name(key))}", "schema", "does not fit its schema; too large to say where")
+        found = True
+    if not found:
+        yield Violation("", "schema", "does not fit the schema; too large to say where")
+
+
+_TEXTS: Final[dict[str, Callable[[Any], str]]] = {
+    "type": lambda types: f"must be of type {' or '.join(types)}",
+    "required": lambda name: f"`{name}` is missing",
+    "enum": lambda options: f"must be one of {_quote(options)}",
+    "const": lambda expected: f"must be {_quote(expected)}",
+    "format": lambda name: f"must be a valid {name}",
+    "pattern": lambda pattern: f"must match {pattern}",
+    "minLength": lambda limit: f"must have at least {limit} characters",
+    "maxLength": lambda limit: f"must have at most {limit} characters",
+    "minimum": lambda limit: f"must be at least {limit}",
+    "maximum": lambda limit: f"must be at most {limit}",
+    "exclusiveMinimum": lambda limit: f"must be more than {limit}",
+    "exclusiveMaximum": lambda limit: f"must be less than {limit}",
+    "multipleOf": lambda divisor: f"must be a multiple of {divisor}",
+    "minItems": lambda limit: f"must have at least {limit} items",
+    "maxItems": lambda limit: f"must have at most {limit} items",
+    "minProperties": lambda limit: f"must have at least {limit} keys",
+    "maxProperties": lambda limit: f"must have at most {limit} keys",
+    "uniqueItems": lambda _: "must not have equal items",
+    "contains": lambda _: "must have the right number of items of the kind that the schema asks for",
+    "anyOf": lambda branches: _alternatives(branches),
+    "oneOf": lambda branches: _alternatives(branches),
+    "not": lambda _: "has a form that the schema excludes",
+    "propertyNames": lambda _: "has a key whose name is not allowed",
+    "unevaluatedItems": lambda _: "has more items than the schema allows",
+    "additionalItems": lambda _: "has more items than the schema allows",
+    "falseSchema": lambda _: "is not allowed here",
+}
+
+
+def _text(kind: jsonschema_rs.ValidationErrorKind) -> str:
+    """Say what the schema asks for. Every argument of a text above comes from the schema, none from the value."""
+    text = _TEXTS.get(kind.name)
+    return _clip(text(kind.value)) if text else "does not fit the schema"
+
+
+def _alternatives(branches: list[list[jsonschema_rs.ValidationError]]) -> str:
+    types: list[str] = []
+    for errors in branches:
+        if len(errors) != 1 or errors[0].kind.name != "type":
+            return "fits none, or more than one, of the alternatives of the schema"
+        types.extend(errors[0].kind.value)
+    return f"must be of type {' or '.join(types)}" if types else "fits more than one alternative of the schema"
+
+
+def _quote(value: Any) -> str:  # noqa: ANN401  # what a schema holds
+    return encode(value).decode()
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
+
+
+def _name(key: str) -> str:
+    """A key as it may stand in a message: short, printable ASCII, or an ellipsis instead."""
+    return key if len(key) <= _NAME_LIMIT and key.isascii() and key.isprintable() else "…"
+
+
+def _escape(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")
+
+
+def _pointer(path: Sequence[str | int]) -> str:
+    """JSON Pointer (RFC 6901) of a path."""
+    return "".join(f"/{part if isinstance(part, int) else _escape(_name(part))}" for part in path)
