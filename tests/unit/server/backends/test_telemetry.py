@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from callgate_server.backends.telemetry import Telemetry
+from callgate_server.model.answer import Usage
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+
+CANARY = "sk-test-0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def test_an_unexpected_error_is_logged_by_type_and_place_and_never_by_text_even_at_debug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    telemetry = Telemetry("debug")
+    try:
+        raise RuntimeError(f"it had {CANARY}")
+    except RuntimeError as error:
+        telemetry.unexpected("call-1", error)
+    line = json.loads(capsys.readouterr().err)
+    assert line["type"] == "RuntimeError"
+    assert line["call_id"] == "call-1"
+    assert any("test_telemetry.py" in where for where in line["where"])
+    assert CANARY not in json.dumps(line)
+
+
+def test_refusals_calls_and_phases_are_counted() -> None:
+    telemetry = Telemetry("error")
+    telemetry.refused("shell.run", Reason.POLICY_DENIED)
+    telemetry.finished("python.run", State.SUCCEEDED, Usage(phases_ms={"run": 3.0}))
+    telemetry.gauge("running_calls", "Calls in progress", lambda: 7)
+    text = telemetry.metrics().decode()
+    assert 'callgate_refusals_total{reason="policy_denied",tool="shell.run"} 1.0' in text
+    assert 'callgate_calls_total{state="succeeded",tool="python.run"} 1.0' in text
+    assert 'callgate_phase_ms_count{phase="run"} 1.0' in text
+    assert "callgate_running_calls 7.0" in text
+
+
+def test_the_level_silences_what_is_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("warning")
+    telemetry.info("quiet")
+    telemetry.warning("loud")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+
+
+def test_policy_alarms_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("error")
+    telemetry.policy_alarm("policy no-rm")
+    assert "callgate_policy_alarms_total 1.0" in telemetry.metrics().decode()
+    assert "no-rm" in capsys.readouterr().err

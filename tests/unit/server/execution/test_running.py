@@ -1,0 +1,131 @@
+import asyncio
+
+import pytest
+
+from callgate_server.execution.running import Accepted, Answered, Failed, OutputChunk, Running, RunningCalls
+from callgate_server.model.errors import CallError, Reason
+
+
+def no_defects(call_id: str, error: BaseException) -> None:
+    raise AssertionError(f"unexpected error in {call_id}") from error
+
+
+async def test_a_call_outlives_the_waiter_that_asked_for_it() -> None:
+    go = asyncio.Event()
+
+    async def carry(running: Running) -> None:
+        running.accept()
+        await go.wait()
+        running.answer({"state": "succeeded"})
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        waiter = asyncio.ensure_future(running.wait())
+        await running.started()
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        go.set()
+        assert await running.wait() == {"state": "succeeded"}
+        assert not running.cancelled.is_set()
+
+
+async def test_every_follower_sees_all_events_in_order_however_late_it_comes() -> None:
+    async def carry(running: Running) -> None:
+        running.accept()
+        running.output("stdout", "a")
+        running.output("stderr", "b")
+        running.answer({})
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        early = [event async for event in running.events()]
+        late = [event async for event in running.events()]
+    assert early == late == [
+        Accepted(0, "c1"),
+        OutputChunk(1, "stdout", "a"),
+        OutputChunk(2, "stderr", "b"),
+        Answered(3, {}),
+    ]
+    assert [event async for event in running.events(after=2)] == [Answered(3, {})]
+
+
+async def test_a_refusal_before_acceptance_is_raised_by_started() -> None:
+    async def carry(running: Running) -> None:
+        running.fail(CallError(Reason.OVERLOADED, "full"))
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        with pytest.raises(CallError) as caught:
+            await running.started()
+    assert caught.value.reason is Reason.OVERLOADED
+
+
+async def test_an_unexpected_error_is_reported_and_the_caller_learns_only_the_call_id() -> None:
+    reported: list[str] = []
+
+    async def carry(running: Running) -> None:
+        raise RuntimeError("sk-test-canary")
+
+    async with RunningCalls(lambda call_id, error: reported.append(call_id)) as calls:
+        running = calls.spawn("c1", None, carry)
+        with pytest.raises(CallError) as caught:
+            await running.wait()
+    assert reported == ["c1"]
+    assert caught.value.reason is Reason.INTERNAL
+    assert "canary" not in caught.value.message
+    assert "c1" in caught.value.message
+
+
+async def test_nothing_is_published_after_the_end() -> None:
+    async def carry(running: Running) -> None:
+        running.answer({"n": 1})
+        running.output("stdout", "late")
+        running.fail(CallError(Reason.INTERNAL, "late"))
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        await running.wait()
+        await running.finished.wait()
+    assert [event async for event in running.events()] == [Answered(0, {"n": 1})]
+
+
+async def test_draining_refuses_new_calls_and_cancels_what_outlasts_the_grace() -> None:
+    async def carry(running: Running) -> None:
+        running.accept()
+        await running.cancelled.wait()
+        running.answer({"state": "cancelled"})
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        await running.started()
+        assert await calls.drain(grace_s=0.01, settle_s=10) == 1
+        assert (await running.wait())["state"] == "cancelled"
+        with pytest.raises(CallError) as caught:
+            calls.spawn("c2", None, carry)
+    assert caught.value.reason is Reason.DRAINING
+
+
+async def test_draining_waits_for_calls_that_finish_by_themselves() -> None:
+    go = asyncio.Event()
+
+    async def carry(running: Running) -> None:
+        await go.wait()
+        running.answer({})
+
+    async with RunningCalls(no_defects) as calls:
+        running = calls.spawn("c1", None, carry)
+        drain = asyncio.ensure_future(calls.drain(grace_s=30, settle_s=1))
+        await asyncio.sleep(0)
+        go.set()
+        assert await drain == 0
+        assert not running.cancelled.is_set()
+        assert len(calls) == 0
+
+
+async def test_a_failed_event_carries_the_error() -> None:
+    running = Running("c1", None)
+    running.fail(CallError(Reason.AUDIT_UNAVAILABLE, "no"))
+    events = [event async for event in running.events()]
+    assert isinstance(events[0], Failed)
+    assert running.ended
