@@ -1,0 +1,79 @@
+"""From the end of a run to the answer: what it is called, whether its result counts, and everything cleaned.
+
+A success needs three things: exit status 0, a result within its size, and a result that fits the tool's output
+schema. The result is parsed as hostile bytes, checked, then redacted, then cleaned.
+"""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from callgate_server.model.answer import Answer, Failure, Usage
+from callgate_server.model.errors import Reason, Violation
+from callgate_server.model.lifecycle import State
+from callgate_server.model.run import Cause, RunOutcome, judge
+from callgate_server.model.strict_json import Json, decode
+from callgate_server.result.redact import Redactor
+from callgate_server.result.render import render_artifact, render_output
+from callgate_server.result.sanitize import json_strings
+
+# Returns what does not fit the output schema of the call's tool.
+Check = Callable[[Json], Sequence[Violation]]
+
+
+def conclude(blank: Answer, outcome: RunOutcome, redactor: Redactor, check: Check) -> Answer:
+    """Fill in the answer. `blank` is the answer as far as it was known before the run."""
+    state, reason = judge(outcome)
+    failure = None if reason is None else Failure(reason, _message(outcome))
+    result: Json = None
+    if state is State.SUCCEEDED:
+        try:
+            result = _result(outcome, redactor, check)
+        except ValueError as error:
+            state, failure = State.FAILED, Failure(Reason.INVALID_RESULT, str(error))
+    return replace(
+        blank,
+        state=state,
+        result=result,
+        error=failure,
+        exit=outcome.exit,
+        stdout=render_output(outcome.stdout, redactor),
+        stderr=render_output(outcome.stderr, redactor),
+        artifacts=tuple(render_artifact(artifact, redactor) for artifact in outcome.artifacts),
+        usage=Usage(wall_ms=outcome.wall_ms, cpu_ms=outcome.cpu_ms, max_rss_kb=outcome.max_rss_kb),
+    )
+
+
+def _result(outcome: RunOutcome, redactor: Redactor, check: Check) -> Json:
+    """Return the cleaned result.
+
+    Raises:
+        ValueError: it is too large, not JSON, or does not fit. The text never quotes the result.
+    """
+    if outcome.result_truncated:
+        raise ValueError("The tool's result is larger than the manifest's `result_kb`.")
+    try:
+        result = None if outcome.result_json is None else decode(outcome.result_json)
+    except ValueError as error:
+        raise ValueError(f"The tool's result is not acceptable JSON: {error}.") from None
+    violations = check(result)
+    if violations:
+        where = violations[0].path or "/"
+        raise ValueError(f"The tool's result does not fit its output schema at {where} ({violations[0].rule}).")
+    cleaned, _ = json_strings(redactor.json(result))
+    return cleaned
+
+
+def _message(outcome: RunOutcome) -> str:
+    if outcome.cause is Cause.EXITED:
+        return f"The tool exited with status {outcome.exit.code}."
+    if outcome.cause is Cause.SIGNALLED and outcome.exit.signal is not None:
+        return f"The tool was ended by signal {outcome.exit.signal} ({_signal_name(outcome.exit.signal)})."
+    return outcome.detail
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
