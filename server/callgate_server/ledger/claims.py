@@ -2,8 +2,20 @@
 
 from callgate_server.ledger.store import StoredCall
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.lifecycle import State
+from callgate_server.model.lifecycle import IN_FLIGHT, State
 from callgate_server.model.strict_json import Json, decode
+
+
+def holds_key(state: State, *, answered: bool) -> bool:
+    """Whether a call in this state keeps its idempotency key, so that the same key cannot start another.
+
+    A call keeps it while it is carried, for its answer, and when nobody knows whether it took effect. A call that
+    ended before its tool started, or that may be run again, gives it back: who tries again with the same key must
+    not be refused for ever because the first try met a full gateway.
+    """
+    if state is State.UNKNOWN or state in IN_FLIGHT:
+        return True
+    return answered and state not in (State.DENIED, State.REPLAYED, State.INTERRUPTED)
 
 
 def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:

@@ -19,7 +19,8 @@ from callgate_server.model.strict_json import Json
 class Refusal:
     """A call that did not run. `tool`, `version` and `arguments` are empty where it was refused before they were known.
 
-    `tool` is only ever the name of a tool of the catalog, or empty: an unknown name is a caller's text.
+    `tool` is only ever the name of a tool of the catalog, or empty: an unknown name is a caller's text. `arguments`
+    is their record form, as in `Intent`.
     """
 
     call_id: str
@@ -89,6 +90,14 @@ class StoredCall:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenLease:
+    """A secret's lease that was noted and not yet noted as revoked."""
+
+    call_id: str
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChainReport:
     """What `verify` found: `events` checked, `head` hash (hex), and the first fault, or None when the chain holds."""
 
@@ -111,7 +120,10 @@ class Ledger(Protocol):
         """
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
-        """Append an event to a claimed call, such as a lease that must be revoked should the gateway die."""
+        """Append an event to a claimed call, such as a lease that must be revoked should the gateway die.
+
+        `lease` and `lease_revoked` hold `{"lease_id": …}`: what was noted and not revoked is found at the next start.
+        """
 
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
         """Record that a stored answer was given again, as a row of its own in state `replayed`."""
@@ -123,7 +135,10 @@ class Ledger(Protocol):
         """The call with this id, whoever it belongs to: the pipeline decides who may see it."""
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
-        """The newest calls of this caller, newest first, at most `limit`; refused ones among them."""
+        """The newest calls of this caller, newest first, at most `limit`; refused ones among them.
+
+        Their `answer_json` is left out: a list is no place for outputs of any size.
+        """
 
     async def verify(self) -> ChainReport:
         """Recompute the whole chain, and check every row against its last event."""

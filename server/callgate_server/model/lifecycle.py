@@ -39,6 +39,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.LOST: frozenset(),
 }
 
+# Calls that somebody is carrying, or could.
+IN_FLIGHT = frozenset({State.ADMITTED, State.AWAITING_APPROVAL, State.RUNNING})
 FINISHED = frozenset(state for state, targets in MOVES.items() if not targets)
 
 

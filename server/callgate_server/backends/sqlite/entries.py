@@ -1,0 +1,216 @@
+"""What each move of a call writes: its row afterwards, and the event that explains it.
+
+Every change of state goes through the lifecycle's table, and its event holds the row's fingerprint. What an
+event says is fit to be read by an auditor: names, digests, reasons; no argument and no output.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from callgate_server.backends.sqlite.rows import (
+    CallRow,
+    fingerprint,
+    insert,
+    names,
+    read,
+    read_key_holder,
+    read_open,
+    timestamp,
+    update,
+)
+from callgate_server.backends.sqlite.writer import Transaction
+from callgate_server.ledger.chain import keyed_hash
+from callgate_server.ledger.claims import holds_key
+from callgate_server.ledger.store import Completion, Intent, OpenLease, Refusal, StoredCall
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import REASONS, Reason
+from callgate_server.model.lifecycle import State, move
+from callgate_server.model.strict_json import Json, decode
+
+# Kinds of event that carry a fingerprint; a note has any other name.
+OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled"})
+_RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
+_OPEN_LEASES: Final = """
+    SELECT call_id FROM events WHERE kind IN ('lease', 'lease_revoked')
+    GROUP BY call_id HAVING sum(kind = 'lease') > sum(kind = 'lease_revoked')"""
+_LEASE_EVENTS: Final = """
+    SELECT kind, body FROM events WHERE call_id = ? AND kind IN ('lease', 'lease_revoked') ORDER BY seq"""
+
+
+def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
+    row = replace(
+        _new_row(refusal, move(State.RECEIVED, State.DENIED), boot),
+        reason=refusal.reason.value,
+        message=REASONS[refusal.reason].title,
+        finished_at=transaction.at,
+    )
+    body: dict[str, Json] = {
+        "policy_version": refusal.policy_version,
+        "arguments": dict(refusal.arguments),
+        "transport": refusal.transport,
+    }
+    insert(transaction.connection, row, _append(transaction, "refused", row, _who(row) | body))
+
+
+def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot: str) -> CallRow | None:
+    """Write the intent, or return the call that already holds the key."""
+    row = replace(
+        _new_row(intent, move(move(State.RECEIVED, State.ADMITTED), State.RUNNING), boot),
+        effect=intent.effect,
+        arguments_digest=intent.arguments_digest,
+        key_digest=key_digest,
+        holds_key=int(key_digest is not None),
+    )
+    if key_digest is not None:
+        holder = read_key_holder(transaction.connection, row.tenant, row.agent, row.tool, key_digest)
+        if holder is not None:
+            return holder
+    body: dict[str, Json] = {
+        "tool_digest": intent.tool_digest,
+        "effect": intent.effect,
+        "decision_id": intent.decision_id,
+        "policy_version": intent.policy_version,
+        "arguments": dict(intent.arguments),
+        "arguments_digest": intent.arguments_digest,
+        "deadline_at": timestamp(intent.deadline_at),
+        "transport": intent.transport,
+    }
+    insert(transaction.connection, row, _append(transaction, "intent", row, _who(row) | body))
+    return None
+
+
+def note(transaction: Transaction, call_id: str, kind: str, body: dict[str, Json]) -> None:
+    """Append an event that changes no state.
+
+    Raises:
+        ValueError: the kind is reserved, or there is no such call.
+    """
+    if kind in OF_STATE:
+        raise ValueError("this kind of event belongs to a change of state")
+    if transaction.connection.execute("SELECT 1 FROM calls WHERE call_id = ?", (call_id,)).fetchone() is None:
+        raise ValueError("a note on a call that is not in the record")
+    transaction.append(call_id, kind, body)
+
+
+def replay(
+    transaction: Transaction, original: StoredCall, call_id: str, caller: Caller, at: datetime, boot: str
+) -> None:
+    row = CallRow(
+        call_id,
+        caller.tenant,
+        caller.agent,
+        caller.task,
+        names(caller.roles),
+        original.tool,
+        original.version,
+        names(original.policies),
+        timestamp(at),
+        boot,
+        move(State.RECEIVED, State.REPLAYED).value,
+        arguments_digest=original.arguments_digest,
+        finished_at=transaction.at,
+    )
+    body = _who(row) | {"original": original.call_id}
+    insert(transaction.connection, row, _append(transaction, "replayed", row, body))
+
+
+def complete(transaction: Transaction, completion: Completion) -> None:
+    """Write the end of a call.
+
+    Raises:
+        ValueError: there is no such call, or its state does not allow this end.
+    """
+    row = read(transaction.connection, completion.call_id)
+    if row is None:
+        raise ValueError("the end of a call that is not in the record")
+    reason, answer = completion.reason, completion.answer_json
+    _end(transaction, "outcome", row, completion.state, reason, completion.message, answer)
+
+
+def settle(transaction: Transaction, boot: str) -> list[OpenLease]:
+    """End the calls of other boots that nobody carries on, and list the leases still open."""
+    for row in read_open(transaction.connection, boot):
+        if row.state == State.AWAITING_APPROVAL:
+            continue  # nothing runs, and who approves does not care which life of the gateway asked
+        again = row.effect in _RUNS_AGAIN
+        state, reason = (State.INTERRUPTED, Reason.INTERRUPTED) if again else (State.UNKNOWN, Reason.EFFECT_UNKNOWN)
+        _end(transaction, "settled", row, state, reason, REASONS[reason].title + ".", None)
+    open_calls = transaction.connection.execute(_OPEN_LEASES).fetchall()
+    return [lease for (call_id,) in open_calls for lease in _open_leases(transaction, call_id)]
+
+
+def _end(
+    transaction: Transaction,
+    kind: str,
+    row: CallRow,
+    state: State,
+    reason: Reason | None,
+    message: str,
+    answer: bytes | None,
+) -> None:
+    moved = move(State(row.state), state)
+    keeps_key = row.holds_key and holds_key(moved, answered=answer is not None)
+    row = replace(
+        row,
+        state=moved.value,
+        reason=None if reason is None else reason.value,
+        message=message,
+        holds_key=int(keeps_key),
+        finished_at=transaction.at,
+        answer=answer,
+    )
+    body: dict[str, Json] = {
+        "message": message,
+        "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
+    }
+    update(transaction.connection, row, _append(transaction, kind, row, body))
+
+
+def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:
+    noted: dict[str, OpenLease] = {}
+    for kind, body in transaction.connection.execute(_LEASE_EVENTS, (call_id,)):
+        lease = decode(body.encode())
+        lease_id = lease.get("lease_id") if isinstance(lease, dict) else None
+        if not isinstance(lease_id, str):
+            continue
+        if kind == "lease":
+            noted[lease_id] = OpenLease(call_id, lease_id)
+        else:
+            noted.pop(lease_id, None)
+    return list(noted.values())
+
+
+def _new_row(entry: Refusal | Intent, state: State, boot: str) -> CallRow:
+    return CallRow(
+        entry.call_id,
+        entry.caller.tenant,
+        entry.caller.agent,
+        entry.caller.task,
+        names(entry.caller.roles),
+        entry.tool,
+        entry.version,
+        names(entry.policies),
+        timestamp(entry.received_at),
+        boot,
+        state.value,
+    )
+
+
+def _who(row: CallRow) -> dict[str, Json]:
+    return {
+        "tenant": row.tenant,
+        "agent": row.agent,
+        "task": row.task,
+        "roles": decode(row.roles.encode()),
+        "tool": row.tool,
+        "version": row.version,
+        "policies": decode(row.policies.encode()),
+        "received_at": row.received_at,
+    }
+
+
+def _append(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> int:
+    """Append an event of state. It says what the row says, and holds the row's fingerprint."""
+    moved: dict[str, Json] = {"state": row.state, "reason": row.reason, "row": fingerprint(transaction.keys, row)}
+    return transaction.append(row.call_id, kind, body | moved)

@@ -1,0 +1,152 @@
+"""A call as a row, and its fingerprint.
+
+The fingerprint covers every column; the event that last changed the row holds it. So a row that was edited,
+removed or put back to an earlier state by hand does not match its events.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from callgate_server.ledger.chain import Keys, keyed_hash
+from callgate_server.ledger.store import StoredCall
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    """The columns of `calls` in their order, but for `last_seq`, which says where to find the fingerprint."""
+
+    call_id: str
+    tenant: str
+    agent: str
+    task: str | None
+    roles: str
+    tool: str
+    version: str
+    policies: str
+    received_at: str
+    boot: str
+    state: str
+    effect: str = ""
+    reason: str | None = None
+    message: str = ""
+    arguments_digest: str = ""
+    key_digest: str | None = None
+    holds_key: int = 0
+    finished_at: str | None = None
+    answer: bytes | None = None
+
+
+COLUMNS: Final = tuple(field.name for field in fields(CallRow))
+SELECT: Final = "SELECT " + ", ".join(COLUMNS) + " FROM calls"  # noqa: S608  # names of our own columns
+# A list is no place for outputs: they are as large as a tool may make them.
+SELECT_WITHOUT_ANSWER: Final = SELECT.replace(", answer", ", NULL")
+_INSERT: Final = (
+    f"INSERT INTO calls ({', '.join(COLUMNS)}, last_seq) "  # noqa: S608  # names of our own columns
+    f"VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
+)
+_UPDATE: Final = (
+    f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COLUMNS, 'last_seq'))} "  # noqa: S608  # as above
+    "WHERE call_id = ?"
+)
+
+
+def fingerprint(keys: Keys, row: CallRow) -> str:
+    """Keyed hash of everything in the row."""
+    # The answer by its own hash: it is bytes, and it may be large.
+    answer = None if row.answer is None else keyed_hash(keys.row, row.answer)
+    return keyed_hash(keys.row, encode([*_values(replace(row, answer=None)), answer]))
+
+
+def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
+    connection.execute(_INSERT, (*_values(row), last_seq))
+
+
+def update(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
+    connection.execute(_UPDATE, (*_values(row), last_seq, row.call_id))
+
+
+def read(connection: sqlite3.Connection, call_id: str) -> CallRow | None:
+    found = connection.execute(SELECT + " WHERE call_id = ?", (call_id,)).fetchone()
+    return None if found is None else CallRow(*found)
+
+
+def read_key_holder(
+    connection: sqlite3.Connection, tenant: str, agent: str, tool: str, key_digest: str
+) -> CallRow | None:
+    found = connection.execute(
+        SELECT + " WHERE tenant = ? AND agent = ? AND tool = ? AND key_digest = ? AND holds_key = 1",
+        (tenant, agent, tool, key_digest),
+    ).fetchone()
+    return None if found is None else CallRow(*found)
+
+
+def read_open(connection: sqlite3.Connection, boot: str) -> list[CallRow]:
+    """Calls in the middle of their way that another life of the gateway claimed."""
+    found = connection.execute(
+        SELECT + " WHERE state IN ('admitted', 'awaiting_approval', 'running') AND boot != ?", (boot,)
+    ).fetchall()
+    return [CallRow(*values) for values in found]
+
+
+def read_recent(connection: sqlite3.Connection, tenant: str, agent: str, limit: int) -> list[CallRow]:
+    """The newest calls of an agent, newest first, without their answers."""
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER + " WHERE tenant = ? AND agent = ? ORDER BY received_at DESC, call_id DESC LIMIT ?",
+        (tenant, agent, max(0, limit)),
+    ).fetchall()
+    return [CallRow(*values) for values in found]
+
+
+def to_stored(row: CallRow) -> StoredCall:
+    """Decode a row.
+
+    Raises:
+        ValueError: somebody wrote what we never write.
+    """
+    return StoredCall(
+        call_id=row.call_id,
+        caller=Caller(row.tenant, row.agent, names_of(row.roles), row.task),
+        tool=row.tool,
+        version=row.version,
+        state=State(row.state),
+        arguments_digest=row.arguments_digest,
+        reason=None if row.reason is None else Reason(row.reason),
+        message=row.message,
+        policies=names_of(row.policies),
+        received_at=datetime.fromisoformat(row.received_at),
+        finished_at=None if row.finished_at is None else datetime.fromisoformat(row.finished_at),
+        answer_json=row.answer,
+    )
+
+
+def timestamp(at: datetime) -> str:
+    """ISO 8601 in UTC with microseconds: as text it sorts as in time.
+
+    Raises:
+        ValueError: it has no time zone.
+    """
+    if at.tzinfo is None:
+        raise ValueError("a time without a time zone")
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def names(values: Sequence[str]) -> str:
+    return encode(list(values)).decode()
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    decoded = decode(text.encode())
+    if not isinstance(decoded, list) or not all(isinstance(name, str) for name in decoded):
+        raise ValueError("a list of names is damaged")
+    return tuple(str(name) for name in decoded)
+
+
+def _values(row: CallRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in COLUMNS)

@@ -1,0 +1,213 @@
+"""The one thread that writes the ledger, and its group commit.
+
+Everything that waits when the thread comes round is written in one transaction: one wait for the disk serves
+all of it, and nothing waits for the sake of a larger group. Each item has its own savepoint, so that one that
+cannot be written fails alone. An asker hears of its write only after the commit.
+
+After any failure the connection is closed and the next group opens a new one: what made writing impossible (a
+full disk, a file open to others) ends by itself or by an operator's hand, and the ledger goes on without a restart.
+"""
+
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from callgate_server.backends.sqlite import schema
+from callgate_server.backends.sqlite.files import LedgerFiles
+from callgate_server.backends.sqlite.rows import timestamp
+from callgate_server.ledger.chain import Head, Keys, follow
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.strict_json import Json, encode
+
+T = TypeVar("T")
+MAX_GROUP: Final = 256
+# New calls beyond this are refused; what running calls owe the record is always taken.
+MAX_WAITING: Final = 4096
+_STORE_FAULTS: Final = (sqlite3.Error, OSError, MemoryError)
+
+_log = logging.getLogger(__name__)
+
+
+class Transaction:
+    """What one item may do: SQL on the connection, and events at the chain's end."""
+
+    def __init__(self, connection: sqlite3.Connection, keys: Keys, at: datetime) -> None:
+        self.connection = connection
+        self.keys = keys
+        self.at = timestamp(at)
+        newest = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        self.head = Head() if newest is None else Head(*newest)
+
+    def append(self, call_id: str, kind: str, body: dict[str, Json]) -> int:
+        """Append an event and return its number."""
+        event = follow(self.keys.chain, self.head, self.at, call_id, kind, encode(body).decode())
+        self.connection.execute(
+            "INSERT INTO events (seq, at, call_id, kind, body, hash) VALUES (?, ?, ?, ?, ?, ?)",
+            (event.seq, event.at, event.call_id, event.kind, event.body, event.hash),
+        )
+        self.head = Head(event.seq, event.hash)
+        return event.seq
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    work: Callable[[Transaction], Any]
+    future: Future[Any]
+
+
+class Writer:
+    """Writes items in the order in which they were given. `submit` may be called from any thread."""
+
+    def __init__(self, files: LedgerFiles, keys: Keys, now: Callable[[], datetime]) -> None:
+        self._files = files
+        self._keys = keys
+        self._now = now
+        self._waiting: deque[_Item] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._connection: sqlite3.Connection | None = None
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[Transaction], T], *, owed: bool) -> Future[T]:
+        """Queue one item. `owed`: a call that is already admitted needs it, so it is taken however many wait.
+
+        The future ends with the work's result once that is durable, or with its `CallError`, or with
+        `CallError(audit_unavailable)` when it could not be written.
+
+        Raises:
+            CallError: `audit_unavailable` (closed, or too many waiting).
+        """
+        future: Future[T] = Future()
+        # From here on nobody can cancel it: who stops waiting does not undo what was asked for.
+        future.set_running_or_notify_cancel()
+        with self._wake:
+            if self._closing:
+                raise unavailable()
+            if len(self._waiting) >= MAX_WAITING and not owed:
+                raise unavailable()
+            self._waiting.append(_Item(work, future))
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Write what waits, then stop. Blocks until done. Idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while group := self._next_group():
+            self._write(group)
+        self._disconnect()
+
+    def _next_group(self) -> list[_Item]:
+        """Wait for work; empty when closing and all is written."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or self._closing)
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+
+    def _write(self, group: list[_Item]) -> None:
+        try:
+            connection = self._begin()
+            transaction = Transaction(connection, self._keys, self._now())
+        except _STORE_FAULTS as fault:
+            self._disconnect()
+            self._fail(group, fault)
+            return
+        try:
+            outcomes = [_attempt(transaction, item.work) for item in group]
+            connection.execute("COMMIT")
+        except _STORE_FAULTS as fault:
+            self._disconnect()
+            self._write_halves(group, fault)
+            return
+        self._note_success()
+        for item, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, _Refused):
+                item.future.set_exception(outcome.error)
+            else:
+                item.future.set_result(outcome)
+
+    def _write_halves(self, group: list[_Item], fault: BaseException) -> None:
+        """Find what in a group cannot be written, such as an answer larger than the space left, and write the rest."""
+        if len(group) == 1:
+            self._fail(group, fault)
+            return
+        middle = len(group) // 2
+        self._write(group[:middle])
+        self._write(group[middle:])
+
+    def _fail(self, group: list[_Item], fault: BaseException) -> None:
+        if not self._failing:
+            _log.error("the ledger cannot be written, calls are refused: %s", fault)
+        self._failing = True
+        for item in group:
+            item.future.set_exception(unavailable())
+
+    def _begin(self) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        self._files.check()
+        if self._connection is None:
+            self._connection = schema.open_writer(self._files.path)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Closing rolls an open transaction back. It may fail for the reason that brought us here.
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _note_success(self) -> None:
+        if self._failing:
+            _log.warning("the ledger can be written again")
+        self._failing = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    error: CallError
+
+
+def _attempt(transaction: Transaction, work: Callable[[Transaction], Any]) -> Any:  # noqa: ANN401  # each item's own
+    """Do one item inside its savepoint; only faults of the store itself reach the group."""
+    head = transaction.head
+    transaction.connection.execute("SAVEPOINT item")
+    try:
+        result = work(transaction)
+    except CallError as refusal:
+        result = _Refused(refusal)
+    except sqlite3.IntegrityError as error:
+        result = _Refused(_misuse(error))
+    except _STORE_FAULTS:
+        raise
+    except Exception as error:  # a defect in one item must not take its neighbours along
+        result = _Refused(_misuse(error))
+    if isinstance(result, _Refused):
+        transaction.connection.execute("ROLLBACK TO item")
+        transaction.head = head
+    transaction.connection.execute("RELEASE item")
+    return result
+
+
+def unavailable() -> CallError:
+    return CallError(Reason.AUDIT_UNAVAILABLE, "The call cannot be recorded, so it is refused; try again later.")
+
+
+def _misuse(error: Exception) -> CallError:
+    _log.error("the ledger refused an entry", exc_info=error)
+    return CallError(Reason.INTERNAL, "The record refused this entry.")
