@@ -18,6 +18,8 @@ from callgate_server.model.run import DeliveredSecret
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 
+# What every refusal of a store says, whether the path is forbidden, absent or deleted, or the field is missing.
+REFUSED: Final = "the secret store does not give it; ask the operator whether it exists and may be read."
 MIN_SECRET_BYTES: Final = 8
 MAX_SECRET_BYTES: Final = 64 * 1024
 _MIN_DISTINCT_BYTES: Final = 4
@@ -43,7 +45,8 @@ class SecretStore(Protocol):
         """Read a path.
 
         Raises:
-            CallError: `secrets_unavailable` (down, sealed, slow, broken), `secret_refused` (forbidden, absent).
+            CallError: `secrets_unavailable` (down, sealed, slow, broken), `secret_refused` with the message
+                `REFUSED` (forbidden, absent).
         """
 
     async def revoke(self, lease_id: str, *, timeout_s: float) -> None:
@@ -155,10 +158,9 @@ def _acceptable(name: str, value: Sealed | None) -> Sealed:
         CallError: `secret_refused`.
     """
     if value is None:
-        # Word for word what the store says of an absent path: a caller learns nothing of what exists.
         raise CallError(Reason.SECRET_REFUSED, f"Secret `{name}`: {REFUSED}")
     content = value.reveal().strip()
-    if not MIN_SECRET_BYTES <= len(content) or len(value.reveal()) > MAX_SECRET_BYTES:
+    if len(content) < MIN_SECRET_BYTES or len(value.reveal()) > MAX_SECRET_BYTES:
         raise CallError(
             Reason.SECRET_REFUSED,
             f"Secret `{name}` must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; store a longer or shorter one.",
@@ -169,10 +171,6 @@ def _acceptable(name: str, value: Sealed | None) -> Sealed:
             f"Secret `{name}` is a common word or one character repeated, which output is full of; store a random one.",
         )
     return value
-
-
-# What every refusal of a store says, whether the path is forbidden, absent or deleted, or the field is missing.
-REFUSED: Final = "the secret store does not give it; ask the operator whether it exists and may be read."
 
 
 async def _revoke(store: SecretStore, lease_id: str) -> None:
