@@ -1,0 +1,248 @@
+"""Single-use containers of a Docker engine, as the sandbox contract wants them.
+
+Order of a start: look (runtime and image, remembered), create, attach, start. Attaching comes before starting,
+so that no byte of the wire can be missed. Each step has its own time limit inside the call's deadline. What
+this process owns is known by name before it is created, so that `reap` can tell a container that came to life
+after its call had given up from one that is in use.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from docker import APIClient
+from docker.errors import DockerException, ImageNotFound
+
+from callgate_server.backends.docker.engine import Engine
+from callgate_server.backends.docker.failure import Step, refusal
+from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
+from callgate_server.backends.docker.spec import INSTANCE_LABEL, container_name, create_arguments
+from callgate_server.execution.sandbox import Health, Sandbox, SandboxRequest
+from callgate_server.model.answer import SandboxInfo
+from callgate_server.model.call import Deadline
+from callgate_server.model.errors import CallError, Reason
+
+_T = TypeVar("_T")
+_WIRE: Final = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+
+
+class DockerBackend:
+    """Implements `SandboxBackend`. Starting and ending have their own threads: a flood of starts delays no kill."""
+
+    def __init__(self, options: DockerOptions) -> None:
+        self._options = options
+        slowest_s = max(options.look_s, options.create_s, options.attach_s, options.start_s)
+        self._opening = Engine(
+            options.socket_url, threads=options.opening_threads, timeout_s=slowest_s, name="docker-opening"
+        )
+        self._ending = Engine(
+            options.socket_url, threads=options.ending_threads, timeout_s=options.end_s, name="docker-ending"
+        )
+        self._owned: set[str] = set()
+        self._runtimes: frozenset[str] = frozenset()
+        self._images: set[str] = set()
+
+    async def open(self, request: SandboxRequest) -> Sandbox:
+        """Start a fresh container with the runner as process 1.
+
+        Raises:
+            CallError: `sandbox_unavailable`, `image_missing`, `runtime_missing`, `deadline_exceeded`.
+        """
+        name = container_name(self._options.instance, request.call_id)
+        if name in self._owned:
+            raise CallError(Reason.SANDBOX_UNAVAILABLE, "A sandbox of this call exists already.")
+        self._owned.add(name)
+        try:
+            return await self._open(name, request)
+        except BaseException:
+            self._owned.discard(name)
+            raise
+
+    async def reap(self) -> int:
+        """Remove this instance's containers that no live sandbox owns: of dead runs, and such as came late.
+
+        Raises:
+            CallError: `sandbox_unavailable`.
+        """
+        try:
+            found = await self._ending.run(partial(_of_instance, self._options.instance), self._options.end_s)
+        except (DockerException, OSError) as error:
+            raise refusal(error, Step.LIST) from error
+        removed = 0
+        for container in found:
+            names = {name.removeprefix("/") for name in container.get("Names") or ()}
+            if names & self._owned:
+                continue
+            try:
+                removed += await self._ending.run(partial(remove, container["Id"]), self._options.end_s)
+            except (DockerException, OSError):
+                continue  # the next round tries again
+        return removed
+
+    async def health(self) -> Mapping[str, Health]:
+        """State of engine, default runtime and images. Never raises."""
+        try:
+            runtimes = await self._ending.run(_runtimes, self._options.ping_s)
+            missing = await self._ending.run(partial(_missing_images, self._options.images), self._options.ping_s)
+        except (DockerException, OSError) as error:
+            return {"engine": Health(ok=False, detail=refusal(error, Step.LOOK).message)}
+        runtime = self._options.default_runtime
+        return {
+            "engine": Health(ok=True, detail=f"{self._options.socket_url} answers"),
+            "runtime": Health(
+                ok=runtime in runtimes,
+                detail=f"{runtime} is registered" if runtime in runtimes else f"{runtime} is not registered",
+            ),
+            "images": Health(
+                ok=not missing,
+                detail="all pinned images are here" if not missing else "missing, build them: " + ", ".join(missing),
+            ),
+        }
+
+    async def close(self) -> None:
+        """Release connections and threads; waits for requests under way."""
+        await asyncio.gather(asyncio.to_thread(self._opening.close), asyncio.to_thread(self._ending.close))
+
+    async def _open(self, name: str, request: SandboxRequest) -> Sandbox:
+        runtime = request.runtime or self._options.default_runtime
+        await self._require_runtime(runtime, request.deadline)
+        await self._require_image(request.image_digest, request.deadline)
+        container_id = await self._create(name, request)
+        try:
+            wire = await self._attach(container_id, request.deadline)
+            try:
+                await self._step(Step.START, partial(_start, container_id), request.deadline)
+            except BaseException:
+                wire[1].close()
+                raise
+        except BaseException:
+            self._ending.start(partial(remove, container_id))
+            raise
+        return DockerSandbox(
+            container_id,
+            SandboxInfo(backend="docker", runtime=runtime, isolation="container"),
+            wire,
+            self._ending,
+            end_s=self._options.end_s,
+            forget=partial(self._owned.discard, name),
+        )
+
+    async def _require_runtime(self, runtime: str, deadline: Deadline) -> None:
+        if runtime not in self._runtimes:
+            self._runtimes = await self._step(Step.LOOK, _runtimes, deadline)
+        if runtime not in self._runtimes:
+            raise CallError(
+                Reason.RUNTIME_MISSING,
+                f"The isolation runtime {runtime} is not registered with the container engine. Register it there.",
+            )
+
+    async def _require_image(self, digest: str, deadline: Deadline) -> None:
+        """Refuse an image that would bring a volume: it would be writable disk of the host, without a quota."""
+        if digest in self._images:
+            return
+        image = await self._step(Step.LOOK, partial(_inspect_image, digest), deadline)
+        if (image.get("Config") or {}).get("Volumes"):
+            raise CallError(
+                Reason.IMAGE_MISSING,
+                "The tool's pinned image declares a volume; a sandbox has none. Rebuild it without.",
+            )
+        self._images.add(digest)
+
+    async def _create(self, name: str, request: SandboxRequest) -> str:
+        arguments = create_arguments(request, self._options)
+        try:
+            return await self._step(Step.CREATE, partial(_create, name, arguments), request.deadline, late=_remove_late)
+        except CallError as error:
+            if error.reason is Reason.IMAGE_MISSING:
+                self._images.discard(request.image_digest)
+            raise
+
+    async def _attach(self, container_id: str, deadline: Deadline) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raw = await self._step(Step.ATTACH, partial(_attach, container_id), deadline, late=_close_late)
+        return await asyncio.open_unix_connection(sock=raw, limit=RECEIVE_LIMIT)
+
+    async def _step(
+        self,
+        step: Step,
+        job: Callable[[APIClient], _T],
+        deadline: Deadline,
+        *,
+        late: Callable[[APIClient, _T], object] | None = None,
+    ) -> _T:
+        rest_s = deadline.remaining_s(time.monotonic())
+        own_s = self._own_s(step)
+        if rest_s == 0:
+            raise CallError(Reason.DEADLINE_EXCEEDED, f"The deadline passed while {step}.")
+        try:
+            return await self._opening.run(job, min(own_s, rest_s), late=late)
+        except (DockerException, OSError) as error:
+            if isinstance(error, TimeoutError) and rest_s < own_s:
+                raise CallError(Reason.DEADLINE_EXCEEDED, f"The deadline passed while {step}.") from error
+            raise refusal(error, step) from error
+
+    def _own_s(self, step: Step) -> float:
+        limits = {
+            Step.CREATE: self._options.create_s,
+            Step.ATTACH: self._options.attach_s,
+            Step.START: self._options.start_s,
+        }
+        return limits.get(step, self._options.look_s)
+
+
+def _runtimes(client: APIClient) -> frozenset[str]:
+    return frozenset(client.info().get("Runtimes") or ())
+
+
+def _inspect_image(digest: str, client: APIClient) -> dict[str, Any]:
+    image: dict[str, Any] = client.inspect_image(digest)  # type: ignore[no-untyped-call]  # not in the stub
+    return image
+
+
+def _missing_images(digests: tuple[str, ...], client: APIClient) -> list[str]:
+    missing = []
+    for digest in digests:
+        try:
+            _inspect_image(digest, client)
+        except ImageNotFound:
+            missing.append(digest)
+    return missing
+
+
+def _create(name: str, arguments: dict[str, Any], client: APIClient) -> str:
+    # The library's own `create_container` would add the proxies of the operator's Docker configuration.
+    created = client.create_container_from_config(arguments, name=name)  # type: ignore[no-untyped-call]  # as above
+    return str(created["Id"])
+
+
+def _attach(container_id: str, client: APIClient) -> socket.socket:
+    """Return the raw connection behind the attach request, free of the library's and of buffers.
+
+    Nothing can have been read ahead: the container has not been started.
+    """
+    stream = client.attach_socket(container_id, params=_WIRE)
+    raw = socket.socket(fileno=os.dup(stream.fileno()))
+    raw.setblocking(False)
+    stream._response.close()  # where the library keeps it alive for a caller that needs it; we do not
+    return raw
+
+
+def _start(container_id: str, client: APIClient) -> None:
+    client.start(container_id)
+
+
+def _of_instance(instance: str, client: APIClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+    return found
+
+
+def _remove_late(client: APIClient, container_id: str) -> None:
+    remove(container_id, client)
+
+
+def _close_late(_client: APIClient, raw: socket.socket) -> None:
+    raw.close()

@@ -1,0 +1,135 @@
+"""One container with its wire: bytes in and out, its end, its removal."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from docker import APIClient
+from docker.errors import APIError, DockerException
+
+from callgate_server.backends.docker.engine import Engine
+from callgate_server.backends.docker.failure import exit_report, unknown_exit
+from callgate_server.backends.docker.stream import AttachStream
+from callgate_server.execution.sandbox import ExitReport
+from callgate_server.model.answer import SandboxInfo
+
+RECEIVE_LIMIT: Final = 256 * 1024
+# Already gone, or somebody is removing it this moment.
+_GONE: Final = (404, 409)
+
+
+class DockerSandbox:
+    """A started container. `forget` is called once, when nothing more is owed to it."""
+
+    def __init__(
+        self,
+        container_id: str,
+        info: SandboxInfo,
+        wire: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        engine: Engine,
+        *,
+        end_s: float,
+        forget: Callable[[], None],
+    ) -> None:
+        self._id = container_id
+        self._info = info
+        self._reader, self._writer = wire
+        self._engine = engine
+        self._end_s = end_s
+        self._forget = forget
+        self._stream = AttachStream()
+        self._destroyed = False
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def info(self) -> SandboxInfo:
+        return self._info
+
+    async def send(self, data: bytes) -> None:
+        """Write to the wire; waits while the sandbox does not read.
+
+        Raises:
+            ConnectionError: the wire is gone.
+        """
+        if self._writer.is_closing():
+            raise ConnectionError("the sandbox's wire is closed")
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def receive(self) -> bytes:
+        """Return the next bytes of the wire, or b"" at its end.
+
+        Raises:
+            ConnectionError: the wire broke.
+        """
+        while True:
+            data = await self._reader.read(RECEIVE_LIMIT)
+            if not data:
+                if not self._stream.at_border:
+                    raise ConnectionError("the engine's stream was cut")
+                return b""
+            if wire := self._stream.feed(data):
+                return wire
+
+    async def wait_exit(self, timeout_s: float) -> ExitReport:
+        """Report how the container ended, after at most `timeout_s`. Never raises."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._engine.run(partial(_wait, self._id, timeout_s), timeout_s)
+                inspected = await self._engine.run(partial(_inspect, self._id), timeout_s)
+        except (DockerException, OSError) as error:
+            return unknown_exit(error, self._stream.diagnostics)
+        return exit_report(inspected["State"], self._stream.diagnostics)
+
+    async def kill(self) -> None:
+        """Kill everything in the container. Never raises."""
+        try:
+            await self._engine.run(partial(_kill, self._id), self._end_s)
+        except (DockerException, OSError):
+            # The other way to end it: the runner ends when its input does.
+            self._writer.close()
+
+    async def destroy(self) -> None:
+        """Remove the container. Never raises; what the engine does not remove now, `reap` will."""
+        if self._destroyed:
+            return
+        self._destroyed = True
+        self._writer.close()
+        try:
+            await self._engine.run(partial(remove, self._id), self._end_s)
+        except (DockerException, OSError):
+            return
+        finally:
+            self._forget()
+
+
+def remove(container_id: str, client: APIClient) -> bool:
+    """Remove a container with whatever runs in it; return whether it was this call that did."""
+    try:
+        client.remove_container(container_id, v=True, force=True)
+    except APIError as error:
+        if error.status_code in _GONE:
+            return False
+        raise
+    return True
+
+
+def _wait(container_id: str, timeout_s: float, client: APIClient) -> None:
+    client.wait(container_id, timeout=timeout_s)  # type: ignore[arg-type]  # the stub knows only whole seconds
+
+
+def _inspect(container_id: str, client: APIClient) -> dict[str, Any]:
+    state: dict[str, Any] = client.inspect_container(container_id)
+    return state
+
+
+def _kill(container_id: str, client: APIClient) -> None:
+    try:
+        client.kill(container_id, "SIGKILL")
+    except APIError as error:
+        if error.status_code not in _GONE:
+            raise

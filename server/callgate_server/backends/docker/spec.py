@@ -1,0 +1,184 @@
+"""From a request to the arguments of the engine's container create: pure, and all of the hardening in one place.
+
+Nothing here comes from a call's arguments; the manifest chooses limits and an image that the catalog pins.
+What the engine adds by itself is met explicitly: the image's entrypoint, command, user, working directory,
+health check and stop signal are overridden, its environment is overridden where it could change how the
+runner starts, and images that declare volumes are refused by the backend (a volume would be host disk).
+"""
+
+import math
+from datetime import UTC
+from typing import Any, Final
+
+from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.docker.seccomp import profile_json
+from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.model.manifest import Limits
+
+INSTANCE_LABEL: Final = "callgate.instance"
+BOOT_LABEL: Final = "callgate.boot"
+CALL_LABEL: Final = "callgate.call"
+
+_SANDBOX_ID: Final = 65532
+_MIB: Final = 1 << 20
+_KIB: Final = 1 << 10
+_PAGE: Final = 4 * _KIB
+_CPU_PERIOD_US: Final = 100_000
+_SMALLEST_CPU_QUOTA_US: Final = 1_000
+_SHM_MIB: Final = 16
+_SHM_FILES: Final = 256
+_SECRETS_FILES: Final = 128
+
+# The runner is started by its own path with an isolated interpreter: nothing of the image's site, nothing of
+# the environment or the working directory can put itself before it.
+ENTRYPOINT: Final = (
+    "/usr/bin/python3",
+    "-I",
+    "-S",
+    "-c",
+    "import sys; sys.path.insert(0, '/opt/callgate/runner'); from callgate_runner.main import main; main()",
+)
+
+# A name without "=" removes what the image sets: each of these changes what the loader or libc does in process 1.
+_ENVIRONMENT: Final = (
+    "PATH=/usr/local/bin:/usr/bin:/bin",
+    "HOME=/tmp",
+    "TMPDIR=/tmp",
+    "LANG=C.UTF-8",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "LD_AUDIT",
+    "GLIBC_TUNABLES",
+    "MALLOC_TRACE",
+    "GCONV_PATH",
+    "LOCPATH",
+    "OPENSSL_CONF",
+)
+
+# The engine's own list, and what it misses: interfaces of the host's kernel that no tool needs to read.
+_MASKED_PATHS: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/config.gz",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/slabinfo",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/bpf",
+    "/sys/kernel",
+)
+_READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def container_name(instance: str, call_id: str) -> str:
+    """Name of the one container of a call: creating it twice conflicts instead of running twice."""
+    return f"callgate-{instance}-{call_id}"
+
+
+def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
+    """Return the body of the engine's `POST /containers/create`."""
+    return {
+        "Image": request.image_digest,
+        "Entrypoint": list(ENTRYPOINT),
+        "Cmd": [],
+        "Env": list(_ENVIRONMENT),
+        "User": f"{_SANDBOX_ID}:{_SANDBOX_ID}",
+        "WorkingDir": "/tmp",  # noqa: S108  # a mount of the sandbox's own
+        "Hostname": "sandbox",
+        "Domainname": "",
+        # The one wire. A terminal would merge the streams and is where several escapes began.
+        "Tty": False,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "NetworkDisabled": True,
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGKILL",
+        "Labels": _labels(request, options),
+        "HostConfig": _host_config(request, options),
+    }
+
+
+def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
+    return {
+        INSTANCE_LABEL: options.instance,
+        BOOT_LABEL: options.boot_id,
+        CALL_LABEL: request.call_id,
+        "callgate.tenant": request.tenant,
+        "callgate.tool": request.tool,
+        "callgate.deadline": request.deadline_at.astimezone(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
+    limits = request.limits
+    memory_bytes = limits.memory_mb * _MIB
+    return {
+        "Runtime": request.runtime or options.default_runtime,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={profile_json()}"],
+        "Privileged": False,
+        "ReadonlyRootfs": True,
+        "Tmpfs": _tmpfs(limits),
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        # The quota, not NanoCpus: the engine refuses more NanoCpus than it has, where a quota simply never binds.
+        "CpuPeriod": _CPU_PERIOD_US,
+        "CpuQuota": max(_SMALLEST_CPU_QUOTA_US, math.floor(limits.cpu * _CPU_PERIOD_US)),
+        "PidsLimit": limits.pids,
+        "Ulimits": [
+            {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+        ],
+        # When the host itself runs out of memory, sandboxes go before anything else does.
+        "OomScoreAdj": 500,
+        "LogConfig": {"Type": "none", "Config": {}},
+        # The runner is process 1 and reaps; removal is ours, so that the exit state can still be read.
+        "Init": False,
+        "AutoRemove": False,
+        "RestartPolicy": {"Name": "no"},
+        "MaskedPaths": list(_MASKED_PATHS),
+        "ReadonlyPaths": list(_READONLY_PATHS),
+    }
+
+
+def _tmpfs(limits: Limits) -> dict[str, str]:
+    """All that can be written to. The pages are charged to the sandbox's memory.
+
+    /tmp may execute: noexec would break compiled helpers and `./script`, and is no boundary beside an
+    interpreter. Where nothing needs to be executed, nothing can be.
+    """
+    artifact_bytes = limits.artifacts_kb * _KIB + limits.artifacts * _PAGE
+    # One inode is the folder itself: without artifacts, no file can be made.
+    out = (artifact_bytes, 2 * limits.artifacts + 1) if limits.artifacts else (_PAGE, 1)
+    return {
+        "/tmp": _mount(limits.scratch_mb * _MIB, limits.scratch_files, mode="1777", execute=True),  # noqa: S108
+        "/out": _mount(*out, mode="0700", execute=False),
+        "/run/secrets": _mount(_MIB, _SECRETS_FILES, mode="0700", execute=False),
+        # In place of the engine's own, which has a size but no limit of inodes.
+        "/dev/shm": _mount(_SHM_MIB * _MIB, _SHM_FILES, mode="1777", execute=False),  # noqa: S108
+    }
+
+
+def _mount(size_bytes: int, inodes: int, *, mode: str, execute: bool) -> str:
+    words = ["rw", "nosuid", "nodev", "exec" if execute else "noexec"]
+    words += [f"size={size_bytes}", f"nr_inodes={inodes}", f"mode={mode}"]
+    words += [f"uid={_SANDBOX_ID}", f"gid={_SANDBOX_ID}"]
+    return ",".join(words)

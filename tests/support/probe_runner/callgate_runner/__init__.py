@@ -1,0 +1,1 @@
+"""Stands where the runner stands, in images of the test suite."""
