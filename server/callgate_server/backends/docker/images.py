@@ -1,0 +1,282 @@
+"""Builds the sandbox images on this host, from folders, without a registry, and says their digests.
+
+Decides how a folder becomes an image: its Dockerfile on our base, then its packages, the runner and its tools,
+compiled, all of it passed through `seal.py` and checked as the engine gives it back. Does not decide which
+folders there are, nor where digests are kept. What an image is made of is hashed into a label: what did not
+change is not built again.
+
+    Debian root ─ base/Dockerfile ─► callgate/base:foundation ─ NAME/Dockerfile ─► callgate/NAME:open
+    callgate/NAME:open ─ seal ─► callgate/NAME:latest        (the one before stays as :previous)
+"""
+
+import fcntl
+import hashlib
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound
+from requests.exceptions import RequestException
+
+from callgate_server.backends.docker import context, rootfs, seal, wheels
+from callgate_server.backends.docker.context import Files
+
+Progress = Callable[[str], None]
+
+BASE: Final = "base"
+DEBIAN: Final = "debian:bookworm-slim"
+_SUITE: Final = "bookworm"
+_ROOTFS: Final = "callgate/base:rootfs"
+_FOUNDATION: Final = "callgate/base:foundation"
+_LABEL: Final = "callgate.source"
+_TIMEOUT_S: Final = 900
+_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+_LAST_LINES: Final = 12
+_CHUNK: Final = 1 << 20
+
+# How every Dockerfile ends. Compiled here because the root is read-only when a tool runs; unchecked because nothing
+# can change a source then. Our code and the tools must compile; packages carry files for other Pythons. The runner
+# comes late: an author's Dockerfile cannot change it, and changing it does not install packages anew.
+_ON_BASE: Final = "ARG BASE\nFROM ${BASE}\n"
+_COMPILE: Final = "/usr/bin/python3 -I -m compileall -q -j 0 --invalidation-mode unchecked-hash"
+_ENDING: Final = f"""
+USER 0:0
+COPY packages/ /opt/callgate/packages/
+RUN {_COMPILE} -q -x '/tests/' /opt/callgate/packages || true
+COPY callgate_runner/ /opt/callgate/runner/callgate_runner/
+COPY tools/ /opt/callgate/tools/
+RUN {_COMPILE} /opt/callgate/runner /opt/callgate/tools
+"""
+
+
+class DockerImages:
+    """The builder. Blocking; one build at a time for each state folder.
+
+    `engine` is the engine's address, `state` a folder of ours for fetched packages, `base_image` the Debian image
+    to stand on. Only the default one is replaced, where no registry answers, by one made of Debian's packages.
+    """
+
+    def __init__(self, engine: str, state: Path, *, base_image: str = DEBIAN) -> None:
+        self._engine = engine
+        self._state = state
+        self._base_image = base_image
+
+    def build(self, folders: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+        """Build every image that changed and return the digest (`sha256:…`) of each by name.
+
+        `folders` maps image names to folders with a Dockerfile; `base` must be among them.
+
+        Raises:
+            RuntimeError: the engine, a build or a check failed; the message says what to mend.
+            ValueError: a folder is not one an image can be built from.
+            OSError: a folder cannot be read or the state folder not be written.
+        """
+        if BASE not in folders:
+            raise ValueError("every image stands on `base`, and no folder of that name is given")
+        with self._alone(), _engine_errors():
+            engine = docker.APIClient(base_url=self._engine, timeout=_TIMEOUT_S)
+            try:
+                return _Build(engine, self._state, self._base_image, progress).all(folders)
+            finally:
+                engine.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._state.mkdir(parents=True, exist_ok=True)
+        with Path(self._state, "images.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class _Build:
+    """One round over the folders, on one connection."""
+
+    def __init__(self, engine: docker.APIClient, state: Path, base_image: str, progress: Progress) -> None:
+        self._engine = engine
+        self._state = state
+        self._base_image = base_image
+        self._progress = progress
+
+    def all(self, folders: Mapping[str, Path]) -> dict[str, str]:
+        files = {name: context.files_of(folder) for name, folder in folders.items()}
+        runner = {name: path for name, path in files[BASE].items() if name.startswith(f"{context.RUNNER}/")}
+        if not runner:
+            raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/")
+        foundation = self._foundation(files[BASE])
+        digests = {}
+        for name in sorted(files):
+            dockerfile = _ON_BASE if name == BASE else files[name][context.DOCKERFILE].read_text("utf-8")
+            digests[name] = self._image(name, dockerfile + _ENDING, files[name] | runner, foundation)
+        return digests
+
+    def _image(self, name: str, dockerfile: str, files: Files, parent: str) -> str:
+        source = context.digest(files, dockerfile, parent, seal.rules_digest())
+        found = self._find(f"callgate/{name}:latest")
+        if found and found[1] == source:
+            return found[0]
+        self._progress(f"image {name}: building")
+        opened = self._built(f"callgate/{name}:open", dockerfile, files, parent, source)
+        self._progress(f"image {name}: sealing and checking")
+        with self._exported(opened) as archive:
+            digest = self._imported(seal.sealed(archive), source)
+        self._refuse_faulty(name, digest)
+        self._publish(f"callgate/{name}", digest)
+        self._progress(f"image {name}: ready")
+        return digest
+
+    def _refuse_faulty(self, name: str, digest: str) -> None:
+        with self._exported(digest) as archive:
+            faults = seal.faults(archive)
+        if faults:
+            self._forget(digest)
+            raise RuntimeError(f"image {name} is not fit for a sandbox: " + "; ".join(faults[:_LAST_LINES]))
+
+    def _publish(self, repository: str, digest: str) -> None:
+        """Tag the new image. The one before stays, for gateways that still run with it; the one before that goes."""
+        current, outdated = self._find(f"{repository}:latest"), self._find(f"{repository}:previous")
+        self._engine.tag(digest, repository, "latest", force=True)
+        if current:
+            self._engine.tag(current[0], repository, "previous", force=True)
+        if outdated and current:
+            self._forget(outdated[0])
+
+    def _foundation(self, files: Files) -> str:
+        """What all images stand on: Debian with Python, still with its package manager."""
+        own = {name: path for name, path in files.items() if not name.startswith((context.RUNNER, context.TOOLS))}
+        dockerfile = files[context.DOCKERFILE].read_text("utf-8")
+        parent = self._rootfs()
+        source = context.digest(own, dockerfile, parent)
+        found = self._find(_FOUNDATION)
+        if found and found[1] == source:
+            return found[0]
+        self._progress("preparing what all images stand on")
+        return self._built(_FOUNDATION, dockerfile, own, parent, source)
+
+    def _rootfs(self) -> str:
+        source = hashlib.sha256(f"{self._base_image} {_SUITE}".encode()).hexdigest()
+        found = self._find(_ROOTFS)
+        if found and found[1] == source:
+            return found[0]
+        if self._find(self._base_image) is None:
+            self._progress(f"pulling {self._base_image}")
+            # Whether that worked is seen by looking: the engine reports some failures in mid-stream only.
+            with suppress(APIError):
+                self._engine.pull(self._base_image)
+        if self._find(self._base_image) is not None:
+            return self._built(_ROOTFS, f"FROM {self._base_image}\n", {}, "", source)
+        if self._base_image != DEBIAN:
+            raise RuntimeError(f"the base image {self._base_image} is not here and could not be pulled")
+        return self._bootstrapped(source)
+
+    def _bootstrapped(self, source: str) -> str:
+        self._progress(f"no registry answers: making a root file system from the packages of {_SUITE}")
+        with tempfile.TemporaryFile(dir=self._state) as tar:
+            rootfs.bootstrap(_SUITE, tar)
+            tar.seek(0)
+            digest = self._imported(iter(lambda: tar.read(_CHUNK), b""), source)
+        repository, _, tag = _ROOTFS.partition(":")
+        self._engine.tag(digest, repository, tag, force=True)
+        return digest
+
+    def _built(self, reference: str, dockerfile: str, files: Files, parent: str, source: str) -> str:
+        """Run a Dockerfile and return the id of what it made, tagged `reference`."""
+        before = self._find(reference)
+        if context.REQUIREMENTS in files:
+            files = {**files, **self._packages(files[context.REQUIREMENTS], parent)}
+        with tempfile.TemporaryFile(dir=self._state) as tar:
+            context.write(files, dockerfile, tar)
+            steps = self._engine.build(
+                fileobj=tar,
+                custom_context=True,
+                tag=reference,
+                buildargs={"BASE": parent},
+                labels={_LABEL: source},
+                rm=True,
+                forcerm=True,
+                decode=True,
+            )
+            _finish(reference, steps)
+        built = self._find(reference)
+        if built is None:
+            raise RuntimeError(f"the engine built {reference} and does not have it")
+        if before and before[0] != built[0]:
+            self._forget(before[0])
+        return built[0]
+
+    def _packages(self, lock: Path, parent: str) -> dict[str, Path]:
+        machine = _MACHINES.get(str(self._engine.version()["Arch"]))
+        if machine is None:
+            raise RuntimeError("packages can be fetched for engines on amd64 and arm64 only")
+        self._progress("fetching packages")
+        folder = wheels.fetch(lock, self._state / "packages", python=self._python_of(parent), machine=machine)
+        return {f"{context.PACKAGES}/{name}": path for name, path in context.walk(folder).items()}
+
+    def _python_of(self, image: str) -> str:
+        """Version of an image's Python, as its link `python3` says: nothing of it is run."""
+        with self._container(image) as container:
+            _, stat = self._engine.get_archive(container, "/usr/bin/python3")
+        version = re.fullmatch(r"(?:.*/)?python(3\.\d+)", str(stat.get("linkTarget", "")))
+        if version is None:
+            raise RuntimeError("/usr/bin/python3 of the base image is not a link to a python3.N")
+        return version[1]
+
+    def _imported(self, tar: Iterable[bytes], source: str) -> str:
+        """Make an image of one layer out of a root file system; it has no configuration but our label."""
+        # The engine takes a stream of chunks; the stubs know only names and files.
+        reply = self._engine.import_image(src=tar, changes=[f"LABEL {_LABEL}={source}"], stream_src=True)
+        last = json.loads(str(reply).strip().splitlines()[-1])
+        if not str(last.get("status", "")).startswith("sha256:"):
+            raise RuntimeError(f"the engine did not take the image: {last.get('error', 'no reason given')}")
+        return str(last["status"])
+
+    @contextmanager
+    def _exported(self, image: str) -> Iterator[IO[bytes]]:
+        with self._container(image) as container:
+            yield seal.readable(self._engine.export(container, _CHUNK))
+
+    @contextmanager
+    def _container(self, image: str) -> Iterator[str]:
+        """A container that is never started."""
+        container = self._engine.create_container(image, command=["/never"], network_disabled=True)["Id"]
+        try:
+            yield container
+        finally:
+            self._engine.remove_container(container, v=True, force=True)
+
+    def _find(self, reference: str) -> tuple[str, str] | None:
+        """Id and source label of a local image."""
+        try:
+            image: dict[str, Any] = self._engine.inspect_image(reference)  # type: ignore[no-untyped-call]  # not in its stubs
+        except ImageNotFound:
+            return None
+        return image["Id"], ((image["Config"] or {}).get("Labels") or {}).get(_LABEL, "")
+
+    def _forget(self, image: str) -> None:
+        """Remove an image unless something still uses it."""
+        with suppress(APIError):
+            self._engine.remove_image(image)
+
+
+def _finish(reference: str, steps: Iterable[dict[str, Any]]) -> None:
+    lines: list[str] = []
+    for step in steps:
+        lines += str(step.get("stream", "")).splitlines()
+        if "error" in step:
+            shown = "\n".join(line for line in lines if line.strip()).splitlines()[-_LAST_LINES:]
+            raise RuntimeError(f"{reference} cannot be built: {step['error']}\n" + "\n".join(shown))
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except (DockerException, RequestException) as error:
+        raise RuntimeError(f"the container engine failed: {error}; `callgated doctor` says what it needs") from error
+    except tarfile.TarError as error:
+        raise RuntimeError("the container engine exported a broken archive") from error
