@@ -1,0 +1,309 @@
+"""Behaving fakes of what the pipeline stands on. They share a journal, from which a test reads the order of effects."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from callgate_runner import wire
+from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.execution.running import RunningCalls
+from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
+from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
+from callgate_server.model.answer import SandboxInfo, Usage
+from callgate_server.model.call import Caller
+from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.errors import CallError, Reason, Violation
+from callgate_server.model.lifecycle import State, move
+from callgate_server.model.manifest import Manifest
+from callgate_server.model.sealed import Sealed
+from callgate_server.model.strict_json import Json
+from callgate_server.model.verdict import Ruling, Verdict
+from callgate_server.pipeline import Pipeline
+from callgate_server.secrets.broker import Broker, Lease
+
+AGENT = Caller("acme", "bot", ("developer",))
+OTHER_AGENT = Caller("rival", "bot", ("developer",))
+CANARY = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt3Nb7Jc1Gd5Sa"
+
+
+def manifest(**changes: object) -> Manifest:
+    document: dict[str, object] = {
+        "tool": "text.echo",
+        "version": "1.0.0",
+        "summary": "Echo.",
+        "image": "python",
+        "run": {"python": "echo:echo"},
+        "input": {"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": False},
+        "output": {},
+        "effect": "read",
+    }
+    return Manifest.model_validate(document | changes)
+
+
+def tool(**changes: object) -> Tool:
+    return Tool.pin(manifest(**changes), "sha256:" + "0" * 64)
+
+
+class Tokens:
+    async def authenticate(self, token: str) -> Caller | None:
+        return {"agent": AGENT, "other": OTHER_AGENT}.get(token)
+
+
+class OneStringSchemas:
+    """Accepts arguments whose values are strings, and any result but `"misfit"`."""
+
+    def input_violations(self, tool: Tool, arguments: Json) -> list[Violation]:
+        assert isinstance(arguments, dict)
+        return [
+            Violation(f"/{key}", "type", "must be a string") for key, v in arguments.items() if not isinstance(v, str)
+        ]
+
+    def output_violations(self, tool: Tool, result: Json) -> list[Violation]:
+        return [Violation("/x", "type", "no")] if result == "misfit" else []
+
+
+@dataclass
+class Rulings:
+    journal: list[str]
+    ruling: Ruling = Ruling.ALLOW
+
+    def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
+        self.journal.append("authorize")
+        return Verdict(self.ruling, ("p1",), "v1", "approvers")
+
+    def could_allow(self, caller: Caller, tool: Tool) -> bool:
+        return self.ruling in (Ruling.ALLOW, Ruling.NEEDS_APPROVAL)
+
+
+@dataclass
+class MemoryLedger:
+    """Keeps rows in memory, moves them only as the lifecycle allows, and can be told to fail."""
+
+    journal: list[str]
+    rows: dict[str, StoredCall] = field(default_factory=dict)
+    keys: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    failing: set[str] = field(default_factory=set)
+
+    def _write(self, what: str) -> None:
+        if what in self.failing:
+            raise CallError(Reason.AUDIT_UNAVAILABLE, "The record cannot be written.")
+        self.journal.append(what)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        self._write("refuse")
+        self.rows[refusal.call_id] = StoredCall(
+            refusal.call_id, refusal.caller, refusal.tool, refusal.version, State.DENIED, "", refusal.reason, "",
+            refusal.policies, refusal.received_at, refusal.received_at, None,
+        )  # fmt: skip
+
+    async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
+        holder = self.keys.get((caller.tenant, caller.agent, tool, idempotency_key))
+        return self.rows[holder] if holder else None
+
+    async def claim(self, intent: Intent) -> StoredCall | None:
+        if intent.idempotency_key is not None:
+            key = (intent.caller.tenant, intent.caller.agent, intent.tool, intent.idempotency_key)
+            if key in self.keys:
+                return self.rows[self.keys[key]]
+            self.keys[key] = intent.call_id
+        self._write("claim")
+        self.rows[intent.call_id] = StoredCall(
+            intent.call_id, intent.caller, intent.tool, intent.version, State.RUNNING, intent.arguments_digest, None,
+            "", intent.policies, intent.received_at, None, None,
+        )  # fmt: skip
+        return None
+
+    async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
+        self._write(f"note:{kind}")
+        self.notes.append((call_id, kind))
+
+    async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
+        self._write("replayed")
+
+    async def complete(self, completion: Completion) -> None:
+        self._write(f"complete:{completion.state.value}")
+        row = self.rows[completion.call_id]
+        self.rows[completion.call_id] = replace(
+            row,
+            state=move(row.state, completion.state),
+            reason=completion.reason,
+            message=completion.message,
+            answer_json=completion.answer_json,
+            finished_at=datetime.now(UTC),
+        )
+        if completion.answer_json is None:
+            self.keys = {key: holder for key, holder in self.keys.items() if holder != completion.call_id}
+
+    async def get(self, call_id: str) -> StoredCall | None:
+        return self.rows.get(call_id)
+
+    async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
+        own = [row for row in self.rows.values() if row.caller == caller]
+        return sorted(own, key=lambda row: row.call_id, reverse=True)[:limit]
+
+    async def verify(self) -> ChainReport:
+        return ChainReport(len(self.rows), "", None)
+
+    def digest(self, data: bytes) -> str:
+        return hashlib.sha256(b"key" + data).hexdigest()
+
+
+@dataclass
+class Vault:
+    journal: list[str]
+    error: CallError | None = None
+
+    async def read(self, path: str, *, timeout_s: float) -> Lease:
+        if self.error:
+            raise self.error
+        self.journal.append("lease")
+        return Lease({"key": Sealed(CANARY.encode())}, "lease-1", 60.0)
+
+    async def revoke(self, lease_id: str, *, timeout_s: float) -> None:
+        self.journal.append("revoke")
+
+
+class ScriptedSandbox:
+    """Speaks the runner's side of the wire: greets, waits for the call, then plays `frames`."""
+
+    id = "fake-1"
+    info = SandboxInfo("fake", "none", "container")
+
+    def __init__(self, journal: list[str], frames: list[bytes], gate: asyncio.Event | None) -> None:
+        self._journal, self._frames, self._gate = journal, frames, gate
+        self._decoder = wire.Decoder()
+        self._called = asyncio.Event()
+        self._killed = asyncio.Event()
+        self._greeted = False
+        self.received: list[bytes] = []
+
+    async def send(self, data: bytes) -> None:
+        for kind, payload in self._decoder.feed(data):
+            self.received.append(payload)
+            if kind == wire.CALL:
+                self._journal.append("run")
+                self._called.set()
+            if kind == wire.CANCEL:
+                self._killed.set()
+
+    async def receive(self) -> bytes:
+        if not self._greeted:
+            self._greeted = True
+            return wire.encode_document(wire.HELLO, {"wire": 1})
+        await self._called.wait()
+        if self._gate is not None and not self._killed.is_set():
+            waits = [asyncio.ensure_future(event.wait()) for event in (self._gate, self._killed)]
+            _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for waiter in pending:
+                waiter.cancel()
+        if self._killed.is_set():
+            return b""
+        return self._frames.pop(0) if self._frames else b""
+
+    async def wait_exit(self, timeout_s: float) -> ExitReport:
+        return ExitReport(137, oom_killed=False, evidence="exit code 137")
+
+    async def kill(self) -> None:
+        self._killed.set()
+
+    async def destroy(self) -> None:
+        self._journal.append("destroy")
+
+
+def exit_frame(**changes: object) -> bytes:
+    document: dict[str, object] = {
+        "cause": "ended", "code": 0, "signal": None, "oom_kills": 0, "stdout_bytes": 0, "stderr_bytes": 0,
+        "result_truncated": False, "cpu_ms": 1.0, "wall_ms": 2.0, "max_rss_kb": 1000,
+    }  # fmt: skip
+    return wire.encode_document(wire.EXIT, document | changes)
+
+
+def success(result: object, stdout: bytes = b"") -> list[bytes]:
+    frames = [wire.encode(wire.STDOUT, stdout)] if stdout else []
+    frames += [exit_frame(stdout_bytes=len(stdout)), wire.encode(wire.RESULT, json.dumps(result).encode())]
+    return [*frames, wire.encode(wire.BYE, b"")]
+
+
+@dataclass
+class Sandboxes:
+    journal: list[str]
+    frames: list[bytes] = field(default_factory=lambda: success("done", b"hello\n"))
+    error: CallError | None = None
+    gate: asyncio.Event | None = None
+    opened: list[ScriptedSandbox] = field(default_factory=list)
+    requests: list[SandboxRequest] = field(default_factory=list)
+
+    async def open(self, request: SandboxRequest) -> ScriptedSandbox:
+        if self.error:
+            raise self.error
+        self.journal.append("acquire")
+        self.requests.append(request)
+        self.opened.append(ScriptedSandbox(self.journal, list(self.frames), self.gate))
+        return self.opened[-1]
+
+    async def reap(self) -> int:
+        return 0
+
+    async def health(self) -> Mapping[str, Health]:
+        return {}
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass
+class Seen:
+    """A Watch that remembers."""
+
+    refusals: list[tuple[str, Reason]] = field(default_factory=list)
+    ends: list[tuple[str, State]] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
+
+    def refused(self, tool: str, reason: Reason) -> None:
+        self.refusals.append((tool, reason))
+
+    def finished(self, tool: str, state: State, usage: Usage) -> None:
+        self.ends.append((tool, state))
+
+    def unexpected(self, call_id: str, error: BaseException) -> None:
+        self.defects.append(type(error).__name__)
+
+
+class World:
+    """A pipeline and all it stands on. Use as an async context manager."""
+
+    def __init__(self, *tools: Tool, calls: int = 8, max_s: float = 60) -> None:
+        self.journal: list[str] = []
+        self.policy = Rulings(self.journal)
+        self.ledger = MemoryLedger(self.journal)
+        self.vault = Vault(self.journal)
+        self.sandboxes = Sandboxes(self.journal)
+        self.watch = Seen()
+        self.running = RunningCalls(self.watch.unexpected)
+        self.catalog = Catalog.of(*(tools or (tool(),)))
+        self.pipeline = Pipeline(
+            authentication=Authentication(Tokens()),
+            catalog=self.catalog,
+            schemas=OneStringSchemas(),
+            policy=self.policy,
+            concurrency=Concurrency(Ceilings(calls, calls)),
+            deadlines=DeadlineRule(max_s),
+            ledger=self.ledger,
+            broker=Broker(self.vault, now=time.monotonic),
+            sandboxes=self.sandboxes,
+            running=self.running,
+            watch=self.watch,
+        )
+
+    async def __aenter__(self) -> "World":
+        await self.running.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.running.__aexit__(None, None, None)

@@ -1,0 +1,246 @@
+import asyncio
+import json
+
+import pytest
+
+from callgate_server.model.call import CallRequest
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.verdict import Ruling
+from support.stages import CANARY, World, exit_frame, success, tool
+
+SECRETS = [{"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "file"}]
+
+
+def request(arguments: object = None, **changes: object) -> CallRequest:
+    document = json.dumps({"text": "hi"} if arguments is None else arguments).encode()
+    return CallRequest("text.echo", document, "http", **changes)  # type: ignore[arg-type]
+
+
+async def refusal(world: World, asked: CallRequest, token: str | None = "agent") -> CallError:
+    with pytest.raises(CallError) as caught:
+        running = await world.pipeline.start(token, asked)
+        await running.wait()
+    return caught.value
+
+
+async def test_the_steps_of_a_call_happen_in_the_order_of_the_design() -> None:
+    async with World(tool(secrets=SECRETS)) as world:
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+        await running.finished.wait()
+    assert world.journal == [
+        "authorize", "claim", "lease", "note:secret_leased", "acquire", "run", "complete:succeeded", "destroy", "revoke",
+    ]  # fmt: skip
+    assert answer["state"] == "succeeded"
+    assert answer["result"] == "done"
+    assert answer["stdout"]["text"] == "hello\n"
+    assert answer["untrusted"] is True
+    assert answer["decision"]["policies"] == ["p1"]
+    assert set(answer["usage"]["phases_ms"]) == {"admission", "ledger", "secrets", "acquire", "run", "result"}
+
+
+async def test_without_a_credential_nothing_happens_and_nothing_is_recorded() -> None:
+    async with World() as world:
+        for token in (None, "", "stranger"):
+            assert (await refusal(world, request(), token)).reason is Reason.UNAUTHENTICATED
+    assert world.journal == []
+
+
+@pytest.mark.parametrize(
+    ("ruling", "reason"),
+    [
+        (Ruling.DENY, Reason.POLICY_DENIED),
+        (Ruling.ERROR, Reason.POLICY_ERROR),
+        (Ruling.NEEDS_APPROVAL, Reason.APPROVAL_REQUIRED),
+    ],
+)
+async def test_only_an_allow_is_an_allow_and_every_refusal_is_recorded(ruling: Ruling, reason: Reason) -> None:
+    async with World() as world:
+        world.policy.ruling = ruling
+        error = await refusal(world, request())
+    assert error.reason is reason
+    assert error.call_id is not None
+    assert error.policies == ("p1",)
+    assert world.journal == ["authorize", "refuse"]
+    assert world.ledger.rows[error.call_id].reason is reason
+    assert world.watch.refusals == [("text.echo", reason)]
+
+
+async def test_an_unknown_tool_and_bad_arguments_are_recorded_without_the_callers_text() -> None:
+    async with World() as world:
+        unknown = await refusal(world, CallRequest(f"evil.{CANARY}", b"{}", "http"))
+        invalid = await refusal(world, request({"text": 7}))
+        malformed = await refusal(world, CallRequest("text.echo", b'{"text":"a","text":"b"}', "http"))
+    assert (unknown.reason, invalid.reason) == (Reason.UNKNOWN_TOOL, Reason.INVALID_ARGUMENTS)
+    assert malformed.reason is Reason.INVALID_REQUEST
+    assert invalid.violations[0].path == "/text"
+    assert world.journal == ["refuse", "refuse", "refuse"]
+    assert CANARY not in repr(world.ledger.rows) + unknown.message
+
+
+async def test_what_cannot_be_recorded_does_not_run() -> None:
+    async with World(tool(secrets=SECRETS)) as world:
+        world.ledger.failing = {"claim"}
+        error = await refusal(world, request())
+    assert error.reason is Reason.AUDIT_UNAVAILABLE
+    assert {"lease", "acquire", "run"}.isdisjoint(world.journal)
+
+
+async def test_a_refusal_that_cannot_be_recorded_says_so_instead() -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.DENY
+        world.ledger.failing = {"refuse"}
+        assert (await refusal(world, request())).reason is Reason.AUDIT_UNAVAILABLE
+
+
+async def test_an_outcome_that_cannot_be_recorded_is_never_reported_as_success() -> None:
+    async with World() as world:
+        world.ledger.failing = {"complete:succeeded"}
+        error = await refusal(world, request())
+    assert error.reason is Reason.AUDIT_UNAVAILABLE
+    assert world.journal[-1] == "destroy"
+
+
+async def test_a_lease_that_cannot_be_journalled_is_given_back_and_never_used() -> None:
+    async with World(tool(secrets=SECRETS)) as world:
+        world.ledger.failing = {"note:secret_leased"}
+        assert (await refusal(world, request())).reason is Reason.AUDIT_UNAVAILABLE
+    assert "acquire" not in world.journal
+    assert "revoke" in world.journal
+
+
+async def test_when_no_sandbox_can_be_had_the_secret_is_given_back_and_the_failure_recorded() -> None:
+    async with World(tool(secrets=SECRETS)) as world:
+        world.sandboxes.error = CallError(Reason.SANDBOX_UNAVAILABLE, "The engine does not answer.")
+        error = await refusal(world, request())
+    assert error.reason is Reason.SANDBOX_UNAVAILABLE
+    assert world.journal[-2:] == ["complete:failed", "revoke"]
+    assert error.call_id is not None
+    assert world.ledger.rows[error.call_id].state is State.FAILED
+
+
+async def test_a_defect_ends_the_claim_and_tells_the_caller_only_the_call_id() -> None:
+    async with World() as world:
+        world.sandboxes.error = RuntimeError(CANARY)  # type: ignore[assignment]  # a defect, not a CallError
+        error = await refusal(world, request())
+    assert error.reason is Reason.INTERNAL
+    assert CANARY not in error.message
+    assert world.watch.defects == ["RuntimeError"]
+    assert world.journal[-1] == "complete:failed"
+
+
+async def test_a_finished_call_is_replayed_and_nothing_runs_again() -> None:
+    async with World() as world:
+        first = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        world.journal.clear()
+        second = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+    assert world.journal == ["authorize", "replayed"]
+    assert second == {**first, "replayed": True}
+    assert first["replayed"] is False
+
+
+async def test_a_revoked_caller_cannot_read_an_old_answer() -> None:
+    async with World() as world:
+        await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        world.policy.ruling = Ruling.DENY
+        assert (await refusal(world, request(idempotency_key="k"))).reason is Reason.POLICY_DENIED
+
+
+async def test_a_replay_costs_no_place() -> None:
+    async with World(calls=1) as world:
+        await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        world.sandboxes.gate = asyncio.Event()
+        blocking = await world.pipeline.start("agent", request())
+        replay = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        full = await refusal(world, request())
+        world.sandboxes.gate.set()
+        await blocking.wait()
+    assert replay["replayed"] is True
+    assert full.reason is Reason.OVERLOADED
+    assert full.retry_after_ms is not None
+
+
+async def test_a_key_with_other_arguments_is_a_conflict_and_a_running_one_is_in_flight() -> None:
+    async with World() as world:
+        world.sandboxes.gate = asyncio.Event()
+        running = await world.pipeline.start("agent", request(idempotency_key="k"))
+        in_flight = await refusal(world, request(idempotency_key="k"))
+        conflict = await refusal(world, request({"text": "other"}, idempotency_key="k"))
+        world.sandboxes.gate.set()
+        await running.wait()
+    assert in_flight.reason is Reason.CALL_IN_FLIGHT
+    assert conflict.reason is Reason.IDEMPOTENCY_CONFLICT
+    assert world.journal.count("run") == 1
+
+
+async def test_a_key_belongs_to_its_caller() -> None:
+    async with World() as world:
+        await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        other = await (await world.pipeline.start("other", request(idempotency_key="k"))).wait()
+    assert other["replayed"] is False
+
+
+async def test_a_call_that_never_started_gives_its_key_back() -> None:
+    async with World() as world:
+        world.sandboxes.error = CallError(Reason.SANDBOX_UNAVAILABLE, "down")
+        await refusal(world, request(idempotency_key="k"))
+        world.sandboxes.error = None
+        answer = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+    assert (answer["state"], answer["replayed"]) == ("succeeded", False)
+
+
+async def test_a_failing_tool_has_an_answer_with_what_it_printed() -> None:
+    async with World() as world:
+        world.sandboxes.frames = [*success("x", b"partial\n")[:1], exit_frame(code=3, stdout_bytes=8), success("x")[-1]]
+        answer = await (await world.pipeline.start("agent", request())).wait()
+    assert (answer["state"], answer["error"]["reason"]) == ("failed", "tool_failed")
+    assert answer["exit"] == {"code": 3, "signal": None}
+    assert answer["stdout"]["text"] == "partial\n"
+    assert answer["result"] is None
+
+
+async def test_a_result_that_does_not_fit_is_a_failure() -> None:
+    async with World() as world:
+        world.sandboxes.frames = success("misfit")
+        answer = await (await world.pipeline.start("agent", request())).wait()
+    assert (answer["state"], answer["error"]["reason"], answer["result"]) == ("failed", "invalid_result", None)
+
+
+async def test_a_secret_is_redacted_from_the_answer_the_events_and_the_record() -> None:
+    async with World(tool(secrets=SECRETS)) as world:
+        world.sandboxes.frames = success({"echo": CANARY}, f"it is {CANARY}\n".encode())
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+        events = [event async for event in running.events()]
+    assert answer["result"] == {"echo": "[REDACTED:key]"}
+    assert answer["stdout"]["text"] == "it is [REDACTED:key]\n"
+    assert CANARY not in repr((answer, events, world.ledger.rows, world.ledger.notes))
+
+
+async def test_a_wire_that_ends_early_is_a_loss_never_a_success() -> None:
+    async with World() as world:
+        world.sandboxes.frames = success("done", b"hello\n")[:-1]
+        answer = await (await world.pipeline.start("agent", request())).wait()
+    assert (answer["state"], answer["error"]["reason"]) == ("lost", "sandbox_lost")
+    assert answer["stdout"]["text"] == "hello\n"
+
+
+async def test_the_deadline_is_the_smallest_of_the_clients_the_manifests_and_the_servers() -> None:
+    async with World(tool(limits={"wall_s": 5}), max_s=4) as world:
+        for client_ms, expected_s in ((None, 4.0), (2000, 2.0), (900_000, 4.0)):
+            await (await world.pipeline.start("agent", request(deadline_ms=client_ms))).wait()
+            sent = world.sandboxes.requests[-1]
+            row = world.ledger.rows[sent.call_id]
+            assert (sent.deadline_at - row.received_at).total_seconds() == pytest.approx(expected_s, abs=0.01)
+
+
+async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
+    async with World() as world:
+        world.sandboxes.gate = asyncio.Event()
+        running = await world.pipeline.start("agent", request())
+        running.cancel()
+        answer = await running.wait()
+        await running.finished.wait()
+    assert answer["state"] == "cancelled"
+    assert world.journal[-2:] == ["complete:cancelled", "destroy"]

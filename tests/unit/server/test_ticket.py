@@ -1,0 +1,50 @@
+from datetime import timedelta
+
+from callgate_server.model.answer import SandboxInfo
+from callgate_server.model.call import CallRequest, Deadline
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.verdict import Ruling, Verdict
+from callgate_server.ticket import Admitted, Ticket
+from support.stages import AGENT, tool
+
+REQUEST = CallRequest("text.echo", b"{}", "grpc", idempotency_key="k")
+
+
+def digest(data: bytes) -> str:
+    return "hash"
+
+
+def admitted() -> Admitted:
+    ticket = Ticket(AGENT, REQUEST, arguments={"text": "hello", "mode": "plain"})
+    ticket.tool = tool(record_clear=["mode"], runtime="runsc")
+    verdict = Verdict(Ruling.ALLOW, ("p1",), "v1")
+    return Admitted(ticket, ticket.tool, verdict, b"{}", "digest", Deadline(ticket.received_s + 5))
+
+
+def test_an_early_refusal_records_what_was_known_by_then() -> None:
+    refusal = Ticket(AGENT, REQUEST).refusal(CallError(Reason.UNKNOWN_TOOL, "No such tool."), digest)
+    assert (refusal.tool, refusal.version, refusal.policy_version, refusal.arguments) == ("", "", "", {})
+    assert refusal.caller == AGENT
+
+
+def test_a_late_refusal_records_arguments_as_hashes_but_for_those_marked_clear() -> None:
+    call = admitted()
+    call.ticket.verdict = call.verdict
+    refusal = call.ticket.refusal(CallError(Reason.OVERLOADED, "full", policies=("p1",)), digest)
+    assert (refusal.tool, refusal.version, refusal.policy_version) == ("text.echo", "1.0.0", "v1")
+    assert refusal.arguments["mode"] == "plain"
+    assert "hello" not in repr(refusal.arguments)
+
+
+def test_intent_sandbox_and_answer_agree_on_the_call() -> None:
+    call = admitted()
+    intent, request = call.intent(digest), call.sandbox_request()
+    blank = call.blank(SandboxInfo("fake", "runsc", "container"))
+    assert intent.call_id == request.call_id == blank.call_id == call.ticket.id
+    assert intent.decision_id == blank.decision.id
+    assert intent.idempotency_key == "k"
+    assert "hello" not in repr(intent)
+    assert request.runtime == "runsc"
+    assert request.tenant == "acme"
+    assert intent.deadline_at == request.deadline_at
+    assert abs(intent.deadline_at - call.ticket.received_at - timedelta(seconds=5)) < timedelta(milliseconds=1)
