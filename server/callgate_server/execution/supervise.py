@@ -7,6 +7,7 @@ It does not start or remove the sandbox, and judges nothing that the tool wrote.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any, Final, TypeVar, assert_never
@@ -47,7 +48,7 @@ async def supervise(
     sandbox: Sandbox,
     job: Job,
     *,
-    clock: Callable[[], float],
+    clock: Callable[[], float] = time.monotonic,
     on_output: OutputListener,
     cancelled: asyncio.Event,
 ) -> RunOutcome:

@@ -1,0 +1,92 @@
+"""One call as the gateway sent it: what to run, within which ceilings, with which secrets."""
+
+import json
+import os
+
+from callgate_runner import wire
+
+SECRETS_FOLDER = "/run/secrets"
+
+
+class Call:
+    """A call frame, decoded. The gateway is trusted; what is malformed is a fault, and nothing runs."""
+
+    __slots__ = (
+        "arguments",
+        "artifacts",
+        "artifacts_bytes",
+        "command",
+        "deadline_s",
+        "function",
+        "memory_bytes",
+        "open_files",
+        "output_bytes",
+        "pids",
+        "result_bytes",
+        "result_from_stdout",
+    )
+
+    def __init__(self, payload: bytes) -> None:
+        head, self.arguments = wire.split_head(payload)
+        self.function = None if head["python"] is None else _text(head["python"])
+        self.command = None if head["command"] is None else _words(head["command"])
+        if (self.function is None) == (self.command is None):
+            raise ValueError("a call needs either a function or a command")
+        self.result_from_stdout = head["result"] == "stdout"
+        self.deadline_s = _number(head["deadline_ms"]) / 1000
+        self.output_bytes = _number(head["output_bytes"])
+        self.result_bytes = _number(head["result_bytes"])
+        self.artifacts = _number(head["artifacts"])
+        self.artifacts_bytes = _number(head["artifacts_bytes"])
+        self.memory_bytes = _number(head["memory_bytes"])
+        self.pids = _number(head["pids"])
+        self.open_files = _number(head["open_files"])
+
+    def stdin(self, secrets: dict[str, str]) -> bytes:
+        """Return the tool's input: one line of arguments, and one of secrets where it gets any that way."""
+        document = self.arguments + b"\n"
+        if secrets:
+            document += json.dumps(secrets).encode() + b"\n"
+        return document
+
+
+def accept_secret(payload: bytes, secrets: dict[str, str]) -> None:
+    """Take one secret: write it to its file, or add it to `secrets`, those for standard input."""
+    head, value = wire.split_head(payload)
+    name = _text(head["name"])
+    if not (name.isascii() and name.isidentifier()):
+        raise ValueError("a secret's name is not plain")
+    if head["deliver"] == "stdin":
+        secrets[name] = value.decode()
+    elif head["deliver"] == "file":
+        _write_secret(name, value)
+    else:
+        raise ValueError("a secret is delivered to a file or to standard input")
+
+
+def _write_secret(name: str, value: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(f"{SECRETS_FOLDER}/{name}", flags, 0o400)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(value)
+    finally:
+        os.close(fd)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a call's field is not text")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise TypeError("a call's field is not a count")
+    return value
+
+
+def _words(value: object) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise TypeError("a call's command is not a list of words")
+    return [_text(word) for word in value]

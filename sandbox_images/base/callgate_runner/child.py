@@ -1,0 +1,119 @@
+"""From the runner to the tool: the child process, step by step.
+
+A Python tool is called in a fork of the runner, which saves the start of an interpreter; a command is executed.
+What the fork still has in its memory is this call's own input, which the tool gets anyway.
+"""
+
+import os
+import resource
+import sys
+from typing import NoReturn
+
+from callgate_runner import kernel, python_tool
+from callgate_runner.call import Call
+
+_RESULT_FD = 3
+# Above any descriptor that the runner ever has: it opens about twenty, from the lowest number free.
+_HIGHEST_FD = 1024
+_CANNOT_START = 126
+_SCRATCH = "/tmp"  # noqa: S108  # the sandbox's own
+_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": _SCRATCH,
+    "TMPDIR": _SCRATCH,
+    "LANG": "C.UTF-8",
+}
+
+
+class Pipes:
+    """The four pipes to the tool: the runner's ends (non-blocking), and the child's."""
+
+    __slots__ = ("result", "stderr", "stdin", "stdout", "theirs")
+
+    def __init__(self, *, with_result: bool) -> None:
+        their_stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
+        self.stdout, their_stdout = os.pipe2(os.O_CLOEXEC)
+        self.stderr, their_stderr = os.pipe2(os.O_CLOEXEC)
+        self.theirs = [their_stdin, their_stdout, their_stderr]
+        self.result: int | None = None
+        if with_result:
+            self.result, their_result = os.pipe2(os.O_CLOEXEC)
+            self.theirs.append(their_result)
+
+    def keep_ours(self) -> None:
+        for fd in self.theirs:
+            os.close(fd)
+        ours = [self.stdin, self.stdout, self.stderr]
+        for fd in ours if self.result is None else [*ours, self.result]:
+            os.set_blocking(fd, False)
+
+
+def start(call: Call) -> tuple[int, Pipes]:
+    """Start the tool; return its process id and the pipes to it."""
+    pipes = Pipes(with_result=not call.result_from_stdout)
+    pid = os.fork()
+    if pid == 0:
+        _become_the_tool(call, pipes)
+    pipes.keep_ours()
+    return pid, pipes
+
+
+def _become_the_tool(call: Call, pipes: Pipes) -> NoReturn:
+    status = _CANNOT_START
+    try:
+        _leave_the_runner(call, pipes)
+        if call.function is not None:
+            status = python_tool.run(call.function, with_result=not call.result_from_stdout)
+        elif call.command is not None:
+            os.execve(call.command[0], call.command, os.environ)
+    except BaseException:
+        # Standard error is the tool's by now, or the runner's own, which nobody but the operator reads.
+        sys.excepthook(*sys.exc_info())
+    finally:
+        # Nothing of the runner may run in this process after the tool.
+        os._exit(status)
+
+
+def _leave_the_runner(call: Call, pipes: Pipes) -> None:
+    """Turn this fork into the tool's process. The order is part of the design."""
+    # 1. The wire goes first: whatever fails or follows, this process can no longer write a frame. Duplicating
+    #    replaces 0 to 3; everything above, the wire among it, is closed.
+    for number, fd in enumerate(pipes.theirs):
+        os.dup2(fd, number)
+    os.closerange(len(pipes.theirs), _HIGHEST_FD)
+    # 2. A session of its own: a signal to its process group, or to a terminal's, stays with the tool.
+    os.setsid()
+    # 3. The runner's deafness to signals is not for the tool.
+    kernel.default_signals()
+    # 4. Before the process may be dumped (5): a core file would hold the call's secrets.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_NOFILE, call.open_files)
+    # 5. Inherited "not dumpable" would keep the tool from its own /proc/self. Only now, without the wire: from
+    #    here on its siblings may look into this process.
+    kernel.set_dumpable(dumpable=True)
+    # 6. Needs 5, as /proc/self was root's until then. When memory runs out, the tool dies before the runner.
+    _volunteer_for_oom()
+    # 7. The container has it already where the backend keeps its word; here no word is needed.
+    kernel.set_no_new_privs()
+    # 8. What a program sees of its surroundings: fixed, and without anything of the runner's.
+    os.umask(0o077)
+    os.chdir(_SCRATCH)
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+    if pipes.result is not None:
+        os.environ["CALLGATE_RESULT_FD"] = str(_RESULT_FD)
+
+
+def _volunteer_for_oom() -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:
+        # A kernel without it may kill the runner first; the gateway still learns of it from the sandbox.
+        return
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))

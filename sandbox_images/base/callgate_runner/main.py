@@ -1,0 +1,73 @@
+"""Process 1 of a sandbox: become untouchable, receive one call, run it, account for it, end.
+
+Whatever goes wrong here ends this process, and with it every process of the sandbox: the kernel kills a pid
+namespace whose process 1 is gone. The gateway takes an end without farewell for a loss, never for a success.
+"""
+
+import os
+import sys
+import time
+
+from callgate_runner import kernel, wire
+from callgate_runner.call import Call, accept_secret
+from callgate_runner.run import Run
+
+# How long to wait for a call. A gateway that died without closing the wire must not leave us waiting forever.
+_CALL_WAIT_S = 60.0
+_FAULT = 70
+_GATEWAY_GONE = 71
+
+
+def main() -> None:
+    """Serve one call. Does not return."""
+    if os.getpid() != 1:
+        sys.exit("callgate_runner: this is process 1 of a sandbox, and kills every process it can see; not here.")
+    status = _FAULT
+    try:
+        status = _serve()
+    except (ConnectionError, TimeoutError):
+        status = _GATEWAY_GONE
+    except BaseException as error:
+        _report(error)
+    finally:
+        os._exit(status)
+
+
+def _serve() -> int:
+    # Before anything arrives that the tool must not reach.
+    kernel.set_dumpable(dumpable=False)
+    link = wire.Wire.take_over()
+    waking = kernel.ignore_signals()
+    until = time.monotonic() + _CALL_WAIT_S
+    link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
+    link.flush(until)
+    call, secrets, deadline = _receive_call(link, until)
+    run = Run(link, call, call.stdin(secrets), waking, deadline)
+    run.supervise()
+    run.account()
+    return 0
+
+
+def _receive_call(link: wire.Wire, until: float) -> tuple[Call, dict[str, str], float]:
+    """Return the call, the secrets for its standard input, and its deadline in monotonic time."""
+    secrets: dict[str, str] = {}
+    while True:
+        frames = link.next_frames(until)
+        for number, (kind, payload) in enumerate(frames, start=1):
+            if kind == wire.SECRET:
+                accept_secret(payload, secrets)
+            elif kind == wire.CALL and number == len(frames):
+                call = Call(payload)
+                return call, secrets, time.monotonic() + call.deadline_s
+            else:
+                raise ValueError("a frame that may not precede the tool")
+
+
+def _report(error: BaseException) -> None:
+    """Tell the operator where it broke. The error's text may hold what it was given, and is left out."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else "?"
+    sys.stderr.write(f"callgate_runner: {type(error).__name__} at {where}\n")
+    sys.stderr.flush()

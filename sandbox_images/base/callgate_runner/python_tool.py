@@ -1,0 +1,112 @@
+"""A Python tool: a function that gets the call's arguments by name and returns its result as JSON.
+
+This runs in the tool's own process. Whatever the function does, its end becomes an exit status that tells the
+truth: a result that cannot be written whole is a failure.
+"""
+
+import atexit
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+TOOLS_FOLDER = "/opt/callgate/tools"
+PACKAGES_FOLDER = "/opt/callgate/packages"
+_RUNNER_FOLDER = "/opt/callgate/runner"
+_RESULT_FD = 3
+
+
+def run(function: str, *, with_result: bool) -> int:
+    """Call `module:function` and return the exit status of the process.
+
+    `with_result` False: what it prints is its result, and what it returns is dropped.
+    """
+    _become_a_python_program()
+    try:
+        status = _call(function, with_result=with_result)
+    except SystemExit as request:
+        status = _status_of(request)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    return _finish(status)
+
+
+def _become_a_python_program() -> None:
+    """Give the function the surroundings of a program of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sys.argv = [""]
+    sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
+    sys.dont_write_bytecode = True
+    # Lines leave at once, so that a tool killed at its deadline has said what it said.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
+    sys.stdout = _text_output(1, "surrogateescape")
+    sys.stderr = _text_output(2, "backslashreplace")
+
+
+def _text_output(fd: int, errors: str) -> io.TextIOWrapper:
+    raw = open(fd, "wb", closefd=False)  # noqa: SIM115  # lives as long as the process
+    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=True)
+
+
+def _call(function: str, *, with_result: bool) -> int:
+    module_name, _, function_name = function.partition(":")
+    arguments, _, secrets = sys.stdin.buffer.read().partition(b"\n")
+    keywords = json.loads(arguments)
+    tool = getattr(__import__(module_name), function_name)
+    if _takes_secrets(tool):
+        if "secrets" in keywords:
+            raise TypeError("`secrets` is for the gateway to give: the tool may not have an argument of that name")
+        keywords["secrets"] = json.loads(secrets) if secrets else {}
+    value = tool(**keywords)
+    if with_result:
+        _write_result(value)
+    return 0
+
+
+def _takes_secrets(tool: Callable[..., object]) -> bool:
+    while hasattr(tool, "__wrapped__"):
+        tool = tool.__wrapped__
+    code = tool.__code__
+    return "secrets" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def _write_result(value: object) -> None:
+    # Strict: NaN and infinities are not JSON, and a lone surrogate is not UTF-8.
+    left = memoryview(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    while left:
+        left = left[os.write(_RESULT_FD, left) :]
+    os.close(_RESULT_FD)
+
+
+def _status_of(request: SystemExit) -> int:
+    if request.code is None:
+        return 0
+    if isinstance(request.code, int):
+        return request.code & 0xFF
+    sys.stderr.write(f"{request.code}\n")
+    return 1
+
+
+def _finish(status: int) -> int:
+    """Do what the interpreter does at its end: wait for threads, run exit functions, flush."""
+    try:
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            # What the interpreter itself calls.
+            threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = status or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # Closed by the tool, or nobody reads: what a program of its own would report as status 120.
+            status = status or 120
+    return status

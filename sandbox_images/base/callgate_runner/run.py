@@ -1,0 +1,226 @@
+"""One run of the tool: the loop that feeds it, listens to it and watches the clock, and the account at its end."""
+
+import os
+import select
+import time
+from collections.abc import Iterator
+
+from callgate_runner import artifacts, child, kernel, limits, wire
+from callgate_runner.call import Call
+from callgate_runner.capture import Bounded, HeadAndTail
+
+_FLOOD_BYTES = 16 * 1024 * 1024
+_FLOOD_FACTOR = 16
+# The longest that the loop sleeps: a wake-up that was lost costs no more than this.
+_TICK_S = 1.0
+# How long the account may take when the gateway reads slowly or not at all, after the deadline or the end.
+_FAREWELL_S = 10.0
+
+
+class Run:
+    """The tool's process from its start to its account. Nothing in it is reused."""
+
+    def __init__(self, link: wire.Wire, call: Call, stdin: bytes, waking: int, deadline: float) -> None:
+        self._link = link
+        self._call = call
+        self._deadline = deadline
+        self._waking = waking
+        self._cause: str | None = None
+        self._status: int | None = None
+        self._stdout = HeadAndTail(call.output_bytes)
+        self._stderr = HeadAndTail(call.output_bytes)
+        self._result = Bounded(call.result_bytes)
+        self._flood_bytes = max(_FLOOD_BYTES, _FLOOD_FACTOR * call.output_bytes)
+        self._input = bytearray(stdin)
+        self._watch = limits.Watch(call.memory_bytes, call.pids)
+        self._next_look = time.monotonic()
+        self._oom_kills = limits.oom_kills()
+        self._started = time.monotonic()
+        self._pid, self._pipes = child.start(call)
+        self._readers = {self._pipes.stdout: self._on_stdout, self._pipes.stderr: self._on_stderr}
+        if self._pipes.result is not None:
+            self._readers[self._pipes.result] = self._result.feed
+
+    def supervise(self) -> None:
+        """Relay until the tool's first process has ended, or there is a cause to end it.
+
+        Raises:
+            ConnectionError: the gateway is gone.
+            ValueError: it broke the protocol.
+        """
+        while self._status is None and self._cause is None:
+            for fd, event in self._poll():
+                self._handle(fd, event)
+            self._link.pump()
+            self._status, _ = kernel.reap(self._pid)
+            # Who ended by itself was neither cancelled nor too late, were it by a hair.
+            self._cause = None if self._status is not None else self._cause or self._reason_to_kill()
+
+    def account(self) -> None:
+        """End everything, and tell the gateway how it was.
+
+        Raises:
+            ConnectionError: the gateway is gone.
+            TimeoutError: it did not read in time.
+        """
+        ended = time.monotonic()
+        status, all_gone = kernel.kill_everything(self._pid)
+        self._status = self._status if self._status is not None else status
+        # The dead write no more: what is left in the pipes is finite.
+        for fd in list(self._readers):
+            while self._read(fd):
+                pass
+        until = max(self._deadline, ended) + _FAREWELL_S
+        for frame in self._account_frames((ended - self._started) * 1000, all_gone=all_gone):
+            self._link.queue(frame)
+            if self._link.pending > wire.HIGH_WATER:
+                self._link.flush(until)
+        self._link.flush(until)
+
+    def _poll(self) -> list[tuple[int, int]]:
+        poll = select.poll()
+        poll.register(self._link.source, select.POLLIN)
+        poll.register(self._link.sink, select.POLLOUT if self._link.pending else 0)
+        poll.register(self._waking, select.POLLIN)
+        if self._input:
+            poll.register(self._pipes.stdin, select.POLLOUT)
+        if self._link.pending < wire.HIGH_WATER:
+            for fd in self._readers:
+                poll.register(fd, select.POLLIN)
+        wake_at = min(self._deadline, self._next_look if self._watch.needed else self._deadline)
+        pause = min(max(wake_at - time.monotonic(), 0.0), _TICK_S)
+        # Rounded up: rounded down, the last millisecond before a deadline would be spent spinning.
+        return poll.poll(int(pause * 1000) + 1)
+
+    def _handle(self, fd: int, event: int) -> None:
+        if fd == self._link.source:
+            self._on_gateway()
+        elif fd == self._link.sink:
+            if event & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+                raise ConnectionError("the wire broke")
+        elif fd == self._waking:
+            self._drain_wakeups()
+        elif fd == self._pipes.stdin:
+            self._write_input()
+        elif fd in self._readers:
+            self._read(fd)
+
+    def _on_gateway(self) -> None:
+        for kind, _ in self._link.receive():
+            if kind != wire.CANCEL:
+                raise ValueError("a frame that may not follow call")
+            self._cause = "cancelled"
+
+    def _drain_wakeups(self) -> None:
+        try:
+            os.read(self._waking, wire.CHUNK)
+        except BlockingIOError:
+            return
+
+    def _write_input(self) -> None:
+        try:
+            written = os.write(self._pipes.stdin, self._input[: wire.CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            # The tool does not want its input; that is its own affair.
+            written = len(self._input)
+        del self._input[:written]
+        if not self._input:
+            os.close(self._pipes.stdin)
+
+    def _read(self, fd: int) -> bool:
+        """Take what a pipe holds, one chunk at most. Returns whether there may be more."""
+        try:
+            data = os.read(fd, wire.CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            self._readers[fd](data)
+            return True
+        os.close(fd)
+        del self._readers[fd]
+        return False
+
+    def _on_stdout(self, data: bytes) -> None:
+        if self._call.result_from_stdout:
+            self._result.feed(data)
+        head = self._stdout.feed(data)
+        if head:
+            self._link.queue(wire.encode(wire.STDOUT, head))
+
+    def _on_stderr(self, data: bytes) -> None:
+        head = self._stderr.feed(data)
+        if head:
+            self._link.queue(wire.encode(wire.STDERR, head))
+
+    def _reason_to_kill(self) -> str | None:
+        now = time.monotonic()
+        if now >= self._deadline:
+            return "timed_out"
+        if self._stdout.total + self._stderr.total + self._result.total > self._flood_bytes:
+            return "output_flood"
+        if self._watch.needed and now >= self._next_look:
+            self._next_look = now + limits.WATCH_INTERVAL_S
+            return self._watch.broken()
+        return None
+
+    def _account_frames(self, wall_ms: float, *, all_gone: bool) -> Iterator[bytes]:
+        yield wire.encode_document(wire.EXIT, self._exit_document(wall_ms))
+        yield from _rest(self._stdout, wire.STDOUT, wire.STDOUT_TAIL)
+        yield from _rest(self._stderr, wire.STDERR, wire.STDERR_TAIL)
+        if not self._result.truncated:
+            yield from _chunks(wire.RESULT, self._result.data)
+        # While something still lives, what it writes may change under the walk.
+        if self._call.artifacts and all_gone:
+            yield from _artifact_frames(self._call)
+        yield wire.encode(wire.BYE, b"")
+
+    def _exit_document(self, wall_ms: float) -> dict[str, object]:
+        code = signal = None
+        if self._status is not None:
+            code, signal = _code_and_signal(self._status)
+        now_killed = limits.oom_kills()
+        counted = None if now_killed is None or self._oom_kills is None else max(0, now_killed - self._oom_kills)
+        cpu_ms, max_rss_kb = kernel.children_usage()
+        return {
+            "cause": self._cause or "ended",
+            "code": code,
+            "signal": signal,
+            "oom_kills": counted,
+            "stdout_bytes": self._stdout.total,
+            "stderr_bytes": self._stderr.total,
+            "result_truncated": self._result.truncated,
+            "cpu_ms": round(cpu_ms, 3),
+            "wall_ms": round(wall_ms, 3),
+            "max_rss_kb": max_rss_kb,
+        }
+
+
+def _code_and_signal(status: int) -> tuple[int | None, int | None]:
+    code = os.waitstatus_to_exitcode(status)
+    return (code, None) if code >= 0 else (None, -code)
+
+
+def _rest(stream: HeadAndTail, kind: int, tail_kind: int) -> Iterator[bytes]:
+    yield from _chunks(tail_kind if stream.gap else kind, stream.tail)
+
+
+def _chunks(kind: int, data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), wire.CHUNK):
+        yield wire.encode(kind, data[start : start + wire.CHUNK])
+
+
+def _artifact_frames(call: Call) -> Iterator[bytes]:
+    for found in artifacts.find(call.artifacts, call.artifacts_bytes):
+        document: dict[str, object] = {"name": found.name, "size": found.size}
+        if found.rejected is not None:
+            document["rejected"] = found.rejected
+        yield wire.encode_document(wire.ARTIFACT, document)
+        left = 0 if found.rejected is not None else found.size
+        while left:
+            data = os.read(found.fd, min(left, wire.CHUNK))
+            if not data:
+                raise OSError("a file is shorter than its size")
+            left -= len(data)
+            yield wire.encode(wire.ARTIFACT_DATA, data)
