@@ -36,6 +36,11 @@ def files_of(folder: Path) -> dict[str, Path]:
     return files
 
 
+def is_installed(name: str) -> bool:
+    """Whether a file is put in place by the builder, after the image's own Dockerfile, which does not see it."""
+    return name == REQUIREMENTS or name.split("/")[0] in (PACKAGES, RUNNER, TOOLS)
+
+
 def walk(folder: Path) -> dict[str, Path]:
     """Return every file under `folder` by its relative path.
 

@@ -5,8 +5,8 @@ compiled, all of it passed through `seal.py` and checked as the engine gives it 
 folders there are, nor where digests are kept. What an image is made of is hashed into a label: what did not
 change is not built again.
 
-    Debian root ─ base/Dockerfile ─► callgate/base:foundation ─ NAME/Dockerfile ─► callgate/NAME:open
-    callgate/NAME:open ─ seal ─► callgate/NAME:latest        (the one before stays as :previous)
+    Debian root ─ base/Dockerfile ─► callgate/base:open ─ NAME/Dockerfile ─► callgate/NAME:open
+    callgate/NAME:open ─ packages, runner, tools ─► :unsealed ─ seal ─► :latest     (the one before stays: :previous)
 """
 
 import fcntl
@@ -33,19 +33,19 @@ BASE: Final = "base"
 DEBIAN: Final = "debian:bookworm-slim"
 _SUITE: Final = "bookworm"
 _ROOTFS: Final = "callgate/base:rootfs"
-_FOUNDATION: Final = "callgate/base:foundation"
 _LABEL: Final = "callgate.source"
 _TIMEOUT_S: Final = 900
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 _LAST_LINES: Final = 12
 _CHUNK: Final = 1 << 20
 
-# How every Dockerfile ends. Compiled here because the root is read-only when a tool runs; unchecked because nothing
-# can change a source then. Our code and the tools must compile; packages carry files for other Pythons. The runner
-# comes late: an author's Dockerfile cannot change it, and changing it does not install packages anew.
-_ON_BASE: Final = "ARG BASE\nFROM ${BASE}\n"
+# What is done to every image after its own Dockerfile, without a network. Compiled here because the root is
+# read-only when a tool runs; unchecked because nothing can change a source then. Our code and the tools must compile;
+# packages carry files for other Pythons. The runner comes late, so that no author's Dockerfile can change it.
 _COMPILE: Final = "/usr/bin/python3 -I -m compileall -q -j 0 --invalidation-mode unchecked-hash"
 _ENDING: Final = f"""
+ARG BASE
+FROM ${{BASE}}
 USER 0:0
 COPY packages/ /opt/callgate/packages/
 RUN {_COMPILE} -q -x '/tests/' /opt/callgate/packages || true
@@ -108,22 +108,37 @@ class _Build:
         runner = {name: path for name, path in files[BASE].items() if name.startswith(f"{context.RUNNER}/")}
         if not runner:
             raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/")
-        foundation = self._foundation(files[BASE])
+        foundation = self._opened(BASE, files[BASE], self._rootfs())
         digests = {}
         for name in sorted(files):
-            dockerfile = _ON_BASE if name == BASE else files[name][context.DOCKERFILE].read_text("utf-8")
-            digests[name] = self._image(name, dockerfile + _ENDING, files[name] | runner, foundation)
+            opened = foundation if name == BASE else self._opened(name, files[name], foundation)
+            installed = {path: file for path, file in files[name].items() if context.is_installed(path)}
+            digests[name] = self._finished(name, installed | runner, opened)
         return digests
 
-    def _image(self, name: str, dockerfile: str, files: Files, parent: str) -> str:
-        source = context.digest(files, dockerfile, parent, seal.rules_digest())
-        found = self._find(f"callgate/{name}:latest")
+    def _opened(self, name: str, files: Files, parent: str) -> str:
+        """The image as its Dockerfile makes it; still with a package manager, still without tools."""
+        own = {path: file for path, file in files.items() if not context.is_installed(path)}
+        dockerfile = files[context.DOCKERFILE].read_text("utf-8")
+        source = context.digest(own, dockerfile, parent)
+        found = self._find(f"callgate/{name}:open")
         if found and found[1] == source:
             return found[0]
         self._progress(f"image {name}: building")
-        opened = self._built(f"callgate/{name}:open", dockerfile, files, parent, source)
+        return self._built(f"callgate/{name}:open", dockerfile, own, parent, source)
+
+    def _finished(self, name: str, files: Files, opened: str) -> str:
+        """The image with packages, tools and runner, sealed and checked."""
+        source = context.digest(files, _ENDING, opened, seal.rules_digest())
+        found = self._find(f"callgate/{name}:latest")
+        if found and found[1] == source:
+            return found[0]
+        self._progress(f"image {name}: installing packages and tools")
+        if context.REQUIREMENTS in files:
+            files = {**files, **self._packages(files[context.REQUIREMENTS], opened)}
+        unsealed = self._built(f"callgate/{name}:unsealed", _ENDING, files, opened, source, network="none")
         self._progress(f"image {name}: sealing and checking")
-        with self._exported(opened) as archive:
+        with self._exported(unsealed) as archive:
             digest = self._imported(seal.sealed(archive), source)
         self._refuse_faulty(name, digest)
         self._publish(f"callgate/{name}", digest)
@@ -145,18 +160,6 @@ class _Build:
             self._engine.tag(current[0], repository, "previous", force=True)
         if outdated and current:
             self._forget(outdated[0])
-
-    def _foundation(self, files: Files) -> str:
-        """What all images stand on: Debian with Python, still with its package manager."""
-        own = {name: path for name, path in files.items() if not name.startswith((context.RUNNER, context.TOOLS))}
-        dockerfile = files[context.DOCKERFILE].read_text("utf-8")
-        parent = self._rootfs()
-        source = context.digest(own, dockerfile, parent)
-        found = self._find(_FOUNDATION)
-        if found and found[1] == source:
-            return found[0]
-        self._progress("preparing what all images stand on")
-        return self._built(_FOUNDATION, dockerfile, own, parent, source)
 
     def _rootfs(self) -> str:
         source = hashlib.sha256(f"{self._base_image} {_SUITE}".encode()).hexdigest()
@@ -184,11 +187,11 @@ class _Build:
         self._engine.tag(digest, repository, tag, force=True)
         return digest
 
-    def _built(self, reference: str, dockerfile: str, files: Files, parent: str, source: str) -> str:
+    def _built(
+        self, reference: str, dockerfile: str, files: Files, parent: str, source: str, *, network: str | None = None
+    ) -> str:
         """Run a Dockerfile and return the id of what it made, tagged `reference`."""
         before = self._find(reference)
-        if context.REQUIREMENTS in files:
-            files = {**files, **self._packages(files[context.REQUIREMENTS], parent)}
         with tempfile.TemporaryFile(dir=self._state) as tar:
             context.write(files, dockerfile, tar)
             steps = self._engine.build(
@@ -197,6 +200,7 @@ class _Build:
                 tag=reference,
                 buildargs={"BASE": parent},
                 labels={_LABEL: source},
+                network_mode=network,
                 rm=True,
                 forcerm=True,
                 decode=True,
