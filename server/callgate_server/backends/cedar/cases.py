@@ -1,0 +1,77 @@
+"""Tests that operators write for their policies: a caller, a tool, arguments, and the ruling to expect."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from callgate_server.admission.authorize import Policy
+from callgate_server.admission.validate import Schemas
+from callgate_server.model.call import Caller
+from callgate_server.model.catalog import Catalog
+from callgate_server.model.verdict import Ruling
+
+
+class PolicyCase(BaseModel):
+    """One case. `expect` is a ruling; `policies`, where given, are the policies that must have decided."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    tenant: str
+    agent: str
+    roles: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    tool: str
+    arguments: dict[str, Any] = {}
+    expect: Annotated[Ruling, Field(strict=False)]
+    policies: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """What came of a case: `fault` is empty when it is as expected."""
+
+    name: str
+    fault: str
+
+
+def parse_cases(document: object) -> list[PolicyCase]:
+    """Read cases from a decoded document: a list of them under the key `cases`.
+
+    Raises:
+        ValueError: names the case and the key that is wrong.
+    """
+    if not isinstance(document, Mapping) or set(document) != {"cases"} or not isinstance(document["cases"], list):
+        raise ValueError("a file of policy cases has one key, `cases`, with a list")
+    cases = []
+    for number, case in enumerate(document["cases"], start=1):
+        try:
+            cases.append(PolicyCase.model_validate(case))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the case"
+            raise ValueError(f"case {number}: {where}: {first['msg']}") from None
+    return cases
+
+
+def run_cases(cases: Sequence[PolicyCase], policy: Policy, schemas: Schemas, catalog: Catalog) -> Iterator[CaseResult]:
+    """Judge each case as a call would be: arguments that do not fit the tool's schema are a fault of the case."""
+    for case in cases:
+        yield CaseResult(case.name, _fault(case, policy, schemas, catalog))
+
+
+def _fault(case: PolicyCase, policy: Policy, schemas: Schemas, catalog: Catalog) -> str:
+    tool = catalog.tools.get(case.tool)
+    if tool is None:
+        return f"there is no tool {case.tool}"
+    violations = schemas.input_violations(tool, case.arguments)
+    if violations:
+        return f"the arguments do not fit the tool: at {violations[0].path or '/'}: {violations[0].message}"
+    verdict = policy.decide(Caller(case.tenant, case.agent, case.roles), tool, case.arguments)
+    decided = f" by {', '.join(verdict.policies)}" if verdict.policies else ""
+    if verdict.ruling is not case.expect:
+        return f"expected {case.expect}, got {verdict.ruling}{decided}"
+    if case.policies is not None and set(case.policies) != set(verdict.policies):
+        return f"expected {verdict.ruling} by {', '.join(case.policies) or 'no policy'}, got it{decided or ' by none'}"
+    return ""

@@ -1,0 +1,205 @@
+"""One set of policies, and what it says of a call. A decision is made by one set, whatever is reloaded meanwhile.
+
+A call is ruled on as action `call:<tool>` on the tool and `use` on each of its secrets; all must be allowed.
+Forbid wins. Only Cedar's explicit Allow without any evaluation error is an allow: Cedar skips a policy whose
+evaluation fails, which for a forbid would open the gate, so one failing policy refuses the call.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Final
+
+import cedarpy
+
+from callgate_server.backends.cedar.arguments import convert
+from callgate_server.backends.cedar.relax import policy_set, scopes, without_context
+from callgate_server.backends.cedar.source import Source, read_sources
+from callgate_server.backends.cedar.vocabulary import USE, Uid, Vocabulary, action_of, agent_uid, secret_uid, uid
+from callgate_server.model.call import Caller
+from callgate_server.model.catalog import Tool
+from callgate_server.model.strict_json import Json, encode
+from callgate_server.model.verdict import Ruling, Verdict
+
+Alarm = Callable[[str], None]
+Clock = Callable[[], datetime]
+
+_FAILED: Final = re.compile(r"error while evaluating policy `([^`]*)`")
+_CALLERS_KEPT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ruling on one action. `errors` are Cedar's own words and may quote arguments: for operators only."""
+
+    action: str
+    resource: str
+    ruling: Ruling
+    policies: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedPart:
+    """A ruling with the policies that decided, and the permits whose scope fits but that did not."""
+
+    part: Part
+    deciding: tuple[Source, ...]
+    nearly: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    verdict: Verdict
+    parts: tuple[ExplainedPart, ...]
+
+
+class CedarPolicy:
+    """Implements `admission.authorize.Policy` with one immutable set of policies over one catalog.
+
+    `files` are the texts of the policies by file name. `alarm` is told of every evaluation that fails, in words
+    that hold no argument; `now` gives the time that policies see.
+
+    Raises:
+        ValueError: one line for each fault, with file, line and policy.
+    """
+
+    def __init__(self, files: Mapping[str, str], vocabulary: Vocabulary, alarm: Alarm, now: Clock) -> None:
+        sources = read_sources(files, vocabulary)
+        self._vocabulary = vocabulary
+        self._alarm = alarm
+        self._now = now
+        self._sources = {source.id: source for source in sources}
+        # What is evaluated is the text as it was validated, not a set rebuilt from its tree.
+        self._set = cedarpy.PolicySet.from_str("\n".join(source.text for source in sources))
+        written = self._set.to_pst().static_policies
+        self._names = {positional: template.annotations["id"] for positional, template in written.items()}
+        self._relaxed = policy_set(without_context(sources))
+        self._scopes = policy_set(scopes(sources))
+        self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
+        self.version = digest(files)
+
+    @property
+    def size(self) -> int:
+        return len(self._sources)
+
+    def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
+        """See `admission.authorize.Policy`."""
+        try:
+            parts = self._rule(caller, tool, arguments)
+        except Exception as error:
+            # Whatever went wrong, no call gets past. The error's text may hold arguments, its type does not.
+            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
+            return Verdict(Ruling.ERROR, (), self.version)
+        verdict = _combine(parts, self.version)
+        if verdict.ruling is Ruling.ERROR:
+            failed = ", ".join(verdict.policies) or "the request itself"
+            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {failed}")
+        return verdict
+
+    def could_allow(self, caller: Caller, tool: Tool) -> bool:
+        """See `admission.authorize.Policy`."""
+        try:
+            requests = [_request(caller, action, on, {}) for action, on in _actions(tool)]
+            results = cedarpy.is_authorized_batch(requests, self._relaxed, self._entities_of(caller, tool))
+        except Exception as error:
+            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
+            return False
+        return all(result.decision is cedarpy.Decision.Allow for result in results)
+
+    def explain(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Explanation:
+        """Say what `decide` would, and why.
+
+        Raises:
+            ValueError: the arguments do not fit the tool's schema, or caller or tool cannot be judged.
+        """
+        parts = self._rule(caller, tool, arguments)
+        requests = [_request(caller, action, on, {}) for action, on in _actions(tool)]
+        in_scope = cedarpy.is_authorized_batch(requests, self._scopes, self._entities_of(caller, tool))
+        explained = []
+        for part, scope in zip(parts, in_scope, strict=True):
+            nearly = sorted(set(scope.diagnostics.reasons) - set(part.policies))
+            explained.append(ExplainedPart(part, self._named(part.policies), self._named(nearly)))
+        return Explanation(_combine(parts, self.version), tuple(explained))
+
+    def _rule(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[Part]:
+        moment = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        context: dict[str, Any] = {"now": {"__extn": {"fn": "datetime", "arg": moment}}}
+        if caller.task is not None:
+            context["task"] = caller.task
+        entities = self._entities_of(caller, tool)
+        shown = convert(arguments, self._vocabulary.arguments[tool.name])
+        requests = [
+            _request(caller, action, on, context if action == USE else context | {"arguments": shown})
+            for action, on in _actions(tool)
+        ]
+        results = cedarpy.is_authorized_batch(requests, self._set, entities, self._vocabulary.schema)
+        return [self._part(request, result) for request, result in zip(requests, results, strict=True)]
+
+    def _entities_of(self, caller: Caller, tool: Tool) -> cedarpy.Entities:
+        known = self._vocabulary.catalog.tools.get(tool.name)
+        if known is None or known.digest != tool.digest:
+            raise ValueError("the tool is not of the catalog that these policies were loaded for")
+        # The task is context, not identity: it must not fill the cache.
+        return self._entities(Caller(caller.tenant, caller.agent, caller.roles))
+
+    def _part(self, request: dict[str, Any], result: cedarpy.AuthzResult) -> Part:
+        action, resource = request["action"]["id"], request["resource"]["id"]
+        errors = tuple(result.diagnostics.errors)
+        names = tuple(sorted(self._names[reason] for reason in result.diagnostics.reasons))
+        deciding = self._named(names)
+        if errors or result.decision is cedarpy.Decision.NoDecision:
+            failed = sorted({self._names[match[1]] for error in errors if (match := _FAILED.match(error))})
+            return Part(action, resource, Ruling.ERROR, tuple(failed), errors=errors)
+        if result.decision is not cedarpy.Decision.Allow:
+            return Part(action, resource, Ruling.DENY, names)
+        plain = tuple(source.id for source in deciding if source.approval is None)
+        if plain:
+            return Part(action, resource, Ruling.ALLOW, plain)
+        groups = tuple(sorted({source.approval for source in deciding if source.approval is not None}))
+        # An allow that no policy gave is not one.
+        return Part(action, resource, Ruling.NEEDS_APPROVAL if groups else Ruling.ERROR, names, groups)
+
+    def _named(self, names: tuple[str, ...] | list[str]) -> tuple[Source, ...]:
+        return tuple(self._sources[name] for name in names)
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """Name a set of policy files by its content."""
+    return "sha256:" + sha256(encode(dict(files))).hexdigest()
+
+
+def _combine(parts: list[Part], version: str) -> Verdict:
+    """The worst ruling counts, and the policies that led to it."""
+    for ruling in (Ruling.ERROR, Ruling.DENY, Ruling.NEEDS_APPROVAL, Ruling.ALLOW):
+        chosen = [part for part in parts if part.ruling is ruling]
+        if chosen:
+            break
+    policies = tuple(sorted({name for part in chosen for name in part.policies}))
+    groups = sorted({group for part in chosen for group in part.groups})
+    # One verdict names one group of approvers. Asking only some of those that policies ask for would be too few.
+    if len(groups) > 1:
+        return Verdict(Ruling.ERROR, policies, version)
+    return Verdict(ruling, policies, version, groups[0] if groups else None)
+
+
+def _actions(tool: Tool) -> list[tuple[str, Uid]]:
+    call = (action_of(tool.name), uid("Tool", tool.name))
+    return [call, *((USE, secret_uid(tool, secret)) for secret in tool.manifest.secrets)]
+
+
+def _request(caller: Caller, action: str, resource: Uid, context: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "principal": agent_uid(caller),
+        "action": uid("Action", action),
+        "resource": resource,
+        "context": context,
+    }
+
+
+def _about(caller: Caller, tool: Tool) -> str:
+    return f"{tool.name} called by {caller.tenant}/{caller.agent}"
