@@ -122,7 +122,8 @@ class Ledger(Protocol):
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         """Append an event to a claimed call, such as a lease that must be revoked should the gateway die.
 
-        `lease` and `lease_revoked` hold `{"lease_id": …}`: what was noted and not revoked is found at the next start.
+        `secret_leased` and `secret_revoked` hold `{"lease_id": …}`: a lease that was not revoked is found again at
+        the next start.
         """
 
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:

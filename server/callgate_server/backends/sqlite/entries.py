@@ -32,10 +32,10 @@ from callgate_server.model.strict_json import Json, decode
 OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled"})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
-    SELECT call_id FROM events WHERE kind IN ('lease', 'lease_revoked')
-    GROUP BY call_id HAVING sum(kind = 'lease') > sum(kind = 'lease_revoked')"""
+    SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
+    GROUP BY call_id HAVING sum(kind = 'secret_leased') > sum(kind = 'secret_revoked')"""
 _LEASE_EVENTS: Final = """
-    SELECT kind, body FROM events WHERE call_id = ? AND kind IN ('lease', 'lease_revoked') ORDER BY seq"""
+    SELECT kind, body FROM events WHERE call_id = ? AND kind IN ('secret_leased', 'secret_revoked') ORDER BY seq"""
 
 
 def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
@@ -174,7 +174,7 @@ def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:
         lease_id = lease.get("lease_id") if isinstance(lease, dict) else None
         if not isinstance(lease_id, str):
             continue
-        if kind == "lease":
+        if kind == "secret_leased":
             noted[lease_id] = OpenLease(call_id, lease_id)
         else:
             noted.pop(lease_id, None)

@@ -109,7 +109,7 @@ class SqliteLedger:
         """End what an earlier life of this gateway left unfinished; return every lease that is still open.
 
         A call that may be run twice becomes `interrupted` and gives its key back, any other becomes `unknown` and
-        keeps it. Call it once, before the first call is taken, and note `lease_revoked` for each lease revoked.
+        keeps it. Call it once, before the first call is taken, and note `secret_revoked` for each lease revoked.
 
         Raises:
             CallError: `audit_unavailable`.

@@ -48,7 +48,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             hash TEXT NOT NULL
         ) STRICT""",
         "CREATE INDEX events_call ON events (call_id, seq)",
-        "CREATE INDEX events_lease ON events (call_id, kind) WHERE kind IN ('lease', 'lease_revoked')",
+        "CREATE INDEX events_lease ON events (call_id, kind) WHERE kind IN ('secret_leased', 'secret_revoked')",
         """CREATE TRIGGER events_are_not_edited BEFORE UPDATE ON events
             BEGIN SELECT RAISE(ABORT, 'events are append-only'); END""",
         """CREATE TRIGGER events_are_not_removed BEFORE DELETE ON events
