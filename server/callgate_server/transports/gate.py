@@ -1,0 +1,81 @@
+"""What a transport is given, and so all that it can do: start calls, ask about them, say how the gateway is.
+
+Transports decode, pass on and encode. They decide nothing about a call.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from callgate_server.execution.running import Running
+from callgate_server.model.call import Caller, CallRequest
+
+
+class Calls(Protocol):
+    """The pipeline."""
+
+    async def start(self, token: str | None, request: CallRequest) -> Running:
+        """Take one call as far as its claim.
+
+        Raises:
+            CallError: the call is refused.
+        """
+
+
+class Lookups(Protocol):
+    """What a caller may ask besides making a call. Everything raises CallError for a refusal."""
+
+    async def identify(self, token: str | None) -> Caller: ...
+
+    async def tools(self, token: str | None) -> list[dict[str, Any]]: ...
+
+    async def tool(self, token: str | None, name: str) -> dict[str, Any]: ...
+
+    async def call(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+    async def calls(self, token: str | None, limit: int) -> list[dict[str, Any]]: ...
+
+    async def cancel(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the gateway can serve, and which of its parts work. Names only: anybody may read it."""
+
+    ready: bool
+    components: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One request as the access log may show it: no query, no header, no text of the caller's.
+
+    `route` is the served pattern (or empty when nothing matched), `status` the HTTP number or gRPC name.
+    """
+
+    transport: str
+    method: str
+    route: str
+    status: str
+    duration_ms: float
+
+
+def _unseen(_access: Access) -> None:
+    """Keep no access log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Everything behind the transports.
+
+    `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives the text exposition of Prometheus.
+    `unexpected` takes the id that the client was told and the error that it was not. `accessed` sees every request
+    that came as far as a handler; neither may raise.
+    """
+
+    calls: Calls
+    queries: Lookups
+    ready: Callable[[], Awaitable[Readiness]]
+    metrics: Callable[[], bytes]
+    unexpected: Callable[[str, BaseException], None]
+    accessed: Callable[[Access], None] = _unseen

@@ -1,0 +1,244 @@
+"""The gRPC edge: decode, hand to the pipeline, encode. It decides nothing about a call.
+
+A refused call ends with the status of its reason and google.rpc details; a call whose tool was started is OK with
+its answer, whatever became of it (`server/adr/0001-outcomes-are-answers.md`). grpc.aio by itself sends the text of
+an exception to the client and cancels a handler whose client is gone: here one interceptor renders every error,
+and nothing of a call depends on the life of its handler.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, TypeAlias
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from callgate_proto.v1 import gateway_pb2, gateway_pb2_grpc
+from callgate_server.execution.running import Running
+from callgate_server.model.call import OnDisconnect
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.identifiers import new_call_id
+from callgate_server.transports import wire
+from callgate_server.transports.gate import Access, Gate
+
+CALL_ID: Final = "callgate-call-id"
+_DETAILS: Final = "grpc-status-details-bin"
+_DEFAULT_LISTED: Final = 50
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class GatewayService(gateway_pb2_grpc.GatewayServicer):
+    """The methods. Each raises CallError for a refusal; the interceptor renders it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._starting: set[asyncio.Task[Running]] = set()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        gateway_pb2_grpc.add_GatewayServicer_to_server(self, server)  # type: ignore[no-untyped-call]  # generated
+
+    async def settle(self) -> None:
+        """Wait until every call that was asked for is started or refused."""
+        await asyncio.gather(*self._starting, return_exceptions=True)
+
+    async def Call(self, request: gateway_pb2.CallRequest, context: Context) -> gateway_pb2.CallResponse:  # noqa: N802
+        running, on_disconnect = await self._start(request, context)
+        with _left(running, on_disconnect):
+            if not running.ended:
+                # The client can ask for the call should it stop waiting, and no library between may retry it now.
+                await context.send_initial_metadata(((CALL_ID, running.call_id),))
+            return gateway_pb2.CallResponse(answer=wire.answer_to_proto(await running.wait()))
+
+    async def StreamCall(  # noqa: N802
+        self, request: gateway_pb2.StreamCallRequest, context: Context
+    ) -> AsyncIterator[gateway_pb2.StreamCallResponse]:
+        running, on_disconnect = await self._start(request.call, context)
+        with _left(running, on_disconnect):
+            async for event in running.events():
+                yield wire.event_to_proto(event)
+
+    async def GetCall(  # noqa: N802
+        self, request: gateway_pb2.GetCallRequest, context: Context
+    ) -> gateway_pb2.GetCallResponse:
+        document = await self._gate.queries.call(_token(context), request.call_id)
+        if wire.is_answer(document):
+            return gateway_pb2.GetCallResponse(answer=wire.answer_to_proto(document))
+        return gateway_pb2.GetCallResponse(summary=wire.summary_to_proto(document))
+
+    async def CancelCall(  # noqa: N802
+        self, request: gateway_pb2.CancelCallRequest, context: Context
+    ) -> gateway_pb2.CancelCallResponse:
+        document = await self._gate.queries.cancel(_token(context), request.call_id)
+        if wire.is_answer(document):
+            return gateway_pb2.CancelCallResponse(answer=wire.answer_to_proto(document))
+        return gateway_pb2.CancelCallResponse(summary=wire.summary_to_proto(document))
+
+    async def ListCalls(  # noqa: N802
+        self, request: gateway_pb2.ListCallsRequest, context: Context
+    ) -> gateway_pb2.ListCallsResponse:
+        if request.limit < 0:
+            raise CallError(Reason.INVALID_REQUEST, "`limit` must not be negative.")
+        documents = await self._gate.queries.calls(_token(context), request.limit or _DEFAULT_LISTED)
+        return gateway_pb2.ListCallsResponse(calls=map(wire.summary_to_proto, documents))
+
+    async def ListTools(  # noqa: N802
+        self, _request: gateway_pb2.ListToolsRequest, context: Context
+    ) -> gateway_pb2.ListToolsResponse:
+        documents = await self._gate.queries.tools(_token(context))
+        return gateway_pb2.ListToolsResponse(tools=map(wire.tool_to_proto, documents))
+
+    async def GetTool(  # noqa: N802
+        self, request: gateway_pb2.GetToolRequest, context: Context
+    ) -> gateway_pb2.GetToolResponse:
+        document = await self._gate.queries.tool(_token(context), request.tool)
+        return gateway_pb2.GetToolResponse(tool=wire.tool_to_proto(document))
+
+    async def _start(self, request: gateway_pb2.CallRequest, context: Context) -> tuple[Running, OnDisconnect]:
+        """Start the call in a task that outlives the handler: a claim must not be cut in half by a client's leaving."""
+        wanted = wire.call_from_proto(request, context.time_remaining())
+        task = asyncio.ensure_future(self._gate.calls.start(_token(context), wanted))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        try:
+            return await asyncio.shield(task), wanted.on_disconnect
+        except asyncio.CancelledError:
+            if wanted.on_disconnect is OnDisconnect.CANCEL:
+                task.add_done_callback(_cancel_started)
+            raise
+
+
+def _cancel_started(task: asyncio.Task[Running]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().cancel()
+
+
+@contextmanager
+def _left(running: Running, on_disconnect: OnDisconnect) -> Iterator[None]:
+    """Notice that the client left: cancelled while waiting, or its stream closed."""
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        if on_disconnect is OnDisconnect.CANCEL:
+            running.cancel()
+        raise
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no stubs for it
+    """grpc.health.v1. Only `Check`: a `Watch` of anybody would hold one of the places for RPCs for ever."""
+
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = {"": False}
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+
+    def set(self, service: str, *, serving: bool) -> None:
+        self._serving = {"": serving, service: serving}
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        serving = self._serving.get(request.service)
+        if serving is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
+        answer = health_pb2.HealthCheckResponse
+        return answer(status=answer.SERVING if serving else answer.NOT_SERVING)
+
+
+class CatchAll(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
+    """Renders every error of every method. No text of an exception reaches a client but a CallError's message."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(details)
+        if handler is None or handler.request_streaming:  # unknown method, or reflection
+            return handler
+        decode = _decoder(handler.request_deserializer)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(details.method, handler.unary_stream), decode, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(details.method, handler.unary_unary), decode, handler.response_serializer
+        )
+
+    def _unary(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
+        async def guarded(request: object, context: Context) -> object:
+            async with self._rendered(method, context):
+                return await behaviour(_well_formed(request), context)
+
+        return guarded
+
+    def _stream(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
+        async def guarded(request: object, context: Context) -> AsyncIterator[object]:
+            async with self._rendered(method, context):
+                async for message in behaviour(_well_formed(request), context):
+                    yield message
+
+        return guarded
+
+    @asynccontextmanager
+    async def _rendered(self, method: str, context: Context) -> AsyncIterator[None]:
+        began_s = time.monotonic()
+        outcome = "OK"
+        try:
+            yield
+        except CallError as error:
+            outcome = error.spec.grpc
+            await _abort(context, error)
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            outcome = "ABORTED"
+            raise
+        except Exception as error:
+            outcome = "INTERNAL"
+            error_id = new_call_id()
+            self._gate.unexpected(error_id, error)
+            await _abort(context, CallError(Reason.INTERNAL, f"Unexpected error; quote {error_id} to the operator."))
+        finally:
+            duration_ms = round((time.monotonic() - began_s) * 1000, 3)
+            self._gate.accessed(Access("grpc", "POST", method, outcome, duration_ms))
+
+
+async def _abort(context: Context, error: CallError) -> None:
+    status = wire.status(error)
+    code = grpc.StatusCode[error.spec.grpc]
+    await context.abort(code, status.message, ((_DETAILS, status.SerializeToString()),))
+
+
+class _Malformed:
+    """Stands for a message that could not be decoded. Raised by the handler, because what a deserialiser raises
+    grpc.aio shows to the client."""
+
+
+def _decoder(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object]:
+    def decode(data: bytes) -> object:
+        try:
+            return deserialize(data) if deserialize else _Malformed()
+        except Exception:  # whatever the parser found: the message is not one of ours
+            return _Malformed()
+
+    return decode
+
+
+def _well_formed(request: object) -> object:
+    if isinstance(request, _Malformed):
+        raise CallError(Reason.INVALID_REQUEST, "The message is not well-formed protobuf of this method.")
+    return request
+
+
+def _token(context: Context) -> str | None:
+    metadata = context.invocation_metadata() or ()
+    return wire.bearer([str(value) for key, value in metadata if key == "authorization"])

@@ -1,0 +1,241 @@
+"""The HTTP edge: decode, hand to the pipeline, encode. It decides nothing about a call.
+
+A refused call is a problem document with the status of its reason; a call whose tool was started is a 200 with its
+answer, whatever became of it (`server/adr/0001-outcomes-are-answers.md`). Events are streamed to who asks for
+`text/event-stream`. A client that leaves only stops waiting, unless its call said `on_disconnect: cancel`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from callgate_server.execution.running import Running
+from callgate_server.model.call import CallRequest, OnDisconnect
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.identifiers import new_call_id
+from callgate_server.model.strict_json import Json, encode
+from callgate_server.transports.documents import (
+    AnswerDocument,
+    CallDocument,
+    CallsDocument,
+    HealthDocument,
+    ReadinessDocument,
+    ToolDocument,
+    ToolsDocument,
+)
+from callgate_server.transports.gate import Gate
+from callgate_server.transports.guard import Guard
+from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.openapi import CALL_HEADERS, call_body, describe, refusals
+from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
+from callgate_server.transports.streaming import ClientGoneError, EventStream, while_connected
+from callgate_server.transports.wire import bearer, call_from_json
+
+EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
+MAX_LISTED: Final = 200
+ToolName = Annotated[str, Path(description="The tool's name, like `webhooks.sign`.")]
+CallId = Annotated[str, Path(description="The id of one of this caller's calls.")]
+
+
+def http_app(
+    gate: Gate,
+    limits: TransportLimits,
+    *,
+    hosts: frozenset[str] = frozenset(),
+    origins: frozenset[str] = frozenset(),
+) -> ASGIApp:
+    """Return the ASGI application.
+
+    `hosts` are the names (without port) under which it may be addressed, any if empty; a gateway on loopback needs
+    them, or a page whose name resolves to it can read it. `origins` are the browser origins that it serves.
+    """
+    app = FastAPI(
+        title="Callgate",
+        version="1",
+        description="Typed, sandboxed tool calls. The same is offered over gRPC as callgate.v1.Gateway.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    _Pages(gate, limits).add_to(app)
+    _add_refusals(app, gate)
+    return Guard(app, gate, limits, hosts, origins)
+
+
+def _add_refusals(app: FastAPI, gate: Gate) -> None:
+    @app.exception_handler(CallError)
+    async def refused(_request: Request, error: CallError) -> Response:
+        return refusal_reply(error)
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_http(_request: Request, error: HTTPException) -> Response:
+        return http_reply(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_request: Request, error: RequestValidationError) -> Response:
+        # Only places that we declared are named; the value and the validator's text, which may quote it, are not.
+        places = sorted({str(fault["loc"][-1]) for fault in error.errors()})
+        return refusal_reply(CallError(Reason.INVALID_REQUEST, f"Not acceptable: {', '.join(places)}."))
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(_request: Request, _error: ClientGoneError) -> Response:
+        return Response(status_code=499)  # nobody reads it; the access log shows it
+
+    @app.exception_handler(Exception)
+    async def unexpected(_request: Request, error: Exception) -> Response:
+        error_id = new_call_id()
+        gate.unexpected(error_id, error)
+        return unexpected_reply(error_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    gate: Gate
+    limits: TransportLimits
+
+    def add_to(self, app: FastAPI) -> None:
+        app.post(
+            "/v1/tools/{tool}/calls",
+            operation_id="call",
+            openapi_extra={**call_body(), "parameters": CALL_HEADERS},
+            responses={
+                200: {"model": AnswerDocument, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+                **refusals(400, 401, 403, 404, 409, 413, 415, 422, 424, 503, 504),
+            },
+        )(self.call)
+        app.get(
+            "/v1/calls",
+            operation_id="list_calls",
+            responses={200: {"model": CallsDocument}, **refusals(400, 401)},
+        )(self.list_calls)
+        app.get(
+            "/v1/calls/{call_id}",
+            operation_id="get_call",
+            responses={200: {"model": AnswerDocument | CallDocument}, **refusals(401, 404)},
+        )(self.get_call)
+        app.post(
+            "/v1/calls/{call_id}/cancel",
+            operation_id="cancel_call",
+            responses={200: {"model": AnswerDocument | CallDocument}, **refusals(401, 404)},
+        )(self.cancel_call)
+        app.get("/v1/tools", operation_id="list_tools", responses={200: {"model": ToolsDocument}, **refusals(401)})(
+            self.list_tools
+        )
+        app.get(
+            "/v1/tools/{tool}", operation_id="get_tool", responses={200: {"model": ToolDocument}, **refusals(401, 404)}
+        )(self.get_tool)
+        app.get("/healthz", operation_id="health", responses={200: {"model": HealthDocument}})(self.health)
+        app.get(
+            "/readyz",
+            operation_id="readiness",
+            responses={200: {"model": ReadinessDocument}, 503: {"model": ReadinessDocument}},
+        )(self.readiness)
+        app.get("/metrics", operation_id="metrics", responses={200: {"content": {"text/plain": {}}}, **refusals(401)})(
+            self.metrics
+        )
+        openapi = encode(describe(app))
+
+        @app.get("/openapi.json", include_in_schema=False)
+        async def own_description(request: Request) -> Response:
+            await self.gate.queries.identify(_token(request))
+            return Response(openapi, media_type="application/json")
+
+    async def call(self, request: Request, tool: ToolName) -> Response:
+        """Run a tool and wait for its answer, or stream its events."""
+        token = _token(request)
+        # Who has no credential must not make us keep a body; the pipeline asks again and decides.
+        await self.gate.queries.identify(token)
+        if _media_type(request.headers.get("content-type", "")) != "application/json":
+            raise HTTPException(415, "The body must be application/json.")
+        body = await _body(request, self.limits.body_bytes)
+        wanted = call_from_json(tool, body, request.headers.get("idempotency-key"))
+        running = await self.gate.calls.start(token, wanted)
+        if "text/event-stream" in map(_media_type, request.headers.get("accept", "").split(",")):
+            return EventStream(running, wanted.on_disconnect, self.limits.heartbeat_s)
+        return _json(await _answer(request, running, wanted))
+
+    async def list_calls(
+        self,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="At most this many.")] = 50,
+    ) -> Response:
+        """List the newest calls of this caller, newest first, without their results."""
+        return _json({"calls": await self.gate.queries.calls(_token(request), limit)})
+
+    async def get_call(self, request: Request, call_id: CallId) -> Response:
+        """Show one call of this caller: its answer, or how far it is."""
+        return _json(await self.gate.queries.call(_token(request), call_id))
+
+    async def cancel_call(self, request: Request, call_id: CallId) -> Response:
+        """Ask a running call to end, wait for it and show it. A call that has ended stays as it is."""
+        return _json(await self.gate.queries.cancel(_token(request), call_id))
+
+    async def list_tools(self, request: Request) -> Response:
+        """List the tools of which some call by this caller could be allowed."""
+        return _json({"tools": await self.gate.queries.tools(_token(request))})
+
+    async def get_tool(self, request: Request, tool: ToolName) -> Response:
+        """Show one tool with its schemas."""
+        return _json(await self.gate.queries.tool(_token(request), tool))
+
+    async def health(self) -> Response:
+        """Say that the process answers."""
+        return _json({"status": "ok"})
+
+    async def readiness(self) -> Response:
+        """Say whether the gateway can serve, and which of its parts work."""
+        now = await self.gate.ready()
+        components: Json = {name: "ok" if works else "failing" for name, works in now.components.items()}
+        return _json({"ready": now.ready, "components": components}, 200 if now.ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Show the metrics in Prometheus' text format."""
+        await self.gate.queries.identify(_token(request))
+        return Response(self.gate.metrics(), media_type=EXPOSITION)
+
+
+async def _answer(request: Request, running: Running, wanted: CallRequest) -> Mapping[str, Any]:
+    try:
+        return await while_connected(request.receive, running.wait())
+    except ClientGoneError:
+        if wanted.on_disconnect is OnDisconnect.CANCEL:
+            running.cancel()
+        raise
+
+
+def _token(request: Request) -> str | None:
+    return bearer(request.headers.getlist("authorization"))
+
+
+def _media_type(value: str) -> str:
+    return value.partition(";")[0].strip().lower()
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    """Return the body.
+
+    Raises:
+        HTTPException: 413 as soon as more has come than is allowed, whatever was announced.
+        ClientGoneError: it went away before the body was complete.
+    """
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limit_bytes:
+            raise HTTPException(413, f"A body may have {limit_bytes} bytes.")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _json(document: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(encode(document), status, media_type="application/json")
