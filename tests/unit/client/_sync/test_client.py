@@ -1,0 +1,304 @@
+# Generated from tests/unit/client/_async/test_client.py by client/generate_sync.py: change that file, not this one.
+# ruff: noqa: C416, SIM117
+# the sync half of this file is generated from it
+"""The sync client against a gateway that behaves."""
+
+import socket
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from callgate import (
+    Accepted,
+    Answer,
+    Answered,
+    CallFailed,
+    Callgate,
+    CallRefused,
+    CallSummary,
+    GatewayUnreachable,
+    OutputChunk,
+)
+from support.fake_gateway import TOKEN, FakeGateway, Refused
+
+
+@pytest.fixture
+def gateway(fake: FakeGateway) -> Iterator[Callgate]:
+    with Callgate(fake.target, token=TOKEN) as gateway:
+        yield gateway
+
+
+def test_call_returns_the_answer_of_the_tool(gateway: Callgate) -> None:
+    answer = gateway.call("text.upper", {"text": "grüße"})
+    assert answer.ok
+    assert answer.raise_for_state() is answer
+    assert answer.result == {"text": "GRÜSSE"}
+    assert (answer.tool, answer.version, answer.exit.code, answer.untrusted) == ("text.upper", "1.0.0", 0, True)
+    assert answer.usage.phases_ms == {"run": 12.25}
+    assert answer.decision.policies == ("permit-demo",)
+
+
+def test_integers_above_two_to_the_53_survive(gateway: Callgate) -> None:
+    assert (gateway.call("demo.both")).result == {"n": 9007199254740993}
+
+
+def test_a_tool_that_fails_is_an_answer_with_its_output(gateway: Callgate) -> None:
+    answer = gateway.call("demo.fail")
+    assert not answer.ok
+    assert answer.error is not None
+    assert (answer.state, answer.error.reason, answer.exit.code) == ("failed", "tool_failed", 3)
+    assert (answer.stdout.text, answer.stderr.text) == ("so far\n", "it broke\n")
+    with pytest.raises(CallFailed) as caught:
+        answer.raise_for_state()
+    assert caught.value.answer is answer
+
+
+def test_a_deadline_ends_the_tool_and_keeps_partial_output(gateway: Callgate, fake: FakeGateway) -> None:
+    answer = gateway.call("demo.wait", deadline_s=0.0501)
+    assert (answer.state, answer.stdout.text) == ("timed_out", "started\n")
+    # Rounded up: a deadline is never made shorter than asked for.
+    assert fake.calls[0].request.deadline_ms == 51
+
+
+def test_a_refusal_raises_with_reason_policies_and_call_id(gateway: Callgate) -> None:
+    with pytest.raises(CallRefused) as caught:
+        gateway.call("demo.forbidden")
+    refusal = caught.value
+    assert (refusal.reason, refusal.message, refusal.retryable) == ("policy_denied", "No policy permits it.", False)
+    assert refusal.failure.code == "PERMISSION_DENIED"
+    assert refusal.policies == ("forbid-demo", "no-nights")
+    assert refusal.call_id
+    assert str(refusal) == f"policy_denied: No policy permits it. (call {refusal.call_id})"
+
+
+def test_invalid_arguments_name_the_field(gateway: Callgate) -> None:
+    with pytest.raises(CallRefused) as caught:
+        gateway.call("text.upper", {"txt": "the value stays out of it"})
+    violation = caught.value.violations[0]
+    assert (violation.path, violation.rule, violation.message) == ("/txt", "additionalProperties", "is not declared")
+    assert "the value" not in str(caught.value)
+
+
+def test_a_refusal_says_when_to_try_again(gateway: Callgate, fake: FakeGateway) -> None:
+    fake.refuse_with = Refused("overloaded", grpc.StatusCode.RESOURCE_EXHAUSTED, "At capacity.", retry_after_ms=1500)
+    with pytest.raises(CallRefused) as caught:
+        gateway.call("text.upper", {"text": "a"})
+    assert (caught.value.reason, caught.value.retryable, caught.value.retry_after_ms) == ("overloaded", True, 1500)
+
+
+def test_nothing_is_retried(gateway: Callgate, fake: FakeGateway) -> None:
+    fake.refuse_with = Refused("draining", grpc.StatusCode.UNAVAILABLE, "Shutting down.", retry_after_ms=1)
+    with pytest.raises(CallRefused):
+        gateway.call("text.upper", {"text": "a"})
+    assert len(fake.metadata) == 1
+
+
+@pytest.mark.parametrize("token", [None, "cg_fake_wrong"])
+def test_without_a_valid_token_calls_are_refused(fake: FakeGateway, token: str | None) -> None:
+    with Callgate(fake.target, token=token) as gateway:
+        with pytest.raises(CallRefused) as caught:
+            gateway.tools()
+    assert caught.value.reason == "unauthenticated"
+
+
+def test_a_repeated_idempotency_key_is_replayed(gateway: Callgate, fake: FakeGateway) -> None:
+    first = gateway.call("text.upper", {"text": "a"}, idempotency_key="k1")
+    again = gateway.call("text.upper", {"text": "a"}, idempotency_key="k1")
+    assert (first.replayed, again.replayed) == (False, True)
+    assert (again.call_id, again.result) == (first.call_id, first.result)
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_lacks_never_leave(gateway: Callgate, fake: FakeGateway, value: float) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        gateway.call("text.upper", {"text": [{"deep": value}]})
+    assert fake.metadata == []
+
+
+def test_a_stream_reports_acceptance_output_and_the_answer(gateway: Callgate) -> None:
+    events = [event for event in gateway.stream("demo.speak")]
+    assert isinstance(events[0], Accepted)
+    assert [(event.stream, event.text) for event in events if isinstance(event, OutputChunk)] == [
+        ("stdout", "one\n"),
+        ("stderr", "a warning\n"),
+        ("stdout", "two\n"),
+    ]
+    last = events[-1]
+    assert isinstance(last, Answered)
+    assert (last.answer.call_id, last.answer.stdout.text) == (events[0].call_id, "one\ntwo\n")
+    assert [event.seq for event in events] == [0, 1, 2, 3, 4]
+
+
+def test_a_replayed_stream_is_only_its_answer(gateway: Callgate) -> None:
+    gateway.call("text.upper", {"text": "a"}, idempotency_key="k1")
+    events = [event for event in gateway.stream("text.upper", {"text": "a"}, idempotency_key="k1")]
+    assert [type(event) for event in events] == [Answered]
+
+
+def test_a_stream_raises_the_refusal_before_the_first_event(gateway: Callgate) -> None:
+    with pytest.raises(CallRefused, match="policy_denied"):
+        next(gateway.stream("demo.forbidden"))
+
+
+def test_a_stream_raises_a_refusal_after_acceptance(gateway: Callgate) -> None:
+    events = gateway.stream("demo.late")
+    accepted = next(events)
+    with pytest.raises(CallRefused) as caught:
+        next(events)
+    assert isinstance(accepted, Accepted)
+    assert (caught.value.reason, caught.value.call_id, caught.value.retryable) == (
+        "sandbox_unavailable",
+        accepted.call_id,
+        True,
+    )
+
+
+def test_the_end_of_a_stream_is_not_taken_for_an_answer(gateway: Callgate) -> None:
+    events = gateway.stream("demo.vanish")
+    accepted = next(events)
+    with pytest.raises(GatewayUnreachable) as caught:
+        next(events)
+    assert isinstance(accepted, Accepted)
+    assert caught.value.call_id == accepted.call_id
+
+
+def test_bad_arguments_of_a_stream_raise_at_once(gateway: Callgate) -> None:
+    with pytest.raises(ValueError, match="deadline"):
+        gateway.stream("demo.speak", deadline_s=0)
+
+
+def test_leaving_a_stream_cancels_the_call_if_asked(gateway: Callgate, fake: FakeGateway) -> None:
+    for event in gateway.stream("demo.wait", on_disconnect="cancel"):
+        if isinstance(event, OutputChunk):
+            break
+    call = fake.call_of("demo.wait")
+    gateway.close()
+    assert call.cancelled.wait(10)
+
+
+def test_cancel_keeps_what_the_tool_wrote(gateway: Callgate, fake: FakeGateway) -> None:
+    events = gateway.stream("demo.wait")
+    accepted = next(events)
+    assert isinstance(accepted, Accepted)
+    running = gateway.get(accepted.call_id)
+    assert isinstance(running, CallSummary)
+    assert (running.state, running.finished_at) == ("running", None)
+    assert running.to_json()["received_at"] == "2026-01-02T03:04:05.678901+00:00"
+    next(events)
+    ended = gateway.cancel(accepted.call_id)
+    assert isinstance(ended, Answer)
+    assert (ended.state, ended.stdout.text) == ("cancelled", "started\n")
+
+
+def test_get_shows_the_stored_answer(gateway: Callgate) -> None:
+    answer = gateway.call("text.upper", {"text": "a"})
+    assert gateway.get(answer.call_id) == answer
+
+
+def test_an_unknown_call_is_refused(gateway: Callgate) -> None:
+    for ask in (gateway.get, gateway.cancel):
+        with pytest.raises(CallRefused) as caught:
+            ask("00000000-0000-0000-0000-000000000000")
+        assert caught.value.reason == "unknown_call"
+
+
+def test_calls_are_listed_newest_first(gateway: Callgate) -> None:
+    gateway.call("text.upper", {"text": "a"})
+    gateway.call("demo.fail")
+    calls = gateway.calls()
+    assert [call.tool for call in calls] == ["demo.fail", "text.upper"]
+    assert calls[0].error is not None
+    assert calls[0].error.reason == "tool_failed"
+    assert [call.tool for call in gateway.calls(limit=1)] == ["demo.fail"]
+
+
+def test_tools_have_schemas_and_limits(gateway: Callgate) -> None:
+    assert "text.upper" in [tool.tool for tool in gateway.tools()]
+    tool = gateway.tool("text.upper")
+    assert tool.input["required"] == ["text"]
+    assert (tool.limits.wall_s, tool.limits.memory_mb) == (30.0, 256)
+    with pytest.raises(CallRefused, match="unknown_tool"):
+        gateway.tool("demo.nothing")
+
+
+def test_a_result_that_is_not_json_is_no_answer(gateway: Callgate, fake: FakeGateway) -> None:
+    with pytest.raises(GatewayUnreachable, match=r"callgate\.v1|was accepted") as caught:
+        gateway.call("demo.garbage")
+    assert caught.value.call_id == fake.calls[0].id
+
+
+def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -> None:
+    with Callgate(fake.target, token=TOKEN, max_answer_bytes=1024 * 1024) as small:
+        with pytest.raises(GatewayUnreachable) as caught:
+            small.call("demo.large")
+    assert caught.value.call_id == fake.calls[0].id
+    with Callgate(fake.target, token=TOKEN) as gateway:
+        assert len((gateway.call("demo.large")).result) == 3_000_000
+
+
+def test_a_request_larger_than_the_gateway_takes_is_refused(gateway: Callgate, fake: FakeGateway) -> None:
+    with pytest.raises(CallRefused) as caught:
+        gateway.call("text.upper", {"text": "x" * (2 << 20)})
+    assert caught.value.reason == "resource_exhausted"
+    assert fake.calls == []
+
+
+def test_a_closed_port_says_what_to_check() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with Callgate(target, token=TOKEN) as gateway:
+            with pytest.raises(GatewayUnreachable, match="Check that it runs") as caught:
+                gateway.tools()
+    assert target in str(caught.value)
+    assert caught.value.call_id is None
+
+
+def test_a_silent_peer_is_given_up_after_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with Callgate(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2) as gateway:
+            with pytest.raises(GatewayUnreachable):
+                gateway.tools()
+
+
+def test_the_client_finds_a_gateway_that_starts_later(fake: FakeGateway) -> None:
+    with Callgate(fake.target, token=TOKEN) as gateway:
+        gateway.tools()
+        fake.stop()
+        with pytest.raises(GatewayUnreachable):
+            gateway.tools()
+
+
+def test_a_closed_client_says_so(fake: FakeGateway) -> None:
+    gateway = Callgate(fake.target, token=TOKEN)
+    gateway.tools()
+    gateway.close()
+    with pytest.raises(ValueError, match="closed"):
+        gateway.tools()
+
+
+def test_the_token_is_not_in_the_representation() -> None:
+    gateway = Callgate("127.0.0.1:9090", token=TOKEN)
+    assert TOKEN not in repr(gateway)
+    assert "127.0.0.1:9090" in repr(gateway)
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "grün", "x" * 8193])
+def test_a_token_that_cannot_be_a_header_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII") as caught:
+        Callgate("127.0.0.1:9090", token=token)
+    assert not token or token not in str(caught.value)
+
+
+def test_a_token_does_not_leave_in_clear_by_accident() -> None:
+    for target in ("gateway.example:9090", "10.0.0.1:9090", "[2001:db8::1]:9090"):
+        with pytest.raises(ValueError, match="in clear"):
+            Callgate(target, token=TOKEN, tls=False)
+        Callgate(target, token=TOKEN, tls=False, send_token_in_clear=True)
+
+
+def test_on_disconnect_takes_only_its_two_words(gateway: Callgate) -> None:
+    with pytest.raises(ValueError, match="on_disconnect"):
+        gateway.call("text.upper", on_disconnect="ignore")  # type: ignore[arg-type]
