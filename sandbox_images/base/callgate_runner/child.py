@@ -7,7 +7,6 @@ What the fork still has in its memory is this call's own input, which the tool g
 import os
 import resource
 import sys
-from typing import NoReturn
 
 from callgate_runner import kernel, python_tool
 from callgate_runner.call import Call
@@ -58,7 +57,8 @@ def start(call: Call) -> tuple[int, Pipes]:
     return pid, pipes
 
 
-def _become_the_tool(call: Call, pipes: Pipes) -> NoReturn:
+def _become_the_tool(call: Call, pipes: Pipes) -> None:
+    """Does not return."""
     status = _CANNOT_START
     try:
         _leave_the_runner(call, pipes)
