@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import docker
-from callgate_server.backends.docker.engine import API_VERSION
 from docker.errors import ImageNotFound
+
+from callgate_server.backends.docker.engine import API_VERSION
 
 ENGINE_URL = "unix:///var/run/docker.sock"
 _REPOSITORY = "callgate-test/probe"

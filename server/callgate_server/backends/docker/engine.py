@@ -7,15 +7,18 @@ other call waits a minute. It decides nothing about what a failure means.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from docker import APIClient
+from docker.errors import InvalidVersion
+from docker.utils.utils import version_gte
 from requests import PreparedRequest, Response
 
-# What engines since December 2020 speak; fixed, so that no request depends on a negotiation.
+# What engines since December 2020 speak, and what this code is written against.
 API_VERSION: Final = "1.41"
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -24,9 +27,30 @@ _log = logging.getLogger(__name__)
 class _BoundedClient(APIClient):
     """A client whose every request has a time limit, also where the library passes none."""
 
-    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401  # the library's own signature
+    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401  # the library's signature
         kwargs["timeout"] = kwargs.get("timeout") or self.timeout
         return super().send(request, **kwargs)
+
+
+def connect(socket_url: str, timeout_s: float, *, version: str = API_VERSION, connections: int = 1) -> APIClient:
+    """Return a client of the engine; nothing is sent yet. The caller closes it."""
+    client = _BoundedClient(socket_url, version=version, timeout=math.ceil(timeout_s), max_pool_size=connections)
+    # Proxies and credentials of the environment are not for the engine.
+    client.trust_env = False
+    return client
+
+
+def spoken(versions: Mapping[str, Any]) -> str:
+    """Choose from the engine's own account of its versions: ours, or the oldest that it still takes.
+
+    Raises:
+        docker.errors.InvalidVersion: the engine is too old.
+    """
+    newest = str(versions.get("ApiVersion") or "0")
+    oldest = str(versions.get("MinAPIVersion") or API_VERSION)
+    if not version_gte(newest, API_VERSION):
+        raise InvalidVersion(f"the engine speaks {newest}, {API_VERSION} is needed")
+    return oldest if version_gte(oldest, API_VERSION) else API_VERSION
 
 
 class Engine:
@@ -37,11 +61,11 @@ class Engine:
     """
 
     def __init__(self, socket_url: str, *, threads: int, timeout_s: float, name: str) -> None:
-        self._client = _BoundedClient(
-            socket_url, version=API_VERSION, timeout=math.ceil(timeout_s), max_pool_size=threads
-        )
-        # Proxies and credentials of the environment are not for the engine.
-        self._client.trust_env = False
+        self._socket_url = socket_url
+        self._threads = threads
+        self._timeout_s = timeout_s
+        self._connecting = threading.Lock()
+        self._shared: APIClient | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(
@@ -76,19 +100,31 @@ class Engine:
     def close(self) -> None:
         """Drop what is queued, wait for what runs, release connections. Blocks for at most one job's time."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._client.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def _submit(self, job: Callable[[APIClient], _T]) -> "Future[_T]":
         try:
-            return self._pool.submit(job, self._client)
+            return self._pool.submit(lambda: job(self._client()))
         except RuntimeError as error:
             raise ConnectionError("the connection to the engine is closed") from error
+
+    def _client(self) -> APIClient:
+        """Connect at first use: newer engines refuse old versions of their interface, and say which they take."""
+        if self._shared is not None:
+            return self._shared
+        with connect(self._socket_url, self._timeout_s) as client:
+            version = spoken(client.version(api_version=False))
+        with self._connecting:
+            if self._shared is None:
+                self._shared = connect(self._socket_url, self._timeout_s, version=version, connections=self._threads)
+        return self._shared
 
     def _give_late(self, late: Callable[[APIClient, _T], object], future: "Future[_T]") -> None:
         if future.cancelled() or future.exception() is not None:
             return
         try:
-            late(self._client, future.result())
+            late(self._client(), future.result())
         except Exception as error:  # nobody is left to tell
             _log.warning("clean-up after an abandoned request failed: %s", type(error).__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from docker.errors import APIError, ImageNotFound
+from docker.errors import APIError, ImageNotFound, InvalidVersion
 from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import Timeout
 
@@ -55,6 +55,8 @@ def refusal(error: Exception, step: Step) -> CallError:
         return _unavailable(f"The container engine did not answer in time while {step}. Check that it is not hung.")
     if isinstance(error, APIError):
         return _refused(error, step)
+    if isinstance(error, InvalidVersion):
+        return _unavailable("The container engine is too old. Its API must be 1.41 (20.10) or newer.")
     if isinstance(error, OSError | RequestsConnectionError):
         return _unavailable(
             f"The container engine cannot be reached while {step}. "

@@ -9,13 +9,14 @@ class DockerOptions:
 
     `instance` names this gateway on the engine and must be unique there: whatever carries its label and is not
     owned by this process is removed. `boot_id` names this run of the process. `images` are the digests
-    (`sha256:…`) that `health` looks for.
+    (`sha256:…`) that `health` looks for. `guest_kernels` are the runtimes that bring a kernel of their own.
     """
 
     instance: str
     boot_id: str
     socket_url: str = "unix:///var/run/docker.sock"
     default_runtime: str = "runc"
+    guest_kernels: frozenset[str] = frozenset({"runsc"})
     images: tuple[str, ...] = ()
     opening_threads: int = 16
     ending_threads: int = 16

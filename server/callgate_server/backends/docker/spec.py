@@ -28,6 +28,9 @@ _SMALLEST_CPU_QUOTA_US: Final = 1_000
 _SHM_MIB: Final = 16
 _SHM_FILES: Final = 256
 _SECRETS_FILES: Final = 128
+# A guest kernel keeps several threads on the host for each process inside, and some for itself.
+_GUEST_KERNEL_THREADS_EACH: Final = 8
+_GUEST_KERNEL_THREADS: Final = 64
 
 # The runner is started by its own path with an isolated interpreter: nothing of the image's site, nothing of
 # the environment or the working directory can put itself before it.
@@ -127,8 +130,9 @@ def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
 def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
     limits = request.limits
     memory_bytes = limits.memory_mb * _MIB
+    runtime = request.runtime or options.default_runtime
     return {
-        "Runtime": request.runtime or options.default_runtime,
+        "Runtime": runtime,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={profile_json()}"],
         "Privileged": False,
@@ -142,11 +146,7 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
         # The quota, not NanoCpus: the engine refuses more NanoCpus than it has, where a quota simply never binds.
         "CpuPeriod": _CPU_PERIOD_US,
         "CpuQuota": max(_SMALLEST_CPU_QUOTA_US, math.floor(limits.cpu * _CPU_PERIOD_US)),
-        "PidsLimit": limits.pids,
-        "Ulimits": [
-            {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
-            {"Name": "core", "Soft": 0, "Hard": 0},
-        ],
+        **_process_limits(limits, guest_kernel=runtime in options.guest_kernels),
         # When the host itself runs out of memory, sandboxes go before anything else does.
         "OomScoreAdj": 500,
         "LogConfig": {"Type": "none", "Config": {}},
@@ -156,6 +156,24 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
         "RestartPolicy": {"Name": "no"},
         "MaskedPaths": list(_MASKED_PATHS),
         "ReadonlyPaths": list(_READONLY_PATHS),
+    }
+
+
+def _process_limits(limits: Limits, *, guest_kernel: bool) -> dict[str, Any]:
+    """Processes and open files.
+
+    The host counts processes per container, where one kernel is shared: a limit per user would count all
+    sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
+    host sees of it are its own threads.
+    """
+    ulimits = {"nofile": limits.open_files, "core": 0}
+    host_pids = limits.pids
+    if guest_kernel:
+        ulimits["nproc"] = limits.pids
+        host_pids = _GUEST_KERNEL_THREADS_EACH * limits.pids + _GUEST_KERNEL_THREADS
+    return {
+        "PidsLimit": host_pids,
+        "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits.items()],
     }
 
 
