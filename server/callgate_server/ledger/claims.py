@@ -1,9 +1,10 @@
 """What an idempotency key means when it is seen again. Pure."""
 
 from callgate_server.ledger.store import StoredCall
+from callgate_server.model.answer import from_stored
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State
-from callgate_server.model.strict_json import Json, decode
+from callgate_server.model.strict_json import Json
 
 
 def holds_key(state: State, *, answered: bool) -> bool:
@@ -39,7 +40,4 @@ def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:
         raise CallError(
             Reason.CALL_IN_FLIGHT, f"Call {holder.call_id} holds this key and is running.", retry_after_ms=500
         )
-    document = decode(holder.answer_json)
-    if not isinstance(document, dict):
-        raise TypeError("a stored answer is not an object")
-    return document | {"replayed": True}
+    return from_stored(holder.answer_json) | {"replayed": True}

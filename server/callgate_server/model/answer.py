@@ -10,7 +10,7 @@ from typing import Any
 
 from callgate_server.model.errors import REASONS, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.model.strict_json import Json
+from callgate_server.model.strict_json import MAX_DEPTH, Json, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,19 @@ def to_document(answer: Answer) -> dict[str, Any]:
         },
         "decision": {"id": answer.decision.id, "policies": list(answer.decision.policies)},
     }
+
+
+def from_stored(document: bytes) -> dict[str, Json]:
+    """Decode an answer that was stored as a document.
+
+    Raises:
+        ValueError: it is none.
+    """
+    # One level more than a tool may use: a result of the full depth stands inside the answer.
+    decoded = decode(document, max_depth=MAX_DEPTH + 1)
+    if not isinstance(decoded, dict):
+        raise ValueError("a stored answer is not an object")
+    return decoded
 
 
 def failure_document(failure: Failure) -> dict[str, Any]:

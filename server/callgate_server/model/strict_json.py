@@ -43,19 +43,19 @@ def _constant(name: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
 
 
-def decode(document: bytes) -> Json:
+def decode(document: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     """Decode UTF-8 JSON.
 
     Raises:
         ValueError: not UTF-8, not JSON, duplicate keys, NaN or infinities, numbers too large, a lone
-            surrogate, or nesting deeper than `MAX_DEPTH`. The message never quotes the document.
+            surrogate, or nesting deeper than `max_depth`. The message never quotes the document.
     """
     try:
         text = document.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("the document is not UTF-8") from None
-    if _nesting(text) > MAX_DEPTH:
-        raise ValueError(f"the document is nested deeper than {MAX_DEPTH} levels")
+    if _nesting(text, max_depth) > max_depth:
+        raise ValueError(f"the document is nested deeper than {max_depth} levels")
     try:
         value: Json = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -70,9 +70,9 @@ def encode(value: "Json | Mapping[str, Any] | Sequence[Any]") -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def _nesting(text: str) -> int:
-    """Deepest nesting of brackets outside strings, without recursion."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+def _nesting(text: str, enough: int) -> int:
+    """Deepest nesting of brackets outside strings, without recursion; 0 where it cannot exceed `enough`."""
+    if text.count("[") + text.count("{") <= enough:
         return 0
     depth = deepest = 0
     for token in _STRING_OR_BRACKET.finditer(text):
