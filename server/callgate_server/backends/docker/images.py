@@ -105,15 +105,17 @@ class _Build:
 
     def all(self, folders: Mapping[str, Path]) -> dict[str, str]:
         files = {name: context.files_of(folder) for name, folder in folders.items()}
-        runner = {name: path for name, path in files[BASE].items() if name.startswith(f"{context.RUNNER}/")}
-        if not runner:
-            raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/")
+        common = {path: file for path, file in files[BASE].items() if context.is_installed(path)}
+        if f"{context.RUNNER}/main.py" not in common:
+            raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/main.py")
         foundation = self._opened(BASE, files[BASE], self._rootfs())
         digests = {}
         for name in sorted(files):
             opened = foundation if name == BASE else self._opened(name, files[name], foundation)
             installed = {path: file for path, file in files[name].items() if context.is_installed(path)}
-            digests[name] = self._finished(name, installed | runner, opened)
+            if name != BASE and (taken := installed.keys() & common.keys()):
+                raise ValueError(f"{folders[name]}: {min(taken)} is in every image already, from `base`")
+            digests[name] = self._finished(name, common | installed, opened)
         return digests
 
     def _opened(self, name: str, files: Files, parent: str) -> str:

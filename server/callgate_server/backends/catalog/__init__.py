@@ -1,0 +1,1 @@
+"""The catalog on disk: manifests beside the tools of each image, and the lock that pins them. PyYAML lives here."""
