@@ -1,0 +1,224 @@
+"""`make demo`: the main job, end to end, on the embedded default. Each scene says what it does and what came of it.
+
+Starts `callgated dev` on free loopback ports with a folder of its own, plays the scenes through the SDK, checks
+what it claims, stops the gateway and looks for anything left behind. Exits 1 if a scene does not go as told.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+import yaml
+from rich.console import Console
+from rich.rule import Rule
+
+from callgate import Callgate, CallRefused
+from callgate.types import Answer
+
+ROOT = Path(__file__).parent.parent
+STATE = ROOT / ".callgate" / "demo"
+START_TIMEOUT_S = 1200
+console = Console(highlight=False, width=min(100, Console().width))
+
+
+class StoryError(Exception):
+    """A scene did not go as told."""
+
+
+def expect(holds: bool, what: str) -> None:  # noqa: FBT001  # reads like an assertion
+    if not holds:
+        raise StoryError(what)
+    console.print(f"  ✔ {what}", style="green", markup=False)
+
+
+def scene(number: int, title: str) -> None:
+    console.print()
+    console.print(Rule(f"{number}. {title}", align="left"))
+
+
+def show(label: str, text: str) -> None:
+    for line in text.rstrip().splitlines()[:14]:
+        console.print(f"  {label} │ {line}", markup=False)
+
+
+def told(answer: Answer) -> None:
+    phases = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.usage.phases_ms.items())
+    console.print(f"  {answer.state}  call {answer.call_id}", style="bold", markup=False)
+    console.print(
+        f"  allowed by {', '.join(answer.decision.policies)}; milliseconds: {phases}", style="dim", markup=False
+    )
+
+
+@contextmanager
+def gateway() -> Iterator[Callgate]:
+    """A development gateway of our own, stopped at the end."""
+    client_file = STATE / "client.json"
+    client_file.unlink(missing_ok=True)
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = STATE / "gateway.log"
+    command = [str(ROOT / ".venv/bin/callgated"), "dev", "--state", str(STATE)]
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(  # noqa: S603  # our own program
+            [*command, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], stderr=log_file, stdout=log_file
+        )
+    try:
+        client = _wait_for(client_file, process, log)
+        with Callgate(client["target"], token=Path(client["token_file"]).read_text()) as connection:
+            yield connection
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=60)
+    expect(status == 0, "the gateway drained and stopped with exit status 0")
+
+
+def _wait_for(client_file: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
+    shown = 0
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        lines = log.read_text(errors="replace").splitlines()
+        for line in lines[shown:]:
+            if line.startswith("callgated dev:"):
+                console.print(f"  {line}", style="dim", markup=False)
+        shown = len(lines)
+        if client_file.exists():
+            return dict(json.loads(client_file.read_text()))
+        if process.poll() is not None:
+            raise StoryError(f"the gateway did not start; its last words:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.2)
+    raise StoryError(f"the gateway was not ready in time; see {log}")
+
+
+def python_run(client: Callgate) -> None:
+    scene(1, "Code of an agent runs in a container of its own")
+    code = (
+        "import pandas as pd\n"
+        "sales = pd.DataFrame({'city': ['Bern', 'Oslo', 'Bern'], 'eur': [120, 80, 45]})\n"
+        "print(sales.groupby('city').eur.sum().to_string())\n"
+        "sales.to_csv('/out/sales.csv', index=False)\n"
+    )
+    show("code", code)
+    answer = client.call("python.run", {"code": code})
+    told(answer)
+    show("stdout", answer.stdout.text)
+    expect(answer.ok and "Bern    165" in answer.stdout.text, "the program's own output came back")
+    expect([a.name for a in answer.artifacts] == ["sales.csv"], "the file it wrote came back as an artifact")
+    escape = client.call("python.run", {"code": "import socket; socket.create_connection(('127.0.0.1', 22), 2)"})
+    show("stderr", escape.stderr.text.strip().splitlines()[-1])
+    expect(escape.state == "failed", "the same container has no way to any network")
+
+
+def webhooks_sign(client: Callgate) -> None:
+    scene(2, "A tool uses a key that its caller never sees")
+    payload = '{"order": 4711}'
+    answer = client.call("webhooks.sign", {"payload": payload})
+    told(answer)
+    show("result", json.dumps(answer.result))
+    seeds = yaml.safe_load((STATE / "dev-secrets.yaml").read_text())
+    key = seeds["kv/data/dev/webhooks"]["key"].encode()
+    result = dict(answer.result)
+    expected = hmac.new(key, f"{result['timestamp']}.{payload}".encode(), hashlib.sha256).hexdigest()
+    expect(result["signature"].endswith(expected), "the signature is right, so the tool had the key from OpenBao")
+    forms = {key, base64.b64encode(key), key.hex().encode(), key[::-1]}
+    places = {"the answer": json.dumps(answer.to_json()).encode(), **_everything_written()}
+    hits = [name for name, content in places.items() if any(form in content for form in forms)]
+    expect(not hits, f"the key is nowhere in {', '.join(places)}")
+
+
+def _everything_written() -> dict[str, bytes]:
+    """What the gateway keeps on disk, but for the file that the development store is seeded from."""
+    record = b"".join(path.read_bytes() for path in sorted((STATE / "ledger").iterdir()))
+    logs = b"".join(path.read_bytes() for path in sorted(STATE.glob("*.log")))
+    return {"the record": record, "the logs": logs}
+
+
+def refused_by_policy(client: Callgate) -> None:
+    scene(3, "Policy refuses, and says which rule decided")
+    try:
+        client.call("shell.run", {"script": "rm -rf / --no-preserve-root"})
+    except CallRefused as refusal:
+        show(refusal.reason, refusal.message)
+        expect(refusal.reason == "policy_denied", "refused before anything ran")
+        expect(bool(refusal.policies), f"the deciding policy is named: {', '.join(refusal.policies)}")
+        return
+    raise StoryError("policy let the call through")
+
+
+def invalid_arguments(client: Callgate) -> None:
+    scene(4, "Arguments that do not fit are refused with the path of the field")
+    try:
+        client.call("text.diff", {"before": "a", "after": 7})
+    except CallRefused as refusal:
+        show(refusal.reason, refusal.message)
+        paths = [violation.path for violation in refusal.violations]
+        expect(refusal.reason == "invalid_arguments" and "/after" in paths, f"the bad field is named: {paths}")
+        return
+    raise StoryError("the arguments were accepted")
+
+
+def runaway(client: Callgate) -> None:
+    scene(5, "A runaway is killed at its deadline, and what it said is kept")
+    code = "import time\nprint('starting', flush=True)\nwhile True: time.sleep(0.1)\n"
+    answer = client.call("python.run", {"code": code}, deadline_s=2)
+    told(answer)
+    show("stdout", answer.stdout.text)
+    expect(answer.state == "timed_out", "it ended at its deadline of two seconds")
+    expect("starting" in answer.stdout.text, "its output until then is kept")
+
+
+def replay(client: Callgate) -> None:
+    scene(6, "The same call again is answered, not run")
+    key = "demo-" + os.urandom(8).hex()
+    first = client.call("python.run", {"code": "import uuid; print(uuid.uuid4())"}, idempotency_key=key)
+    again = client.call("python.run", {"code": "import uuid; print(uuid.uuid4())"}, idempotency_key=key)
+    show("first", first.stdout.text)
+    show("again", again.stdout.text)
+    expect(again.replayed and again.stdout.text == first.stdout.text, "the second answer is the stored first one")
+
+
+def verified() -> None:
+    scene(7, "The record shows tampering")
+    command = [str(ROOT / ".venv/bin/callgated"), "audit", "verify", "--config", str(STATE / "callgate.yaml")]
+    report = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    show("audit", report.stdout + report.stderr)
+    expect(report.returncode == 0, "every decision of this demo is in a chain that holds")
+
+
+def nothing_left() -> None:
+    engine = docker.from_env()
+    instance = "dev-" + (STATE / "instance").read_text().strip()
+    left = engine.containers.list(all=True, filters={"label": f"callgate.instance={instance}"})
+    expect(not left, "no container is left behind")
+
+
+def main() -> int:
+    console.print("Callgate: typed tool calls of an agent, through policy, into single-use containers.", style="bold")
+    try:
+        with gateway() as client:
+            python_run(client)
+            webhooks_sign(client)
+            refused_by_policy(client)
+            invalid_arguments(client)
+            runaway(client)
+            replay(client)
+            verified()
+            scene(8, "Stopping")
+        nothing_left()
+    except StoryError as error:
+        console.print(f"\n  ✘ {error}", style="bold red", markup=False)
+        return 1
+    console.print(f"\nThat was it. State is in {STATE.relative_to(ROOT)}; next: .venv/bin/callgated dev", style="bold")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""How `callgated` speaks: results to standard output, trouble to standard error, exit status says success."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+MISTAKE = 2
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line as it is: no markup in it is interpreted, since parts of it may come from files."""
+    out.print(text, style=style, markup=False)
+
+
+def fail(text: str, code: int = 1) -> NoReturn:
+    """Print what went wrong and leave with `code`."""
+    err.print(f"callgated: {text}", style="red", markup=False)
+    raise typer.Exit(code)
+
+
+def document(value: Any) -> None:  # noqa: ANN401  # anything that JSON can hold
+    """Print for programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def explained(*more: type[Exception]) -> Iterator[None]:
+    """Turn the errors whose texts are written for people into an exit, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, *more) as error:
+        fail(str(error))
+
+
+Progress = Callable[[str], None]
