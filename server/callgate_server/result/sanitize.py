@@ -18,6 +18,7 @@ All of it takes linear time, and cleaning what is clean changes nothing.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from callgate_server.model.strict_json import Json
@@ -38,7 +39,7 @@ _JOINING_LETTERS: Final = "\u0620-\u06d3\u06ee-\u06ff\u0750-\u077f\u08a0-\u08c9\
 _HIDDEN_IN_TEXT: Final = re.compile(f"[{_CONTROL}{_INVISIBLE}]+")
 _HIDDEN_IN_JSON: Final = re.compile(f"[{_INVISIBLE}]+")
 # Joiners and selectors are kept or not by what stands beside them.
-_CONTEXTUAL: Final = re.compile("[\u200c\u200d\ufe0e\ufe0f]")
+_CONTEXTUAL: Final = re.compile("[\u200c\u200d\ufe0e\ufe0f]+")
 _ORDINARY_WRITING: Final = re.compile(
     f"(?<=[{_EMOJI}])[\ufe0e\ufe0f]"
     f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])"
@@ -108,10 +109,15 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(map(_escaped, match[0]))
 
 
+@lru_cache(4096)
 def _escaped(character: str) -> str:
     point = ord(character)
     return f"\\x{point:02x}" if point < 0x100 else f"\\u{{{point:04x}}}"
 
 
 def _escape_out_of_place(match: re.Match[str]) -> str:
-    return match[0] if _ORDINARY_WRITING.match(match.string, match.start()) else _escape(match)
+    """Keep the characters of a run that belong to what stands before it: two at most, a selector and a joiner."""
+    run, kept = match[0], 0
+    while kept < min(len(run), 2) and _ORDINARY_WRITING.match(match.string, match.start() + kept):
+        kept += 1
+    return run[:kept] + "".join(map(_escaped, run[kept:]))
