@@ -17,8 +17,18 @@ import cedarpy
 
 from callgate_server.backends.cedar.arguments import convert
 from callgate_server.backends.cedar.relax import policy_set, scopes, without_context
+from callgate_server.backends.cedar.sight import visible
 from callgate_server.backends.cedar.source import Source, read_sources
-from callgate_server.backends.cedar.vocabulary import USE, Uid, Vocabulary, action_of, agent_uid, secret_uid, uid
+from callgate_server.backends.cedar.vocabulary import (
+    USE,
+    Uid,
+    Vocabulary,
+    action_of,
+    agent_uid,
+    schema_text,
+    secret_uid,
+    uid,
+)
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
 from callgate_server.model.strict_json import Json, encode
@@ -80,6 +90,8 @@ class CedarPolicy:
         self._names = {positional: template.annotations["id"] for positional, template in written.items()}
         self._relaxed = policy_set(without_context(sources))
         self._scopes = policy_set(scopes(sources))
+        self._visible = visible(vocabulary.arguments, sources)
+        self._schema = cedarpy.Schema.from_str(schema_text(self._visible))
         self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
         self.version = digest(files)
 
@@ -115,7 +127,8 @@ class CedarPolicy:
         """Say what `decide` would, and why.
 
         Raises:
-            ValueError: the arguments do not fit the tool's schema, or caller or tool cannot be judged.
+            ValueError: arguments that policies look at do not fit the tool's schema, or caller or tool
+                cannot be judged.
         """
         parts = self._rule(caller, tool, arguments)
         requests = [_request(caller, action, on, {}) for action, on in _actions(tool)]
@@ -132,12 +145,12 @@ class CedarPolicy:
         if caller.task is not None:
             context["task"] = caller.task
         entities = self._entities_of(caller, tool)
-        shown = convert(arguments, self._vocabulary.arguments[tool.name])
+        shown = convert(arguments, self._visible[tool.name])
         requests = [
             _request(caller, action, on, context if action == USE else context | {"arguments": shown})
             for action, on in _actions(tool)
         ]
-        results = cedarpy.is_authorized_batch(requests, self._set, entities, self._vocabulary.schema)
+        results = cedarpy.is_authorized_batch(requests, self._set, entities, self._schema)
         return [self._part(request, result) for request, result in zip(requests, results, strict=True)]
 
     def _entities_of(self, caller: Caller, tool: Tool) -> cedarpy.Entities:

@@ -5,6 +5,7 @@ whose context has the tool's own arguments with their types: a condition on an a
 be loaded.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -46,8 +47,7 @@ class Vocabulary:
             ValueError: Cedar refuses what was generated.
         """
         arguments = {tool.name: type_of(tool.manifest.input) for tool in catalog}
-        text = files("callgate_server.backends.cedar").joinpath("schema.cedarschema").read_text("utf-8")
-        text += "".join(_action(name, record) for name, record in arguments.items())
+        text = schema_text(arguments)
         schema = cedarpy.Schema.from_str(text)
         entities = [entity for tool in catalog for entity in _tool_entities(tool)]
         unique = {(entity["uid"]["type"], entity["uid"]["id"]): entity for entity in entities}
@@ -83,6 +83,12 @@ class Vocabulary:
         # A credential may list a role twice.
         distinct = {(parent["type"], parent["id"]): _entity(parent, {}) for parent in parents}
         return self.entities.with_added_json_str(encode([agent, *distinct.values()]).decode(), self.schema)
+
+
+def schema_text(arguments: Mapping[str, Record]) -> str:
+    """Write the Cedar schema of tools with these arguments."""
+    fixed = files("callgate_server.backends.cedar").joinpath("schema.cedarschema").read_text("utf-8")
+    return fixed + "".join(_action(name, record) for name, record in arguments.items())
 
 
 def uid(kind: str, name: str) -> Uid:

@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.backends.cedar.policy import CedarPolicy, digest
-from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
-from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.catalog import Tool
 from callgate_server.model.verdict import Ruling
-from support.cedar_catalog import DEVELOPER, NOON, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
+from support.cedar_catalog import DEVELOPER, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
 
 SET = """
 @id("developers-run-python")
@@ -161,20 +160,19 @@ def test_what_cannot_be_judged_is_an_error_and_an_alarm_without_values(
     caller: Caller, called: Tool, arguments: dict[str, Any]
 ) -> None:
     alarms: list[str] = []
-    verdict = policy('@id("all") permit(principal, action, resource);', alarms).decide(caller, called, arguments)
+    looking = "context.arguments has seed && context.arguments has code"
+    text = f'@id("p") permit(principal, action in Action::"call", resource) unless {{ {looking} && false }};'
+    verdict = policy(text, alarms).decide(caller, called, arguments)
     assert (verdict.ruling, verdict.policies) == (Ruling.ERROR, ())
     assert len(alarms) == 1
     assert "CANARY" not in alarms[0]
 
 
-def test_no_decision_of_the_engine_is_an_error() -> None:
+def test_no_decision_of_the_engine_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A context that does not fit the schema: the engine returns NoDecision instead of raising."""
     alarms: list[str] = []
-    lying = dataclasses.replace(VOCABULARY, arguments=Vocabulary.of(Catalog.of(PYTHON, SHELL)).arguments)
-    lying.arguments["python.run"] = lying.arguments["shell.run"]
-    rules = CedarPolicy(
-        {"a.cedar": '@id("all") permit(principal, action, resource);'}, lying, alarms.append, lambda: NOON
-    )
+    monkeypatch.setattr("callgate_server.backends.cedar.policy.convert", lambda *_: {"CANARY": "CANARY"})
+    rules = policy('@id("all") permit(principal, action, resource);', alarms)
     verdict = rules.decide(DEVELOPER, PYTHON, {"code": "1"})
     assert (verdict.ruling, verdict.policies) == (Ruling.ERROR, ())
     assert alarms == ["policy could not be evaluated for python.run called by acme/bot: the request itself"]
@@ -290,5 +288,6 @@ def test_explanation_has_a_part_for_each_secret_and_the_words_of_errors() -> Non
 
 
 def test_explanation_of_unfit_arguments_is_refused() -> None:
+    text = '@id("p") permit(principal, action == Action::"call:python.run", resource) when { context.arguments.code == "" };'
     with pytest.raises(ValueError, match="required value is missing"):
-        policy(SET).explain(DEVELOPER, PYTHON, {})
+        policy(text).explain(DEVELOPER, PYTHON, {})
