@@ -14,7 +14,7 @@ from callgate_server.model.identifiers import SECRET_NAME, TOOL_NAME
 
 JsonSchema = dict[str, Any]
 _SECRET_FROM = re.compile(r"(?P<path>[A-Za-z0-9_{}-]+(/[A-Za-z0-9_{}-]+)+)#(?P<field>[A-Za-z0-9_-]+)")
-_PLACEHOLDERS = re.compile(r"\{[^}]*\}")
+_PLACEHOLDER = "{tenant}"
 
 
 class _Strict(BaseModel):
@@ -29,7 +29,7 @@ class Run(_Strict):
     """
 
     python: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:[a-z][a-z0-9_]*$")] | None = None
-    command: tuple[str, ...] | None = None
+    command: Annotated[tuple[str, ...], Field(max_length=256)] | None = None
     result: Literal["descriptor", "stdout"] = "descriptor"
 
     @field_validator("command", mode="before")
@@ -41,21 +41,28 @@ class Run(_Strict):
     def _exactly_one(self) -> Self:
         if (self.python is None) == (self.command is None):
             raise ValueError("give exactly one of `python` and `command`")
+        if self.python is not None and self.result != "descriptor":
+            raise ValueError("`result: stdout` is for a `command`; a Python function's result is what it returns")
         if self.command is not None:
             program = self.command[0] if self.command else ""
             path = PurePosixPath(program)
-            if not path.is_absolute() or ".." in path.parts or path.parts[1:2] in (("proc",), ("dev",), ("sys",)):
+            if (
+                not path.is_absolute()
+                or not path.name
+                or ".." in path.parts
+                or path.parts[1:2] in (("proc",), ("dev",), ("sys",))
+            ):
                 raise ValueError("the program of `command` must be an absolute path outside /proc, /dev and /sys")
-            if any("\0" in word for word in self.command):
-                raise ValueError("`command` has a NUL character")
+            if any("\0" in word or any("\ud800" <= char <= "\udfff" for char in word) for word in self.command):
+                raise ValueError("`command` has a character that no argument can have")
         return self
 
 
 class Limits(_Strict):
     """Ceilings of one call. Seconds of wall time, cores, MiB, processes, KiB kept of each output stream."""
 
-    wall_s: Annotated[float, Field(gt=0, le=3600, strict=False)] = 30
-    cpu: Annotated[float, Field(gt=0, le=64, strict=False)] = 1
+    wall_s: Annotated[float, Field(gt=0, le=3600)] = 30
+    cpu: Annotated[float, Field(gt=0, le=64)] = 1
     memory_mb: Annotated[int, Field(ge=32, le=65536)] = 256
     pids: Annotated[int, Field(ge=8, le=4096)] = 64
     output_kb: Annotated[int, Field(ge=1, le=16384)] = 256
@@ -89,7 +96,8 @@ class SecretRef(_Strict):
     def _path_and_field(cls, value: str) -> str:
         if not _SECRET_FROM.fullmatch(value):
             raise ValueError("`from` must look like kv/data/{tenant}/name#field")
-        if set(_PLACEHOLDERS.findall(value)) - {"{tenant}"}:
+        # A brace left over is a misspelt placeholder: taken as it stands, all tenants would share one path.
+        if set("{}") & set(value.replace(_PLACEHOLDER, "")):
             raise ValueError("the only placeholder of `from` is {tenant}")
         return value
 
@@ -98,7 +106,7 @@ class SecretRef(_Strict):
         return self.from_.rpartition("#")[2]
 
     def path(self, tenant: str) -> str:
-        return self.from_.rpartition("#")[0].replace("{tenant}", tenant)
+        return self.from_.rpartition("#")[0].replace(_PLACEHOLDER, tenant)
 
 
 class Retry(_Strict):
@@ -109,7 +117,9 @@ class Manifest(_Strict):
     """One tool. `input` and `output` are JSON Schema 2020-12 with every reference already resolved."""
 
     tool: str
-    version: Annotated[str, Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?$")]
+    version: Annotated[
+        str, Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?$", max_length=64)
+    ]
     summary: Annotated[str, Field(min_length=1, max_length=200)]
     image: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
     run: Run
@@ -138,11 +148,21 @@ class Manifest(_Strict):
             raise ValueError("a tool is named namespace.verb, like webhooks.sign")
         return value
 
+    @field_validator("summary")
+    @classmethod
+    def _summary_is_plain(cls, value: str) -> str:
+        # It is shown on terminals and read by models: nothing hidden, nothing that moves a cursor.
+        if not value.isprintable():
+            raise ValueError("`summary` must be one line of printable characters")
+        return value
+
     @field_validator("input")
     @classmethod
     def _closed_object(cls, value: JsonSchema) -> JsonSchema:
         if value.get("type") != "object" or value.get("additionalProperties") is not False:
             raise ValueError("`input` must be `type: object` with `additionalProperties: false`")
+        if "patternProperties" in value:
+            raise ValueError("`input` names its arguments in `properties`; `patternProperties` would open it again")
         return value
 
     @model_validator(mode="after")
@@ -150,4 +170,13 @@ class Manifest(_Strict):
         names = [secret.name for secret in self.secrets]
         if len(names) != len(set(names)):
             raise ValueError("two secrets have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _clear_arguments_exist(self) -> Self:
+        properties = self.input.get("properties")
+        known = set(properties) if isinstance(properties, dict) else set()
+        unknown = sorted(set(self.record_clear) - known)
+        if unknown:
+            raise ValueError(f"`record_clear` names {unknown[0]}, which is no argument of the tool")
         return self

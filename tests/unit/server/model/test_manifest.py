@@ -1,0 +1,235 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from callgate_server.model.manifest import Manifest, SecretRef
+
+SECRET = {"name": "key", "from": "kv/data/{tenant}/webhooks#key", "deliver": "file"}
+
+
+def declare(**fields: Any) -> Manifest:
+    document = {
+        "tool": "webhooks.sign",
+        "version": "1.0.0",
+        "summary": "Sign a payload.",
+        "image": "python",
+        "run": {"python": "webhooks:sign"},
+        "input": {"type": "object", "properties": {"payload": {}}, "additionalProperties": False},
+        "output": {"type": "object"},
+        "effect": "read",
+    }
+    return Manifest.model_validate(document | fields)
+
+
+def refusal(**fields: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        declare(**fields)
+    return str(caught.value)
+
+
+def test_smallest_manifest_has_the_strictest_defaults() -> None:
+    manifest = declare()
+    assert (manifest.isolation, manifest.secrets, manifest.record_clear, manifest.egress) == ("container", (), (), ())
+    assert (manifest.retry.attempts, manifest.fallback, manifest.runtime) == (1, None, None)
+    assert manifest.limits.artifacts == 0
+
+
+def test_document_of_a_manifest_reads_back_as_the_same() -> None:
+    manifest = declare(secrets=[SECRET], record_clear=["payload"], run={"command": ["/usr/bin/jq", "-c"]})
+    assert Manifest.model_validate(manifest.model_dump(mode="json", by_alias=True)) == manifest
+
+
+def test_manifest_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        declare().effect = "unsafe"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("effect", ["read", "idempotent", "unsafe"])
+def test_each_effect_is_accepted(effect: str) -> None:
+    assert declare(effect=effect).effect == effect
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"limits": {"wall_ms": 5}}, "limits.wall_ms"),
+        ({"run": {"python": "a:b", "shell": "sh"}}, "run.shell"),
+        ({"secrets": [SECRET | {"mode": 7}]}, "secrets.0.mode"),
+        ({"retry": {"attempts": 1, "delay": 1}}, "retry.delay"),
+    ],
+)
+def test_unknown_key_is_refused_at_every_level(fields: dict[str, Any], place: str) -> None:
+    assert f"\n{place}\n  Extra inputs are not permitted" in refusal(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"egress": [{"host": "example.com"}]},
+        {"retry": {"attempts": 2}},
+        {"fallback": "other.tool"},
+        {"isolation": "fork"},
+        {"secrets": [SECRET | {"deliver": "egress"}]},
+        {"secrets": [SECRET | {"deliver": "env"}]},
+    ],
+)
+def test_what_the_gateway_does_not_do_cannot_be_declared(fields: dict[str, Any]) -> None:
+    refusal(**fields)
+
+
+@pytest.mark.parametrize(
+    "tool", ["sign", "Webhooks.sign", "webhooks.", ".sign", "a..b", "a.b\n", "a.b/c", "a." + "b" * 127]
+)
+def test_tool_name_is_namespace_and_verb(tool: str) -> None:
+    assert "namespace.verb" in refusal(tool=tool)
+
+
+@pytest.mark.parametrize("version", ["1.0", "01.0.0", "1.0.0+build", "v1.0.0", "1.0.0\n", "1.0.0-" + "a" * 64, ""])
+def test_version_is_semantic(version: str) -> None:
+    assert "\nversion\n" in refusal(version=version)
+
+
+@pytest.mark.parametrize(
+    "summary", ["", "a" * 201, "two\nlines", "\x1b[31mred", "hidden\u202e", "zero\u200bwidth", "\ud800"]
+)
+def test_summary_is_one_line_that_shows_all_it_says(summary: str) -> None:
+    assert "\nsummary\n" in refusal(summary=summary)
+
+
+@pytest.mark.parametrize(
+    "image", ["", "../python", "python:latest", "registry/python", "Python", "python\n", "python@sha256:0"]
+)
+def test_image_is_a_folder_not_a_reference(image: str) -> None:
+    assert "\nimage\n" in refusal(image=image)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"python": "a:b", "command": ["/bin/x"]},
+        {"python": "a"},
+        {"python": "a.b:c"},
+        {"python": "os:system()"},
+        {"python": "a:b\n"},
+        {"python": "a:b", "result": "stdout"},
+        {"command": []},
+        {"command": "/bin/x"},
+        {"command": ["jq"]},
+        {"command": ["./jq"]},
+        {"command": ["/"]},
+        {"command": ["/usr/../proc/self/exe"]},
+        {"command": ["/proc/self/exe"]},
+        {"command": ["//proc/self/exe"]},
+        {"command": ["/./proc/self/exe"]},
+        {"command": ["/dev/shm/x"]},
+        {"command": ["/sys/x"]},
+        {"command": ["/bin/x", "a\0b"]},
+        {"command": ["/bin/x", "\ud800"]},
+        {"command": ["/bin/x", 5]},
+        {"command": ["/bin/x"] * 257},
+        {"command": ["/bin/x"], "result": "stderr"},
+    ],
+)
+def test_way_to_start_that_is_not_exactly_one_known_way_is_refused(run: dict[str, Any]) -> None:
+    assert "\nrun" in refusal(run=run)
+
+
+@pytest.mark.parametrize("result", ["descriptor", "stdout"])
+def test_command_may_say_where_its_result_is(result: str) -> None:
+    run = declare(run={"command": ["/usr/bin/jq", "-c", "."], "result": result}).run
+    assert (run.command, run.result) == (("/usr/bin/jq", "-c", "."), result)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"wall_s": 0},
+        {"wall_s": -1},
+        {"wall_s": 3601},
+        {"wall_s": float("nan")},
+        {"wall_s": float("inf")},
+        {"wall_s": "5"},
+        {"wall_s": True},
+        {"cpu": "1"},
+        {"cpu": 65},
+        {"memory_mb": 31},
+        {"memory_mb": 64.0},
+        {"memory_mb": "64"},
+        {"pids": True},
+        {"pids": 7},
+        {"output_kb": 0},
+        {"result_kb": 4097},
+        {"scratch_mb": 0},
+        {"scratch_files": 15},
+        {"open_files": 15},
+        {"artifacts": -1},
+        {"artifacts_kb": 65537},
+        None,
+    ],
+)
+def test_limit_that_is_no_limit_is_refused(limits: Any) -> None:
+    assert "\nlimits" in refusal(limits=limits)
+
+
+def test_seconds_and_cores_may_be_fractions() -> None:
+    limits = declare(limits={"wall_s": 0.5, "cpu": 2}).limits
+    assert (limits.wall_s, limits.cpu) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {}},
+        {"type": "object", "additionalProperties": 0},
+        {"type": ["object", "null"], "additionalProperties": False},
+        {"type": "object", "additionalProperties": False, "patternProperties": {".*": {}}},
+    ],
+)
+def test_input_that_is_not_a_closed_object_is_refused(schema: dict[str, Any]) -> None:
+    assert "\ninput\n" in refusal(input=schema)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"name": "Key"},
+        {"name": "../key"},
+        {"name": "key\n"},
+        {"name": "k" * 64},
+        {"from": "kv"},
+        {"from": "kv/data/x"},
+        {"from": "kv/data/../x#key"},
+        {"from": "/kv/data/x#key"},
+        {"from": "kv//x#key"},
+        {"from": "kv/data/x#key\n"},
+        {"from": "kv/data/x?y#key"},
+        {"from": "kv/data/x%2e#key"},
+        {"from": "kv/data/{agent}/x#key"},
+        {"from": "kv/data/{tenant/x#key"},
+        {"from": "kv/data/tenant}/x#key"},
+        {"from": "kv/data/{{tenant}}/x#key"},
+        {"from": "kv/data/x#{tenant}"},
+        {"from": "kv/data/x#a#b"},
+    ],
+)
+def test_secret_that_is_not_plainly_named_and_placed_is_refused(secret: dict[str, str]) -> None:
+    assert "\nsecrets.0." in refusal(secrets=[SECRET | secret])
+
+
+def test_secrets_have_names_of_their_own() -> None:
+    assert "two secrets have the same name" in refusal(secrets=[SECRET, SECRET])
+
+
+def test_path_of_a_secret_is_the_tenants_own() -> None:
+    secret = SecretRef.model_validate(SECRET)
+    assert (secret.path("acme"), secret.field) == ("kv/data/acme/webhooks", "key")
+
+
+def test_only_arguments_of_the_tool_may_be_recorded_in_clear() -> None:
+    assert declare(record_clear=["payload"]).record_clear == ("payload",)
+    assert "`record_clear` names paylaod" in refusal(record_clear=["paylaod"])
