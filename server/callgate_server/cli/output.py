@@ -33,9 +33,10 @@ def document(value: Any) -> None:  # noqa: ANN401  # anything that JSON can hold
 @contextmanager
 def explained(*more: type[Exception]) -> Iterator[None]:
     """Turn the errors whose texts are written for people into an exit, without a traceback."""
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError, *more)
     try:
         yield
-    except (ValueError, OSError, RuntimeError, *more) as error:
+    except expected as error:
         fail(str(error))
 
 
