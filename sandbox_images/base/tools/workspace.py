@@ -14,26 +14,26 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def enter(files: Iterable[Mapping[str, Any]], folder: str = FOLDER) -> None:
+def enter(files: Iterable[Mapping[str, Any]]) -> None:
     """Make the folder, write `files` (each `name` with `content` or `content_base64`) and go there.
 
     Raises:
         ValueError: a name that is not plain, a name given twice, or text that is not Base64.
     """
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(FOLDER, exist_ok=True)
     for file in files:
-        _write(folder, file)
-    os.chdir(folder)
+        _write(file)
+    os.chdir(FOLDER)
 
 
-def _write(folder: str, file: Mapping[str, Any]) -> None:
+def _write(file: Mapping[str, Any]) -> None:
     name = file["name"]
     if not _NAME.fullmatch(name):
         raise ValueError("a file's name may have letters, digits, dots, dashes and underscores, and no folder")
     encoded = file.get("content_base64")
     content = file["content"].encode() if encoded is None else base64.b64decode(encoded, validate=True)
     try:
-        descriptor = os.open(os.path.join(folder, name), _NEW_FILE, 0o600)
+        descriptor = os.open(os.path.join(FOLDER, name), _NEW_FILE, 0o600)
     except FileExistsError:
         raise ValueError(f"two files are called {name}") from None
     with open(descriptor, "wb") as stream:

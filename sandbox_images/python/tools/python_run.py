@@ -16,21 +16,21 @@ PROGRAM = "main.py"
 OUTPUT_FOLDER = "/out"
 MAX_LISTED = 100
 
-FileName = Annotated[str, {"pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$", "maxLength": 100}]
+FileName = Annotated[str, ("pattern", "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"), ("maxLength", 100)]
 
 
 class TextFile(TypedDict):
     """A text file."""
 
     name: FileName
-    content: Annotated[str, "Its text.", {"maxLength": 1000000}]
+    content: Annotated[str, "Its text.", ("maxLength", 1_000_000)]
 
 
 class BinaryFile(TypedDict):
     """Any file, as Base64."""
 
     name: FileName
-    content_base64: Annotated[str, "Its bytes in Base64.", {"maxLength": 1400000}]
+    content_base64: Annotated[str, "Its bytes in Base64.", ("maxLength", 1_400_000)]
 
 
 class Result(TypedDict):
@@ -39,9 +39,9 @@ class Result(TypedDict):
 
 
 def run(
-    code: Annotated[str, {"minLength": 1, "maxLength": 262144}],
-    files: Annotated[list[TextFile | BinaryFile], {"maxItems": 32}] | None = None,
-    args: Annotated[list[Annotated[str, {"maxLength": 4096}]], {"maxItems": 64}] | None = None,
+    code: Annotated[str, ("minLength", 1), ("maxLength", 262_144)],
+    files: Annotated[list[TextFile | BinaryFile], ("maxItems", 32)] | None = None,
+    args: Annotated[list[Annotated[str, ("maxLength", 4096)]], ("maxItems", 64)] | None = None,
 ) -> Result:
     """Run a Python 3.11 program; numpy and pandas are there, a network is not.
 
@@ -78,7 +78,8 @@ def _execute(code: str, program: str) -> None:
         if request.code is not None and request.code != 0:
             raise
     except BaseException as error:
-        sys.excepthook(type(error), error, _own_frames(error.__traceback__, program))
+        error.__traceback__ = _own_frames(error.__traceback__, program)
+        sys.excepthook(type(error), error, error.__traceback__)
         raise SystemExit(1) from None
 
 

@@ -7,15 +7,15 @@ from typing import Annotated, TypedDict
 
 class Difference(TypedDict):
     diff: Annotated[str, "Unified diff; empty when the texts are equal."]
-    added: Annotated[int, "Number of added lines.", {"minimum": 0}]
-    removed: Annotated[int, "Number of removed lines.", {"minimum": 0}]
+    added: Annotated[int, "Number of added lines.", ("minimum", 0)]
+    removed: Annotated[int, "Number of removed lines.", ("minimum", 0)]
     equal: bool
 
 
 def diff(
-    before: Annotated[str, {"maxLength": 200000}],
-    after: Annotated[str, {"maxLength": 200000}],
-    context: Annotated[int, {"minimum": 0, "maximum": 100}] = 3,
+    before: Annotated[str, ("maxLength", 200_000)],
+    after: Annotated[str, ("maxLength", 200_000)],
+    context: Annotated[int, ("minimum", 0), ("maximum", 100)] = 3,
 ) -> Difference:
     """Compare two texts line by line.
 

@@ -11,12 +11,12 @@ MIN_KEY_BYTES = 32
 
 
 class Signature(TypedDict):
-    signature: Annotated[str, "HMAC in hex.", {"pattern": "^[0-9a-f]{64}$"}]
+    signature: Annotated[str, "HMAC in hex.", ("pattern", "^[0-9a-f]{64}$")]
     timestamp: Annotated[int, "Unix seconds of the signature; send it along."]
     algorithm: Literal["hmac-sha256"]
 
 
-def sign(payload: Annotated[str, {"maxLength": 262144}]) -> Signature:
+def sign(payload: Annotated[str, ("maxLength", 262_144)]) -> Signature:
     """Sign `timestamp.payload` with the tenant's webhook key. The time is the signer's, never the caller's.
 
     Args:

@@ -3,8 +3,9 @@
 Reads the module's syntax tree and never imports it: a tool's code runs in a sandbox, not on the gateway's host.
 What has no exact JSON Schema is refused, so that no tool is typed more loosely than it looks.
 
-Types: str int float bool None, list[T], dict[str, T], Literal, X | Y, Annotated with a description or a dict of
-JSON Schema keywords, TypedDict classes and aliases of the same module. The parameter `secrets` is the gateway's.
+Types: str int float bool None, list[T], dict[str, T], Literal, X | Y, TypedDict classes and aliases of the same
+module, and Annotated with a description or JSON Schema keywords as pairs: `Annotated[str, "Why.", ("maxLength", 9)]`
+(pairs, because Python must be able to hash them). The parameter `secrets` is the gateway's.
 """
 
 import ast
@@ -23,7 +24,7 @@ SECRETS: Final = "secrets"
 
 _PRIMITIVES: Final = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _KEYWORDS: Final = frozenset(
-    {"description", "title", "examples", "format", "pattern", "minLength", "maxLength", "minimum", "maximum"}
+    {"title", "format", "pattern", "minLength", "maxLength", "minimum", "maximum"}
     | {"exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems"}
     | {"minProperties", "maxProperties"}
 )
@@ -165,12 +166,13 @@ class _Module:
                 raise self._fault(node, f"`{ast.unparse(node)}` has no exact JSON Schema")
 
     def _keywords(self, note: ast.expr) -> JsonSchema:
-        value = self._literal(note)
-        if isinstance(value, str):
-            return {"description": value}
-        if not isinstance(value, dict) or value.keys() - _KEYWORDS:
-            raise self._fault(note, "Annotated takes a description, or a dict of JSON Schema keywords")
-        return value
+        match self._literal(note):
+            case str(description):
+                return {"description": description}
+            case (str(keyword), value) if keyword in _KEYWORDS:
+                return {keyword: value}
+            case _:
+                raise self._fault(note, 'Annotated takes a description, or a keyword like ("maxLength", 100)')
 
     def _typed_dict(self, node: ast.ClassDef) -> JsonSchema:
         if len(node.bases) != 1 or _name(node.bases[0]) != "TypedDict":

@@ -20,12 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
-import docker
+from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 from requests.exceptions import RequestException
 
 from callgate_server.backends.docker import context, rootfs, seal, wheels
 from callgate_server.backends.docker.context import Files
+from callgate_server.backends.docker.engine import connect
 
 Progress = Callable[[str], None]
 
@@ -79,10 +80,12 @@ class DockerImages:
         """
         if BASE not in folders:
             raise ValueError("every image stands on `base`, and no folder of that name is given")
+        files = {name: context.files_of(folder) for name, folder in folders.items()}
+        _refuse_conflicts(folders, files)
         with self._alone(), _engine_errors():
-            engine = docker.APIClient(base_url=self._engine, timeout=_TIMEOUT_S)
+            engine = connect(self._engine, _TIMEOUT_S, version="auto")
             try:
-                return _Build(engine, self._state, self._base_image, progress).all(folders)
+                return _Build(engine, self._state, self._base_image, progress).all(files)
             finally:
                 engine.close()
 
@@ -94,28 +97,37 @@ class DockerImages:
             yield
 
 
+def _installed(files: Files) -> dict[str, Path]:
+    return {path: file for path, file in files.items() if context.is_installed(path)}
+
+
+def _refuse_conflicts(folders: Mapping[str, Path], files: Mapping[str, Files]) -> None:
+    common = _installed(files[BASE]).keys()
+    if f"{context.RUNNER}/main.py" not in common:
+        raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/main.py")
+    for name in files.keys() - {BASE}:
+        if any(path.startswith(f"{context.RUNNER}/") for path in files[name]):
+            raise ValueError(f"{folders[name]} has a {context.RUNNER}/, and the runner is the same in every image")
+        if taken := files[name].keys() & common:
+            raise ValueError(f"{folders[name]}: {min(taken)} is in every image already, from `base`")
+
+
 class _Build:
     """One round over the folders, on one connection."""
 
-    def __init__(self, engine: docker.APIClient, state: Path, base_image: str, progress: Progress) -> None:
+    def __init__(self, engine: APIClient, state: Path, base_image: str, progress: Progress) -> None:
         self._engine = engine
         self._state = state
         self._base_image = base_image
         self._progress = progress
 
-    def all(self, folders: Mapping[str, Path]) -> dict[str, str]:
-        files = {name: context.files_of(folder) for name, folder in folders.items()}
-        common = {path: file for path, file in files[BASE].items() if context.is_installed(path)}
-        if f"{context.RUNNER}/main.py" not in common:
-            raise ValueError(f"{folders[BASE]} has no {context.RUNNER}/main.py")
+    def all(self, files: Mapping[str, Files]) -> dict[str, str]:
+        common = _installed(files[BASE])
         foundation = self._opened(BASE, files[BASE], self._rootfs())
         digests = {}
         for name in sorted(files):
             opened = foundation if name == BASE else self._opened(name, files[name], foundation)
-            installed = {path: file for path, file in files[name].items() if context.is_installed(path)}
-            if name != BASE and (taken := installed.keys() & common.keys()):
-                raise ValueError(f"{folders[name]}: {min(taken)} is in every image already, from `base`")
-            digests[name] = self._finished(name, common | installed, opened)
+            digests[name] = self._finished(name, {**common, **_installed(files[name])}, opened)
         return digests
 
     def _opened(self, name: str, files: Files, parent: str) -> str:
