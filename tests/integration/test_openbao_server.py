@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
-from callgate_server.backends.openbao_dev import DevServer, write_private
+from callgate_server.backends.openbao_dev import DevServer
+from callgate_server.backends.private_files import replace_private
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import SecretRef
@@ -117,7 +118,7 @@ async def test_an_approle_reads_a_kv_secret_without_a_lease(store: OpenBao) -> N
 
 async def test_a_token_from_a_file_reads_a_kv_secret(server: DevServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
-    write_private(token, server.root_token.reveal().decode() + "\n")
+    replace_private(token, server.root_token.reveal() + b"\n")
     async with opened(server.address, TokenFile(token)) as store:
         assert value(await store.read(KEY, timeout_s=5)) == VALUE
 
@@ -273,14 +274,14 @@ async def test_an_expired_token_without_a_successor_is_unavailable_not_refused(
 ) -> None:
     issued = server.operator.request("post", "auth/token/create", {"ttl": "1h", "policies": ["root"]})["auth"]
     token = tmp_path / "token"
-    write_private(token, issued["client_token"])
+    replace_private(token, issued["client_token"].encode())
     async with opened(server.address, TokenFile(token)) as store:
         assert value(await store.read(KEY, timeout_s=5)) == VALUE
         server.operator.request("post", "auth/token/revoke", {"token": issued["client_token"]})
         error = await refusal(store)
         assert error.reason is Reason.SECRETS_UNAVAILABLE
         assert "credential" in error.message
-        write_private(token, server.root_token.reveal().decode())
+        replace_private(token, server.root_token.reveal())
         assert await answers(store) == VALUE
 
 
@@ -288,7 +289,7 @@ async def test_a_wrong_secret_id_is_unavailable_and_named_as_our_own_credential(
     server: DevServer, tmp_path: Path
 ) -> None:
     auth = server.operator.create_approle(tmp_path)
-    write_private(auth.secret_id_file, "00000000-0000-0000-0000-000000000000")
+    replace_private(auth.secret_id_file, b"00000000-0000-0000-0000-000000000000")
     async with opened(server.address, auth) as store:
         error = await refusal(store)
         assert error.reason is Reason.SECRETS_UNAVAILABLE

@@ -26,6 +26,7 @@ import requests
 from hvac.adapters import RawAdapter  # type: ignore[import-untyped]
 from requests.adapters import HTTPAdapter
 
+from callgate_server.backends.private_files import read_private
 from callgate_server.execution.sandbox import Health
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.sealed import Sealed
@@ -42,6 +43,7 @@ _REVOKE_EVERY_S: Final = 5.0
 _REVOKE_FAILURES_REPORTED: Final = 3
 # Leases end by themselves; what is forgotten beyond this only lives until then.
 _MAX_UNREVOKED: Final = 10_000
+_MAX_CREDENTIAL_BYTES: Final = 64 * 1024
 _LOOKUP_SELF: Final = "auth/token/lookup-self"
 
 
@@ -407,9 +409,11 @@ def _lease(document: dict[str, Any]) -> Lease:
 
 def _credential(path: Path) -> str:
     try:
-        text = path.read_text("ascii").strip()
+        text = read_private(path, _MAX_CREDENTIAL_BYTES)[0].decode("ascii").strip()
     except (OSError, ValueError):
-        raise ConnectionError("a file with the gateway's own credential cannot be read") from None
+        raise ConnectionError(
+            "a file with the gateway's own credential cannot be read, or others could read it"
+        ) from None
     if not text or not text.isprintable():
         raise ConnectionError("a file with the gateway's own credential holds none")
     return text

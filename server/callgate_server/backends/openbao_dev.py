@@ -23,6 +23,7 @@ from hvac.exceptions import VaultError  # type: ignore[import-untyped]
 from requests import RequestException
 
 from callgate_server.backends.openbao import AppRole
+from callgate_server.backends.private_files import replace_private
 from callgate_server.model.sealed import Sealed
 
 # All that the gateway needs: read what manifests may name, and revoke the leases of its calls.
@@ -237,11 +238,8 @@ def free_port() -> int:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only we can read."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    """Write a file that only we can read, in place of one that may be there."""
+    replace_private(path, text.encode())
 
 
 def _die_with_parent() -> None:
