@@ -328,12 +328,15 @@ def _text(kind: jsonschema_rs.ValidationErrorKind) -> str:
 
 
 def _alternatives(branches: list[list[jsonschema_rs.ValidationError]]) -> str:
-    types: list[str] = []
-    for errors in branches:
-        if len(errors) != 1 or errors[0].kind.name != "type":
-            return "fits none, or more than one, of the alternatives of the schema"
-        types.extend(errors[0].kind.value)
-    return f"must be of type {' or '.join(types)}" if types else "fits more than one alternative of the schema"
+    """Say what would fit, where each alternative fails by one type or one missing key."""
+    firsts = [errors[0] for errors in branches if len(errors) == 1]
+    if not all(branches):
+        return "fits more than one of the alternatives of the schema"
+    if len(firsts) == len(branches) and all(error.kind.name == "type" for error in firsts):
+        return f"must be of type {' or '.join(name for error in firsts for name in error.kind.value)}"
+    if len(firsts) == len(branches) and all(error.kind.name == "required" for error in firsts):
+        return f"needs one of {', '.join(f'`{error.kind.value}`' for error in firsts)}"
+    return "fits none of the alternatives of the schema"
 
 
 def _quote(value: Any) -> str:  # noqa: ANN401  # what a schema holds

@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedPart:
-    """A ruling with the policies that decided, and the permits whose scope fits but that did not."""
+    """A ruling with the policies that decided, and the permits whose scope fits but whose conditions do not."""
 
     part: Part
     deciding: tuple[Source, ...]
@@ -90,6 +90,7 @@ class CedarPolicy:
         self._names = {positional: template.annotations["id"] for positional, template in written.items()}
         self._relaxed = policy_set(without_context(sources))
         self._scopes = policy_set(scopes(sources))
+        self._permits = policy_set(source.template for source in sources if source.permits)
         self._visible = visible(vocabulary.arguments, sources)
         self._schema = cedarpy.Schema.from_str(schema_text(self._visible))
         self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
@@ -102,7 +103,8 @@ class CedarPolicy:
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         """See `admission.authorize.Policy`."""
         try:
-            parts = self._rule(caller, tool, arguments)
+            entities = self._entities_of(caller, tool)
+            parts = self._ask(self._requests(caller, tool, arguments), entities)
         except Exception as error:
             # Whatever went wrong, no call gets past. The error's text may hold arguments, its type does not.
             self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
@@ -130,26 +132,29 @@ class CedarPolicy:
             ValueError: arguments that policies look at do not fit the tool's schema, or caller or tool
                 cannot be judged.
         """
-        parts = self._rule(caller, tool, arguments)
-        requests = [_request(caller, action, on, {}) for action, on in _actions(tool)]
-        in_scope = cedarpy.is_authorized_batch(requests, self._scopes, self._entities_of(caller, tool))
+        requests = self._requests(caller, tool, arguments)
+        entities = self._entities_of(caller, tool)
+        parts = self._ask(requests, entities)
+        in_scope = cedarpy.is_authorized_batch(requests, self._scopes, entities, self._schema)
+        applying = cedarpy.is_authorized_batch(requests, self._permits, entities, self._schema)
         explained = []
-        for part, scope in zip(parts, in_scope, strict=True):
-            nearly = sorted(set(scope.diagnostics.reasons) - set(part.policies))
+        for part, scope, permits in zip(parts, in_scope, applying, strict=True):
+            nearly = sorted(set(scope.diagnostics.reasons) - set(permits.diagnostics.reasons))
             explained.append(ExplainedPart(part, self._named(part.policies), self._named(nearly)))
         return Explanation(_combine(parts, self.version), tuple(explained))
 
-    def _rule(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[Part]:
+    def _requests(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[dict[str, Any]]:
         moment = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         context: dict[str, Any] = {"now": {"__extn": {"fn": "datetime", "arg": moment}}}
         if caller.task is not None:
             context["task"] = caller.task
-        entities = self._entities_of(caller, tool)
         shown = convert(arguments, self._visible[tool.name])
-        requests = [
+        return [
             _request(caller, action, on, context if action == USE else context | {"arguments": shown})
             for action, on in _actions(tool)
         ]
+
+    def _ask(self, requests: list[dict[str, Any]], entities: cedarpy.Entities) -> list[Part]:
         results = cedarpy.is_authorized_batch(requests, self._set, entities, self._schema)
         return [self._part(request, result) for request, result in zip(requests, results, strict=True)]
 

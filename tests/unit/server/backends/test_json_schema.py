@@ -4,13 +4,14 @@ import string
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from callgate_server.admission.validate import MAX_VIOLATIONS
 from callgate_server.backends.json_schema import CompiledSchemas, check_schema
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
 from callgate_server.model.manifest import Manifest
-from hypothesis import given
-from hypothesis import strategies as st
 
 OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": False}
 CANARY = "CANARY-4471"
@@ -75,7 +76,13 @@ def test_output_is_checked_against_the_output_schema() -> None:
         ({"maxProperties": 0}, {"x": CANARY}, "maxProperties", "must have at most 0 keys"),
         ({"uniqueItems": True}, [CANARY, CANARY], "uniqueItems", "must not have equal items"),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, CANARY, "anyOf", "must be of type integer or null"),
-        ({"oneOf": [{"type": "string"}, {"minLength": 1}]}, CANARY, "oneOf", None),
+        ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, {"x": CANARY}, "oneOf", "needs one of `a`, `b`"),
+        (
+            {"oneOf": [{"type": "string"}, {"minLength": 1}]},
+            CANARY,
+            "oneOf",
+            "fits more than one of the alternatives of the schema",
+        ),
         ({"anyOf": [{"minLength": 99}, {"type": "null"}]}, CANARY, "anyOf", None),
         ({"contains": {"type": "integer"}}, [CANARY], "contains", None),
         ({"not": {"type": "string"}}, CANARY, "not", None),
