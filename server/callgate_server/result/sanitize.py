@@ -64,7 +64,9 @@ def clean(text: str) -> str:
     """Return `text` with everything hidden or active made visible."""
     if text.isascii() and text.isprintable():
         return text
-    return _cleaned(_CARRIAGE_RETURN.sub(_escape, text), _HIDDEN_IN_TEXT)
+    if "\r" in text:
+        text = _CARRIAGE_RETURN.sub(_escape, text)
+    return _cleaned(text, _HIDDEN_IN_TEXT)
 
 
 def json_strings(value: Json) -> tuple[Json, bool]:
