@@ -1,0 +1,212 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from callgate_server.backends.sqlite import entries, rows, schema
+from callgate_server.backends.sqlite.writer import Transaction
+from callgate_server.ledger.chain import Keys
+from callgate_server.ledger.store import Completion, OpenLease
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.model.sealed import Sealed
+from callgate_server.model.strict_json import decode
+from support.records import CALLER, intent, never_started, refusal, success
+
+KEYS = Keys.derive(Sealed(b"k" * 32))
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def transaction(tmp_path):
+    path = tmp_path / "ledger.db"
+    path.touch(0o600)
+    connection = schema.open_writer(path)
+    schema.migrate(connection)
+    yield Transaction(connection, KEYS, AT)
+    connection.close()
+
+
+def row(transaction, call_id):
+    found = rows.read(transaction.connection, call_id)
+    assert found is not None
+    return found
+
+
+def events(transaction, call_id):
+    found = transaction.connection.execute("SELECT kind, body FROM events WHERE call_id = ? ORDER BY seq", (call_id,))
+    return [(kind, decode(body.encode())) for kind, body in found]
+
+
+def claimed(transaction, *, boot="boot", key=None, **changes):
+    new = intent(key, **changes)
+    assert entries.claim(transaction, new, key, boot) is None
+    return new.call_id
+
+
+def test_an_intent_is_a_running_row_and_an_event_that_says_why_it_was_allowed(transaction):
+    call_id = claimed(transaction)
+    ((kind, body),) = events(transaction, call_id)
+    assert row(transaction, call_id).state == State.RUNNING
+    assert kind == "intent"
+    assert (
+        body
+        | {
+            "state": "running",
+            "tenant": "acme",
+            "agent": "bot",
+            "roles": ["analyst"],
+            "task": "task-1",
+            "tool": "a.b",
+            "version": "1.0.0",
+            "tool_digest": "sha256:tool",
+            "decision_id": "decision",
+            "policies": ["p1", "p2"],
+            "policy_version": "v1",
+            "arguments": {"x": "hmac:1"},
+            "arguments_digest": "digest",
+            "effect": "read",
+            "transport": "http",
+        }
+        == body
+    )
+
+
+def test_a_refusal_is_a_row_and_an_event(transaction):
+    refused = refusal()
+    entries.refuse(transaction, refused, "boot")
+    ((kind, body),) = events(transaction, refused.call_id)
+    assert (kind, body["reason"], body["policies"]) == ("refused", "policy_denied", ["p1"])
+    assert row(transaction, refused.call_id).state == State.DENIED
+
+
+def test_the_second_claim_of_a_key_gets_the_holder_and_writes_nothing(transaction):
+    first = claimed(transaction, key="k")
+    second = intent("k")
+    holder = entries.claim(transaction, second, "k", "boot")
+    assert holder is not None
+    assert holder.call_id == first
+    assert rows.read(transaction.connection, second.call_id) is None
+    assert events(transaction, second.call_id) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"caller": Caller("other", "bot")}, {"caller": Caller("acme", "other")}, {"tool": "c.d"}, {"key": "other"}],
+)
+def test_a_key_belongs_to_tenant_agent_and_tool(transaction, other):
+    claimed(transaction, key="k")
+    claimed(transaction, **({"key": "k"} | other))
+
+
+def test_calls_without_a_key_never_meet(transaction):
+    assert claimed(transaction) != claimed(transaction)
+
+
+def test_an_end_keeps_the_answer_and_the_key(transaction):
+    call_id = claimed(transaction, key="k")
+    entries.complete(transaction, success(call_id))
+    ended = row(transaction, call_id)
+    assert (ended.state, ended.answer, ended.holds_key) == (State.SUCCEEDED, b'{"result":42}', 1)
+    assert "42" not in str(events(transaction, call_id)[-1][1]["answer"])
+
+
+def test_a_call_whose_tool_never_started_gives_its_key_back(transaction):
+    call_id = claimed(transaction, key="k")
+    entries.complete(transaction, never_started(call_id))
+    assert row(transaction, call_id).holds_key == 0
+    claimed(transaction, key="k")
+
+
+def test_a_call_without_a_key_does_not_come_to_hold_one(transaction):
+    call_id = claimed(transaction)
+    entries.complete(transaction, success(call_id))
+    assert row(transaction, call_id).holds_key == 0
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.ADMITTED, State.DENIED, State.REPLAYED, State.RECEIVED])
+def test_states_move_only_as_the_table_allows(transaction, state):
+    call_id = claimed(transaction)
+    with pytest.raises(ValueError, match="cannot go from running"):
+        entries.complete(transaction, Completion(call_id, state, None, "", None))
+
+
+def test_a_call_ends_once(transaction):
+    call_id = claimed(transaction)
+    entries.complete(transaction, success(call_id))
+    with pytest.raises(ValueError, match="cannot go from succeeded"):
+        entries.complete(transaction, never_started(call_id))
+
+
+def test_a_call_that_is_not_in_the_record_has_no_end_and_no_notes(transaction):
+    with pytest.raises(ValueError, match="not in the record"):
+        entries.complete(transaction, success("absent"))
+    with pytest.raises(ValueError, match="not in the record"):
+        entries.note(transaction, "absent", "secret_leased", {})
+
+
+@pytest.mark.parametrize("kind", sorted(entries.OF_STATE))
+def test_a_note_cannot_pass_for_a_change_of_state(transaction, kind):
+    call_id = claimed(transaction)
+    with pytest.raises(ValueError, match="belongs to a change of state"):
+        entries.note(transaction, call_id, kind, {"row": "x"})
+
+
+def test_a_replay_is_a_row_of_its_own_that_names_the_original(transaction):
+    call_id = claimed(transaction, key="k")
+    entries.complete(transaction, success(call_id))
+    original = rows.to_stored(row(transaction, call_id))
+    entries.replay(transaction, original, "again", CALLER, AT, "boot")
+    replayed = row(transaction, "again")
+    assert (replayed.state, replayed.answer, replayed.holds_key) == (State.REPLAYED, None, 0)
+    assert events(transaction, "again")[0][1]["original"] == call_id
+
+
+@pytest.mark.parametrize(
+    ("effect", "state", "reason", "keeps_key"),
+    [
+        ("read", State.INTERRUPTED, Reason.INTERRUPTED, 0),
+        ("idempotent", State.INTERRUPTED, Reason.INTERRUPTED, 0),
+        ("unsafe", State.UNKNOWN, Reason.EFFECT_UNKNOWN, 1),
+        ("", State.UNKNOWN, Reason.EFFECT_UNKNOWN, 1),
+    ],
+)
+def test_what_a_dead_gateway_left_running_is_settled_by_its_effect(transaction, effect, state, reason, keeps_key):
+    call_id = claimed(transaction, boot="dead", key="k", effect=effect)
+    entries.settle(transaction, "alive")
+    settled = row(transaction, call_id)
+    assert (settled.state, settled.reason, settled.holds_key) == (state, reason, keeps_key)
+    assert [kind for kind, _ in events(transaction, call_id)] == ["intent", "settled"]
+
+
+def test_what_this_gateway_runs_and_what_has_ended_is_not_settled(transaction):
+    mine, ended = claimed(transaction, boot="alive"), claimed(transaction, boot="dead")
+    entries.complete(transaction, success(ended))
+    entries.settle(transaction, "alive")
+    assert row(transaction, mine).state == State.RUNNING
+    assert row(transaction, ended).state == State.SUCCEEDED
+
+
+def test_who_waits_for_an_approval_goes_on_waiting(transaction):
+    call_id = claimed(transaction, boot="dead")
+    waiting = replace(row(transaction, call_id), state=State.AWAITING_APPROVAL.value)
+    rows.update(transaction.connection, waiting, 1)
+    entries.settle(transaction, "alive")
+    assert row(transaction, call_id).state == State.AWAITING_APPROVAL
+
+
+def test_leases_that_were_not_revoked_are_listed(transaction):
+    first, second = claimed(transaction, boot="dead"), claimed(transaction)
+    entries.complete(transaction, success(second))
+    for call_id, kind, lease_id in [
+        (first, "secret_leased", "L1"),
+        (first, "secret_leased", "L2"),
+        (first, "secret_revoked", "L1"),
+        (second, "secret_leased", "L3"),
+    ]:
+        entries.note(transaction, call_id, kind, {"lease_id": lease_id})
+    assert entries.settle(transaction, "alive") == [OpenLease(first, "L2"), OpenLease(second, "L3")]
+    entries.note(transaction, first, "secret_revoked", {"lease_id": "L2"})
+    entries.note(transaction, second, "secret_revoked", {"lease_id": "L3"})
+    assert entries.settle(transaction, "alive") == []
