@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeAlias
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from callgate_proto.v1 import gateway_pb2, gateway_pb2_grpc
 from callgate_server.execution.running import Running
@@ -26,6 +26,7 @@ from callgate_server.transports.gate import Access, Gate
 CALL_ID: Final = "callgate-call-id"
 _DETAILS: Final = "grpc-status-details-bin"
 _DEFAULT_LISTED: Final = 50
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -127,21 +128,24 @@ def _left(running: Running, on_disconnect: OnDisconnect) -> Iterator[None]:
         raise
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no stubs for it
-    """grpc.health.v1. Only `Check`: a `Watch` of anybody would hold one of the places for RPCs for ever."""
+class Health:
+    """grpc.health.v1 with `Check` alone: a `Watch` of anybody would hold one of the places for RPCs for ever."""
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {"": False}
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        check = grpc.unary_unary_rpc_method_handler(
+            self.check,
+            request_deserializer=health_pb2.HealthCheckRequest.FromString,
+            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),))
 
     def set(self, service: str, *, serving: bool) -> None:
         self._serving = {"": serving, service: serving}
 
-    async def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
+    async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         serving = self._serving.get(request.service)
         if serving is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")

@@ -32,6 +32,7 @@ class Receipt(HttpToolsProtocol):
         self._limits = limits
         # A request has begun and is not complete.
         self._partial = False
+        self._head_complete = False
         # Bytes of the request that were not its body: head, framing, trailers.
         self._overhead = 0
         self._receive_timer: asyncio.TimerHandle | None = None
@@ -83,6 +84,7 @@ class Receipt(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._partial = False
+        self._head_complete = False
         self._disarm()
         if not self.transport.is_closing():
             super().on_message_complete()

@@ -31,9 +31,9 @@ IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 _BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
 _SHOWABLE_KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _BODY_KEYS: Final = frozenset({"arguments", "deadline_ms", "on_disconnect"})
-# Clients accept 8 KiB of trailers (gRPC's default), and base64 makes four of three.
+# Clients accept 8 KiB of trailers (gRPC's default); base64 makes four of three, percent-encoding three of one.
 _STATUS_BYTES: Final = 4096
-_TEXT_CHARS: Final = 500
+_TEXT_BYTES: Final = 400
 
 
 # Requests
@@ -183,7 +183,8 @@ def _packed(detail: Message) -> AnyMessage:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_CHARS else text[: _TEXT_CHARS - 1] + "…"
+    encoded = text.encode()
+    return text if len(encoded) <= _TEXT_BYTES else encoded[:_TEXT_BYTES].decode(errors="ignore") + "…"
 
 
 # Events

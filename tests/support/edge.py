@@ -1,0 +1,327 @@
+"""What stands behind the edges in their tests: calls played in memory with real `Running`s, and servers on free ports.
+
+text.echo     answers with its arguments as the result
+text.noisy    writes to both streams, leaves a file, exits with 3
+demo.wait     accepted, writes "started\n", runs until `release` is set or it is cancelled
+demo.denied   refused by policy
+demo.misfit   refused for its arguments
+demo.late     accepted, then no sandbox can be started
+demo.full     refused for want of room
+demo.broken   raises an error whose text holds the canary
+"""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import httpx
+from starlette.types import ASGIApp
+
+from callgate_proto.v1 import gateway_pb2_grpc
+from callgate_server.execution.running import Running, RunningCalls
+from callgate_server.model.answer import (
+    Answer,
+    Artifact,
+    Decision,
+    Exit,
+    Failure,
+    Output,
+    SandboxInfo,
+    Usage,
+    failure_document,
+    to_document,
+)
+from callgate_server.model.call import Caller, CallRequest
+from callgate_server.model.errors import CallError, Reason, Violation
+from callgate_server.model.identifiers import new_call_id
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import decode
+from callgate_server.transports.gate import Access, Gate, Readiness
+from callgate_server.transports.http import http_app
+from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.server import GrpcServer, HttpServer
+
+CANARY = "sk-live-3Jx8Qv1Zr7Lm5Tn9Wc2Yb6"
+TOKEN = "cg_agent_0123456789"
+AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+BYTES = b"\x1b[31mred\x00"
+TOOL = {
+    "tool": "text.echo",
+    "version": "1.0.0",
+    "summary": "Echo.",
+    "effect": "read",
+    "isolation": "container",
+    "input": {"type": "object", "properties": {}, "additionalProperties": True},
+    "output": {"type": "object", "maximum": 2**53 + 1},
+    "limits": {
+        "wall_s": 30.0, "cpu": 0.5, "memory_mb": 256, "pids": 64, "output_kb": 256, "result_kb": 256,
+        "scratch_mb": 64, "scratch_files": 4096, "open_files": 256, "artifacts": 0, "artifacts_kb": 4096,
+    },
+    "digest": "sha256:" + "0" * 64,
+}  # fmt: skip
+
+
+def answer(call_id: str, tool: str = "text.echo", **changes: Any) -> dict[str, Any]:
+    """An answer in its public shape."""
+    blank = Answer(
+        call_id,
+        tool,
+        "1.0.0",
+        State.SUCCEEDED,
+        Decision("d1", ("p1", "p2")),
+        SandboxInfo("fake", "none", "container"),
+        exit=Exit(0),
+        usage=Usage(1.5, 2.5, 3.5, 4096, 0, {"run": 2.5}),
+    )
+    return to_document(replace(blank, **changes))
+
+
+def noisy(call_id: str) -> dict[str, Any]:
+    """An answer with everything in it that can be in one."""
+    return answer(
+        call_id,
+        "text.noisy",
+        state=State.FAILED,
+        error=Failure(Reason.TOOL_FAILED, "The tool exited with 3.", 1500),
+        exit=Exit(3),
+        stdout=Output("red", BYTES, 9, True),
+        stderr=Output("plain"),
+        artifacts=(
+            Artifact("out.bin", 8, "ab" * 32, BYTES),
+            Artifact("big.bin", 2**40, rejected="larger than what is left"),
+        ),
+    )
+
+
+REFUSALS = {
+    "demo.denied": CallError(
+        Reason.POLICY_DENIED, "Policy does not permit it.", policies=("no-shell",), call_id=new_call_id()
+    ),
+    "demo.misfit": CallError(
+        Reason.INVALID_ARGUMENTS,
+        "The arguments do not fit.",
+        violations=(Violation("/text", "type", "must be a string"), Violation("/n", "minimum", "is below 1")),
+        call_id=new_call_id(),
+    ),
+    "demo.full": CallError(Reason.OVERLOADED, "The gateway is at capacity; try again.", retry_after_ms=1200),
+}
+
+
+@dataclass
+class Played:
+    """The calls, and what is asked about them: shaped like the pipeline and the queries."""
+
+    running: RunningCalls
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    # Set when a call waits; where `hold_start` is there, a start waits for it before the call is claimed.
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    hold_start: asyncio.Event | None = None
+    starting: asyncio.Event = field(default_factory=asyncio.Event)
+    requests: list[CallRequest] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+    calls_seen: list[Running] = field(default_factory=list)
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ready: bool = True
+
+    async def start(self, token: str | None, request: CallRequest) -> Running:
+        await self.identify(token)
+        self.requests.append(request)
+        self.starting.set()
+        if self.hold_start is not None:
+            await self.hold_start.wait()
+        if request.tool in REFUSALS:
+            raise REFUSALS[request.tool]
+        if request.tool == "demo.broken":
+            raise RuntimeError(f"the database says {CANARY}")
+        if request.tool not in ("text.echo", "text.noisy", "demo.wait", "demo.late"):
+            raise CallError(Reason.UNKNOWN_TOOL, "No such tool.")
+        if not isinstance(_arguments(request.arguments_json), dict):
+            raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
+        running = self.running.spawn(new_call_id(), None, lambda running: self._carry(running, request))
+        self.calls_seen.append(running)
+        await running.started()
+        return running
+
+    async def _carry(self, running: Running, request: CallRequest) -> None:
+        running.accept()
+        match request.tool:
+            case "demo.late":
+                running.fail(
+                    CallError(Reason.SANDBOX_UNAVAILABLE, "No sandbox could be started.", call_id=running.call_id)
+                )
+                return
+            case "text.noisy":
+                running.output("stdout", "red")
+                running.output("stderr", "plain\nafter\r\nbreaks")
+                document = noisy(running.call_id)
+            case "demo.wait":
+                document = await self._wait(running)
+            case _:
+                document = answer(running.call_id, result=decode(request.arguments_json))
+        self.documents[running.call_id] = document
+        running.answer(document)
+
+    async def _wait(self, running: Running) -> dict[str, Any]:
+        running.output("stdout", "started\n")
+        self.waiting.set()
+        ends = [asyncio.ensure_future(event.wait()) for event in (self.release, running.cancelled)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if running.cancelled.is_set():
+            failure = Failure(Reason.CANCELLED, "Cancelled.")
+            return answer(running.call_id, "demo.wait", state=State.CANCELLED, error=failure, stdout=Output("started"))
+        return answer(running.call_id, "demo.wait", result="released")
+
+    async def identify(self, token: str | None) -> Caller:
+        self.tokens.append(token)
+        if token != TOKEN:
+            raise CallError(Reason.UNAUTHENTICATED, "Send a valid credential.")
+        return Caller("acme", "bot")
+
+    async def tools(self, token: str | None) -> list[dict[str, Any]]:
+        await self.identify(token)
+        return [TOOL]
+
+    async def tool(self, token: str | None, name: str) -> dict[str, Any]:
+        await self.identify(token)
+        if name != TOOL["tool"]:
+            raise CallError(Reason.UNKNOWN_TOOL, "No such tool.")
+        return TOOL
+
+    async def call(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self.identify(token)
+        if call_id in self.documents:
+            return self.documents[call_id]
+        for running in self.calls_seen:
+            if running.call_id == call_id:
+                return summary(call_id)
+        raise CallError(Reason.UNKNOWN_CALL, "No such call.")
+
+    async def calls(self, token: str | None, limit: int) -> list[dict[str, Any]]:
+        await self.identify(token)
+        return [summary(running.call_id) for running in reversed(self.calls_seen)][:limit]
+
+    async def cancel(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self.call(token, call_id)
+        running = self.running.get(call_id)
+        if running is not None:
+            running.cancel()
+            await running.finished.wait()
+        return await self.call(token, call_id)
+
+
+def summary(call_id: str, *, failed: bool = False) -> dict[str, Any]:
+    """A call without its result, in its public shape."""
+    at = datetime(2026, 3, 4, 5, 6, 7, 89, UTC)
+    return {
+        "call_id": call_id,
+        "tool": "demo.wait",
+        "version": "1.0.0",
+        "state": "failed" if failed else "running",
+        "error": failure_document(Failure(Reason.SANDBOX_UNAVAILABLE, "None.")) if failed else None,
+        "received_at": at.isoformat(),
+        "finished_at": at.isoformat() if failed else None,
+        "policies": ["p1"],
+    }
+
+
+def _arguments(document: bytes) -> Any:
+    try:
+        return decode(document)
+    except ValueError:
+        raise CallError(Reason.INVALID_REQUEST, "The arguments are not acceptable JSON.") from None
+
+
+@dataclass
+class Edge:
+    """A gate with its calls, and what it was told."""
+
+    played: Played
+    gate: Gate
+    limits: TransportLimits
+    unexpected: list[tuple[str, BaseException]]
+    accessed: list[Access]
+    # Set when a request has been handled, whatever became of it.
+    handled: asyncio.Event
+
+    def app(self, **options: Any) -> ASGIApp:
+        return http_app(self.gate, self.limits, **options)
+
+
+@asynccontextmanager
+async def edge(limits: TransportLimits | None = None) -> AsyncIterator[Edge]:
+    """A gate whose calls end with the test."""
+    unexpected: list[tuple[str, BaseException]] = []
+    accessed: list[Access] = []
+    handled = asyncio.Event()
+    async with RunningCalls(lambda call_id, error: unexpected.append((call_id, error))) as running:
+        played = Played(running)
+
+        async def ready() -> Readiness:
+            return Readiness(played.ready, {"ledger": played.ready, "secrets": False})
+
+        def note(access: Access) -> None:
+            accessed.append(access)
+            handled.set()
+
+        gate = Gate(
+            played,
+            played,
+            ready,
+            lambda: b"# HELP callgate_calls Calls\n",
+            lambda error_id, error: unexpected.append((error_id, error)),
+            note,
+        )
+        try:
+            yield Edge(played, gate, limits or TransportLimits(), unexpected, accessed, handled)
+        finally:
+            played.release.set()
+
+
+@asynccontextmanager
+async def in_memory(edge: Edge, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application without a network, holding a valid credential."""
+    transport = httpx.ASGITransport(edge.app(**options), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=AUTHORIZED) as client:
+        yield client
+
+
+@asynccontextmanager
+async def http_port(edge: Edge, **options: Any) -> AsyncIterator[int]:
+    server = HttpServer(edge.app(**options), "127.0.0.1", 0, edge.limits)
+    await server.start()
+    try:
+        yield server.port
+    finally:
+        await server.stop(0.1)
+
+
+@asynccontextmanager
+async def grpc_server(edge: Edge, **options: Any) -> AsyncIterator[GrpcServer]:
+    server = GrpcServer(edge.gate, "127.0.0.1", 0, edge.limits, **options)
+    await server.start()
+    server.set_serving(serving=True)
+    try:
+        yield server
+    finally:
+        await server.stop(0.1)
+
+
+@asynccontextmanager
+async def grpc_stub(edge: Edge) -> AsyncIterator[gateway_pb2_grpc.GatewayStub]:
+    async with grpc_server(edge) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield gateway_pb2_grpc.GatewayStub(channel)
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    return tuple(AUTHORIZED.items())
+
+
+def base64(data: bytes) -> str:
+    return b64encode(data).decode()
