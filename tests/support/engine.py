@@ -4,6 +4,7 @@ It has its own data, state, socket and configuration, no bridge and no firewall 
 it, `close` leaves no container, no process and no file.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,3 +142,12 @@ class PrivateEngine:
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(self.url.removeprefix("unix://")) == 0
+
+
+@contextmanager
+def tolerating_unclosed_sockets() -> Iterator[None]:
+    """The library forgets a socket whose connect failed; the collector closes it, and says so, here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()

@@ -118,7 +118,7 @@ class DockerBackend:
             try:
                 await self._step(Step.START, partial(_start, container_id), request.deadline)
             except BaseException:
-                wire[1].close()
+                wire[1].transport.abort()
                 raise
         except BaseException:
             self._ending.start(partial(remove, container_id))

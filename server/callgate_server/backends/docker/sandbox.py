@@ -69,6 +69,8 @@ class DockerSandbox:
         while True:
             data = await self._reader.read(RECEIVE_LIMIT)
             if not data:
+                # The engine shuts its side only: what is still written would wait for a reader for ever.
+                self._cut()
                 if not self._stream.at_border:
                     raise ConnectionError("the engine's stream was cut")
                 return b""
@@ -91,20 +93,24 @@ class DockerSandbox:
             await self._engine.run(partial(_kill, self._id), self._end_s)
         except (DockerException, OSError):
             # The other way to end it: the runner ends when its input does.
-            self._writer.close()
+            self._cut()
 
     async def destroy(self) -> None:
         """Remove the container. Never raises; what the engine does not remove now, `reap` will."""
         if self._destroyed:
             return
         self._destroyed = True
-        self._writer.close()
+        self._cut()
         try:
             await self._engine.run(partial(remove, self._id), self._end_s)
         except (DockerException, OSError):
             return
         finally:
             self._forget()
+
+    def _cut(self) -> None:
+        # Not `close`, which first waits until everything is written.
+        self._writer.transport.abort()
 
 
 def remove(container_id: str, client: APIClient) -> bool:

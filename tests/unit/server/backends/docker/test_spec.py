@@ -1,0 +1,121 @@
+"""The container spec, whole, against a committed golden file; and the promises in it one by one."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.docker.seccomp import profile_json
+from callgate_server.backends.docker.spec import container_name, create_arguments
+from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.model.call import Deadline
+from callgate_server.model.manifest import Limits
+
+GOLDEN = Path(__file__).parent / "golden_spec.json"
+OPTIONS = DockerOptions(instance="main", boot_id="boot-1")
+
+
+def request(**fields: Any) -> SandboxRequest:
+    values: dict[str, Any] = {
+        "call_id": "01890a5d-ac96-774b-bcce-b302099a8057",
+        "tenant": "acme",
+        "tool": "webhooks.sign",
+        "image_digest": "sha256:" + "ab" * 32,
+        "runtime": None,
+        "limits": Limits(artifacts=8, artifacts_kb=1024),
+        "deadline": Deadline(1000.0),
+        "deadline_at": datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC),
+    }
+    return SandboxRequest(**{**values, **fields})
+
+
+def host_config(**fields: Any) -> dict[str, Any]:
+    return create_arguments(request(**fields), OPTIONS)["HostConfig"]
+
+
+def mount_options(path: str, limits: Limits) -> dict[str, str]:
+    words = host_config(limits=limits)["Tmpfs"][path].split(",")
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def test_the_whole_spec_is_the_committed_one() -> None:
+    arguments = create_arguments(request(), OPTIONS)
+    # The profile has a golden file of its own.
+    options = arguments["HostConfig"]["SecurityOpt"]
+    arguments["HostConfig"]["SecurityOpt"] = [o.replace(profile_json(), "<profile>") for o in options]
+    assert arguments == json.loads(GOLDEN.read_text())
+
+
+def test_a_spec_is_made_of_plain_json() -> None:
+    arguments = create_arguments(request(), OPTIONS)
+    assert json.loads(json.dumps(arguments)) == arguments
+
+
+def test_the_name_is_made_of_instance_and_call() -> None:
+    assert container_name("main", "c1") == "callgate-main-c1"
+
+
+def test_our_own_profile_is_named_and_not_the_engines() -> None:
+    assert f"seccomp={profile_json()}" in host_config()["SecurityOpt"]
+
+
+@pytest.mark.parametrize("path", ["/tmp", "/out", "/run/secrets", "/dev/shm"])
+def test_everything_writable_has_a_size_and_a_number_of_files(path: str) -> None:
+    options = mount_options(path, Limits(artifacts=1))
+    assert int(options["size"]) > 0
+    assert int(options["nr_inodes"]) > 0
+    assert {"nosuid", "nodev"} <= options.keys()
+
+
+@pytest.mark.parametrize("path", ["/out", "/run/secrets", "/dev/shm"])
+def test_nothing_is_executed_where_nothing_needs_to_be(path: str) -> None:
+    assert "noexec" in mount_options(path, Limits())
+
+
+def test_scratch_follows_the_manifest() -> None:
+    options = mount_options("/tmp", Limits(scratch_mb=7, scratch_files=99))
+    assert (options["size"], options["nr_inodes"]) == (str(7 << 20), "99")
+
+
+def test_without_artifacts_no_file_fits_into_the_output_folder() -> None:
+    # The folder itself takes the one inode.
+    assert mount_options("/out", Limits(artifacts=0))["nr_inodes"] == "1"
+
+
+def test_many_small_artifacts_fit_by_pages() -> None:
+    options = mount_options("/out", Limits(artifacts=1000, artifacts_kb=1))
+    assert int(options["size"]) >= 1000 * 4096
+    assert int(options["nr_inodes"]) > 1000
+
+
+def test_swap_adds_nothing_to_memory() -> None:
+    config = host_config(limits=Limits(memory_mb=64))
+    assert config["Memory"] == config["MemorySwap"] == 64 << 20
+
+
+@pytest.mark.parametrize(("cpu", "quota"), [(1, 100_000), (0.5, 50_000), (64, 6_400_000), (0.0001, 1_000)])
+def test_cores_become_a_quota_that_the_engine_takes(cpu: float, quota: int) -> None:
+    config = host_config(limits=Limits(cpu=cpu))
+    assert (config["CpuQuota"], config["CpuPeriod"]) == (quota, 100_000)
+
+
+def test_a_shared_kernel_counts_processes_by_container() -> None:
+    config = host_config(limits=Limits(pids=10))
+    assert config["PidsLimit"] == 10
+    # A limit per user would be shared by all sandboxes of the host.
+    assert "nproc" not in {limit["Name"] for limit in config["Ulimits"]}
+
+
+def test_a_guest_kernel_counts_processes_itself() -> None:
+    config = host_config(limits=Limits(pids=10), runtime="runsc")
+    assert config["Runtime"] == "runsc"
+    assert {"Name": "nproc", "Soft": 10, "Hard": 10} in config["Ulimits"]
+    assert config["PidsLimit"] > 10
+
+
+def test_the_deadline_label_is_wall_time_with_its_zone() -> None:
+    labels = create_arguments(request(), OPTIONS)["Labels"]
+    assert datetime.fromisoformat(labels["callgate.deadline"]) == request().deadline_at
