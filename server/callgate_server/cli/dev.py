@@ -19,7 +19,8 @@ from callgate_server.backends.catalog.build import build
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.docker.images import DockerImages
 from callgate_server.backends.json_schema import check_schema
-from callgate_server.backends.openbao_dev import DevServer, write_private
+from callgate_server.backends.openbao_dev import DevServer
+from callgate_server.backends.private_files import replace_private
 from callgate_server.cli import places
 from callgate_server.cli.output import Progress
 from callgate_server.cli.serving import serve
@@ -66,7 +67,7 @@ def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, 
             "log": {"level": log_level},
         }
         # Written down, so that `callgated audit`, `policy` and `check-config` work on a development gateway too.
-        write_private(state / "callgate.yaml", yaml.safe_dump(document, sort_keys=False))
+        replace_private(state / "callgate.yaml", yaml.safe_dump(document, sort_keys=False).encode())
         settings = settings_from(document, folder=state, name="callgated dev")
         serve(settings, "dev", lambda gateway: _announce(gateway, state, tokens, say))
 
@@ -90,7 +91,7 @@ def _seeds(state: Path) -> Mapping[str, Mapping[str, str]]:
     path = state / SEEDS
     if not path.exists():
         first = {f"kv/data/{TENANT}/webhooks": {"key": secrets.token_hex(32)}}
-        write_private(path, yaml.safe_dump(first))
+        replace_private(path, yaml.safe_dump(first).encode())
     document = load_yaml(path)
     if not isinstance(document, dict) or not all(isinstance(fields, dict) for fields in document.values()):
         raise ValueError(f"{path}: write paths like kv/data/{TENANT}/name, each with its fields")
@@ -107,7 +108,7 @@ def _keys(state: Path) -> Mapping[str, Path]:
         made = api_keys.create(
             store, tenant=TENANT, agent=agent, roles=AGENTS[agent], purpose="dev", now=datetime.now(UTC)
         )
-        write_private(token, made.key.reveal().decode())
+        replace_private(token, made.key.reveal())
     return tokens
 
 
@@ -115,7 +116,7 @@ def _instance(state: Path) -> str:
     """A name of its own for each state folder, so that two of them never remove each other's containers."""
     path = state / "instance"
     if not path.exists():
-        write_private(path, secrets.token_hex(4))
+        replace_private(path, secrets.token_hex(4).encode())
     return path.read_text().strip()
 
 
@@ -125,7 +126,7 @@ def _announce(gateway: Gateway, state: Path, tokens: Mapping[str, Path], say: Pr
         "http": gateway.endpoints.http,
         "token_file": str(tokens["developer"]),
     }
-    write_private(state / "client.json", json.dumps(client, indent=2))
+    replace_private(state / "client.json", json.dumps(client, indent=2).encode())
     say(f"tools: {', '.join(sorted(gateway.catalog.tools))}")
     say(f"ready: gRPC on {gateway.endpoints.grpc}, HTTP on http://{gateway.endpoints.http}")
     say("try: callgate call python.run --arg code='print(6 * 7)'   (stop the gateway with Ctrl-C)")
