@@ -3,6 +3,7 @@
 It keeps the promises a client relies on: authentication first, ids for accepted calls, replay by idempotency key,
 cancellation with partial output, refusals with typed details. It knows nothing of the server's code.
 
+    python.run       knows the outputs of the programs in the examples, see `_PROGRAMS`
     text.upper       a pure one: {"text": str} gives {"text": str}
     demo.speak       writes to both outputs in several pieces, no result
     demo.both        writes to its standard output and has a result
@@ -40,13 +41,26 @@ from callgate_proto.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServi
 
 TOKEN = "cg_fake_0123456789abcdef"
 _STARTED = "started\n"
+_PROGRAMS = {"print(6 * 7)": "42\n", "print('live')": "live\n"}
 _SCHEMAS: dict[str, dict[str, Any]] = {
+    "python.run": {"code": {"type": "string"}},
     "text.upper": {"text": {"type": "string", "description": "What to turn into capitals."}},
     "demo.wait": {"seconds": {"type": "integer"}},
 }
-_TOOLS = ("text.upper", *(f"demo.{name}" for name in (
-    "speak", "both", "fail", "wait", "files", "hostile", "late", "vanish", "garbage", "large"
-)))  # fmt: skip
+_TOOLS = (
+    "python.run",
+    "text.upper",
+    "demo.speak",
+    "demo.both",
+    "demo.fail",
+    "demo.wait",
+    "demo.files",
+    "demo.hostile",
+    "demo.late",
+    "demo.vanish",
+    "demo.garbage",
+    "demo.large",
+)
 
 
 @dataclass
@@ -78,7 +92,7 @@ class FakeGateway(GatewayServicer):
         self.calls: list[Call] = []
         self.artifacts: list[tuple[str, bytes]] = []
         self.metadata: list[dict[str, str | bytes]] = []
-        # What every answer after the first is refused with, if a test wants that.
+        # What every request is refused with, if a test wants that.
         self.refuse_with: Refused | None = None
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", 1 << 20)])
         add_GatewayServicer_to_server(self, self._server)
@@ -232,6 +246,8 @@ class FakeGateway(GatewayServicer):
             raise ConnectionAbortedError
         answer = _blank(call)
         chunks = _OUTPUTS.get(call.tool, list)()
+        if call.tool == "python.run":
+            chunks = [("stdout", _PROGRAMS[call.arguments["code"]])]
         for stream, text in chunks:
             yield stream, text
             output = answer.stdout if stream == "stdout" else answer.stderr

@@ -2,6 +2,7 @@
 """The async client against a gateway that behaves."""
 
 import socket
+import textwrap
 from collections.abc import AsyncIterator
 
 import grpc
@@ -18,6 +19,8 @@ from callgate import (
     GatewayUnreachable,
     OutputChunk,
 )
+from callgate._async import client
+from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway, Refused
 
 
@@ -25,6 +28,14 @@ from support.fake_gateway import TOKEN, FakeGateway, Refused
 async def gateway(fake: FakeGateway) -> AsyncIterator[AsyncCallgate]:
     async with AsyncCallgate(fake.target, token=TOKEN) as gateway:
         yield gateway
+
+
+async def test_the_example_of_the_module_runs(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace = {"AsyncCallgate": AsyncCallgate, "OutputChunk": OutputChunk, "token": TOKEN}
+    code = textwrap.indent(code_block(client).replace("127.0.0.1:9090", fake.target), "    ")
+    exec("async def example():\n" + code, namespace)  # noqa: S102  # it is our own documentation
+    await namespace["example"]()  # type: ignore[operator]
+    assert capsys.readouterr().out == "42\n\nlive\n"
 
 
 async def test_call_returns_the_answer_of_the_tool(gateway: AsyncCallgate) -> None:
@@ -261,7 +272,7 @@ async def test_a_silent_peer_is_given_up_after_the_timeout() -> None:
                 await gateway.tools()
 
 
-async def test_the_client_finds_a_gateway_that_starts_later(fake: FakeGateway) -> None:
+async def test_a_gateway_that_stops_is_noticed(fake: FakeGateway) -> None:
     async with AsyncCallgate(fake.target, token=TOKEN) as gateway:
         await gateway.tools()
         fake.stop()

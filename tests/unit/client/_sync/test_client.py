@@ -4,6 +4,7 @@
 """The sync client against a gateway that behaves."""
 
 import socket
+import textwrap
 from collections.abc import Iterator
 
 import grpc
@@ -20,6 +21,8 @@ from callgate import (
     GatewayUnreachable,
     OutputChunk,
 )
+from callgate._sync import client
+from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway, Refused
 
 
@@ -27,6 +30,14 @@ from support.fake_gateway import TOKEN, FakeGateway, Refused
 def gateway(fake: FakeGateway) -> Iterator[Callgate]:
     with Callgate(fake.target, token=TOKEN) as gateway:
         yield gateway
+
+
+def test_the_example_of_the_module_runs(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace = {"Callgate": Callgate, "OutputChunk": OutputChunk, "token": TOKEN}
+    code = textwrap.indent(code_block(client).replace("127.0.0.1:9090", fake.target), "    ")
+    exec("def example():\n" + code, namespace)  # noqa: S102  # it is our own documentation
+    namespace["example"]()  # type: ignore[operator]
+    assert capsys.readouterr().out == "42\n\nlive\n"
 
 
 def test_call_returns_the_answer_of_the_tool(gateway: Callgate) -> None:
@@ -263,7 +274,7 @@ def test_a_silent_peer_is_given_up_after_the_timeout() -> None:
                 gateway.tools()
 
 
-def test_the_client_finds_a_gateway_that_starts_later(fake: FakeGateway) -> None:
+def test_a_gateway_that_stops_is_noticed(fake: FakeGateway) -> None:
     with Callgate(fake.target, token=TOKEN) as gateway:
         gateway.tools()
         fake.stop()

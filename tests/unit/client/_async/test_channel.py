@@ -1,0 +1,51 @@
+import asyncio
+
+import pytest
+
+from callgate._async._channel import Channel
+from callgate._dial import Dial
+from callgate._target import parse_target
+from callgate_proto.v1 import gateway_pb2 as pb
+from support.fake_gateway import TOKEN, FakeGateway
+
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+
+
+def dial(target: str, *, secure: bool = False) -> Dial:
+    return Dial(parse_target(target), secure, None, 1 << 20)
+
+
+def test_a_channel_may_be_made_before_its_loop_runs(fake: FakeGateway) -> None:
+    channel = Channel(dial(fake.target))
+
+    async def use() -> int:
+        try:
+            return len((await channel.stub.ListTools(pb.ListToolsRequest(), metadata=METADATA)).tools)
+        finally:
+            await channel.close()
+
+    assert asyncio.run(use()) > 0
+
+
+async def test_the_channel_is_reused(fake: FakeGateway) -> None:
+    channel = Channel(dial(fake.target))
+    assert channel.stub is channel.stub
+    await channel.close()
+
+
+async def test_a_closed_channel_stays_closed() -> None:
+    channel = Channel(dial("127.0.0.1:9"))
+    await channel.close()
+    with pytest.raises(ValueError, match="closed"):
+        _ = channel.stub
+
+
+async def test_a_secure_channel_does_not_fall_back_to_plaintext(fake: FakeGateway) -> None:
+    import grpc
+
+    channel = Channel(dial(fake.target, secure=True))
+    with pytest.raises(grpc.RpcError) as caught:
+        await channel.stub.ListTools(pb.ListToolsRequest(), metadata=METADATA, timeout=10)
+    await channel.close()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert fake.metadata == []
