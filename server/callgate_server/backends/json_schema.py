@@ -29,8 +29,10 @@ MAX_SCHEMA_NODES: Final = 20_000
 MAX_REFS: Final = 200
 # Subschemas after every reference is written out: the factor by which checking one value can grow.
 MAX_EXPANDED: Final = 2_000
-# The engine collects every error before it yields the first; beyond this many values only the argument is named.
-_DETAILED_NODES: Final = 500
+# The engine collects every error before it yields the first, each with a copy of the value it is about. Details are
+# only asked of values that are small: so many values, with a text counting as one for each 128 characters.
+_SMALL: Final = 500
+_CHARACTERS: Final = 128
 _REGEX_BYTES: Final = 1 << 20
 _TEXT_LIMIT: Final = 200
 _NAME_LIMIT: Final = 64
@@ -57,6 +59,9 @@ class _Compiled:
     # One validator for each subschema, by `#/…` pointer.
     parts: jsonschema_rs.ValidatorMap
     properties: frozenset[str]
+    required: tuple[str, ...]
+    # Nothing but `properties` may be there.
+    closed: bool
 
 
 class CompiledSchemas:
@@ -115,7 +120,9 @@ def _compile(schema: Mapping[str, Any]) -> _Compiled:
         parts = jsonschema_rs.validator_map_for(dict(schema), **_options())
     except ValueError as error:
         raise ValueError(_explain_refusal(error)) from None
-    return _Compiled(validator, parts, frozenset(schema.get("properties", {})))
+    closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
+    properties = frozenset(schema.get("properties", {}))
+    return _Compiled(validator, parts, properties, tuple(schema.get("required", ())), closed)
 
 
 def _options() -> dict[str, Any]:
@@ -252,17 +259,19 @@ def _violations(compiled: _Compiled, value: Json) -> list[Violation]:
 
 
 def _is_small(value: Json) -> bool:
-    budget = _DETAILED_NODES
+    budget = _SMALL
     stack: list[Json] = [value]
-    while stack:
-        if (budget := budget - 1) < 0:
-            return False
+    while stack and budget >= 0:
         head = stack.pop()
-        if isinstance(head, dict):
-            stack.extend(islice(head.values(), budget + 1))
+        budget -= 1
+        if isinstance(head, str):
+            budget -= len(head) // _CHARACTERS
+        elif isinstance(head, dict):
+            stack.extend(islice(head.keys(), _SMALL))
+            stack.extend(islice(head.values(), _SMALL))
         elif isinstance(head, list):
-            stack.extend(islice(head, budget + 1))
-    return True
+            stack.extend(islice(head, _SMALL + 1))
+    return budget >= 0
 
 
 def _detailed(validator: jsonschema_rs.Validator, value: Json) -> Iterator[Violation]:
@@ -277,18 +286,29 @@ def _detailed(validator: jsonschema_rs.Validator, value: Json) -> Iterator[Viola
 
 
 def _by_argument(compiled: _Compiled, value: Json) -> Iterator[Violation]:
-    """Name the arguments that do not fit, with yes-or-no checks alone: their cost has no factor of errors."""
-    found = False
-    for key, child in value.items() if isinstance(value, dict) else ():
-        if key not in compiled.properties:
-            yield Violation(f"/{_escape(_name(key))}", "additionalProperties", "unknown key")
-        elif compiled.parts[f"#/properties/{_escape(key)}"].is_valid(child):
-            continue
-        else:
-            yield Violation(f"/{_escape(_name(key))}", "schema", "does not fit its schema; too large to say where")
-        found = True
-    if not found:
-        yield Violation("", "schema", "does not fit the schema; too large to say where")
+    """Ask each argument by itself whether it fits: yes or no costs little, however large the value is."""
+    arguments = value if isinstance(value, dict) else {}
+    found = [Violation("", "required", f"`{name}` is missing") for name in compiled.required if name not in arguments]
+    for key, child in arguments.items():
+        found.extend(_argument_violations(compiled, key, child))
+        if len(found) >= MAX_VIOLATIONS:
+            break
+    yield from found or [Violation("", "schema", "does not fit the schema; too large to say where")]
+
+
+def _argument_violations(compiled: _Compiled, key: str, child: Json) -> Iterator[Violation]:
+    path = f"/{_escape(_name(key))}"
+    part = compiled.parts.get(f"#/properties/{_escape(key)}") if key in compiled.properties else None
+    if part is None:
+        if compiled.closed:
+            yield Violation(path, "additionalProperties", "unknown key")
+    elif part.is_valid(child):
+        return
+    elif isinstance(child, str) or _is_small(child):
+        for violation in _detailed(part, child):
+            yield Violation(path + violation.path, violation.rule, violation.message)
+    else:
+        yield Violation(path, "schema", "does not fit its schema; too large to say where")
 
 
 _TEXTS: Final[dict[str, Callable[[Any], str]]] = {

@@ -132,13 +132,43 @@ def test_many_bad_items_are_reported_by_argument_only() -> None:
     assert found == [Violation("/numbers", "schema", "does not fit its schema; too large to say where")]
 
 
-def test_large_arguments_still_name_unknown_keys() -> None:
-    found = violations({"a": {}}, {"a": [0] * 1000, "x": 1})
-    assert found == [Violation("/x", "additionalProperties", "unknown key")]
+def test_large_arguments_still_name_what_is_small_in_them() -> None:
+    found = violations(
+        {"large": {}, "text": {"maxLength": 9}, "deep": {"properties": {"n": {"type": "integer"}}}, "b": {}},
+        {"large": [0] * 1000, "text": CANARY * 100_000, "deep": {"n": CANARY}, "x": 1},
+        required=["b"],
+    )
+    assert found == [
+        Violation("", "required", "`b` is missing"),
+        Violation("/text", "maxLength", "must have at most 9 characters"),
+        Violation("/deep/n", "type", "must be of type integer"),
+        Violation("/x", "additionalProperties", "unknown key"),
+    ]
 
 
 def test_large_arguments_that_break_a_rule_of_the_whole_are_refused() -> None:
-    assert violations({"a": {}, "b": {}}, {"a": [0] * 1000}, required=["b"])[0].rule == "schema"
+    found = violations({"a": {}}, {"a": [0] * 1000}, maxProperties=0)
+    assert found == [Violation("", "schema", "does not fit the schema; too large to say where")]
+
+
+def test_large_result_may_have_keys_that_an_open_schema_does_not_name() -> None:
+    pinned = tool(OBJECT, {"type": "object", "properties": {"n": {"type": "integer"}}})
+    found = CompiledSchemas.of(Catalog.of(pinned)).output_violations(pinned, {"n": CANARY, "more": [0] * 1000})
+    assert found == [Violation("/n", "type", "must be of type integer")]
+
+
+def test_large_value_that_is_no_object_is_refused() -> None:
+    assert [violation.rule for violation in violations({}, [0] * 1000)] == ["schema"]
+
+
+def test_many_unknown_keys_of_large_arguments_are_capped() -> None:
+    assert len(violations({}, {f"k{number}": "x" * 1000 for number in range(1000)})) == MAX_VIOLATIONS
+
+
+@pytest.mark.parametrize("name", ["a b%é", '"\n', "a/b~c", "", "$ref"])
+def test_arguments_with_odd_names_are_found_in_large_values(name: str) -> None:
+    found = violations({name: {"type": "integer"}, "large": {}}, {"large": [0] * 1000, name: CANARY})
+    assert [violation.rule for violation in found] == ["type"]
 
 
 def nested(levels: int) -> Any:
