@@ -55,10 +55,12 @@ class DockerSandbox:
         Raises:
             ConnectionError: the wire is gone.
         """
+        if not self._writer.is_closing():
+            self._writer.write(data)
+            await self._writer.drain()
+        # Asked afterwards too: a drain that was waiting when the wire was cut returns as if all were written.
         if self._writer.is_closing():
             raise ConnectionError("the sandbox's wire is closed")
-        self._writer.write(data)
-        await self._writer.drain()
 
     async def receive(self) -> bytes:
         """Return the next bytes of the wire, or b"" at its end.
