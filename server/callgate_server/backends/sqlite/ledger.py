@@ -5,6 +5,7 @@ used at all. What a call writes is `entries.py`, how it gets to the disk `writer
 """
 
 import asyncio
+import logging
 import queue
 import secrets
 import sqlite3
@@ -29,6 +30,8 @@ T = TypeVar("T")
 MAX_LISTED: Final = 1000
 _READERS: Final = 2
 _GENESIS_KIND: Final = "genesis"
+
+_log = logging.getLogger(__name__)
 
 
 def _utc_now() -> datetime:
@@ -214,6 +217,7 @@ def _seal(connection: sqlite3.Connection, keys: Keys, now: datetime) -> None:
         if connection.execute("SELECT 1 FROM calls LIMIT 1").fetchone() is not None:
             raise ValueError("the ledger has calls but no first event: events were removed; restore it from a backup")
         Transaction(connection, keys, now).append("", _GENESIS_KIND, {"version": schema.VERSION})
+        _log.warning("a new, empty ledger was started")
     elif check(keys.chain, [Event(*first)]).fault is not None:
         raise ValueError("the ledger was sealed with another key: restore the key file that belongs to it")
     connection.execute("COMMIT")
