@@ -125,9 +125,11 @@ class Pid1Sandbox:
 
     async def destroy(self) -> None:
         await self.kill()
-        await self._process.wait()
         assert self._process.stdin is not None
         self._process.stdin.close()
         # What the runner had sent is read to its end, so that the transport closes.
         while await self.receive():
             pass
+        await self._process.wait()
+        # The loop tells the transport of its end in its next round.
+        await asyncio.sleep(0)

@@ -8,6 +8,7 @@ The description of the wire is `proto/callgate_proto/frames.json`.
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal
@@ -122,28 +123,31 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes and return the frames that they complete.
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take the next bytes; iterate over the frames that they complete.
+
+        What is wrong is found when the iteration comes to it, so that the frames before it are heard however
+        the bytes were portioned.
 
         Raises:
             ValueError: an unknown type, a frame of the other direction, or a length outside its bounds. What
                 follows on the wire has no meaning any more.
         """
         self._buffer += data
-        frames: list[Frame] = []
-        start = 0
-        while len(self._buffer) - start >= HEADER.size:
-            kind, size = HEADER.unpack_from(self._buffer, start)
+        return self._complete_frames()
+
+    def _complete_frames(self) -> Iterator[Frame]:
+        while len(self._buffer) >= HEADER.size:
+            kind, size = HEADER.unpack_from(self._buffer)
             least, most = RECEIVED.get(kind, (1, 0))
             if not least <= size <= most:
                 raise ValueError("a frame of an unknown type or a forbidden length")
-            end = start + HEADER.size + size
+            end = HEADER.size + size
             if len(self._buffer) < end:
-                break
-            frames.append(Frame(FrameType(kind), bytes(self._buffer[start + HEADER.size : end])))
-            start = end
-        del self._buffer[:start]
-        return frames
+                return
+            payload = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            yield Frame(FrameType(kind), payload)
 
 
 def encode_secret(name: str, deliver: Literal["file", "stdin"], value: Sealed) -> bytes:

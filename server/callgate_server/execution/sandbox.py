@@ -55,7 +55,10 @@ class Health:
 
 
 class Sandbox(Protocol):
-    """One started sandbox. Not shared between calls, not used by two tasks at once (but for `kill`)."""
+    """One started sandbox. Not shared between calls.
+
+    The wire is full duplex: one task may `send` while another waits in `receive`; `kill` may come from any.
+    """
 
     @property
     def id(self) -> str:

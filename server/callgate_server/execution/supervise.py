@@ -155,7 +155,7 @@ class _Run:
             data = await self._sandbox.receive()
             if not data:
                 raise ConnectionError("the wire ended before the greeting")
-            frames = self._decoder.feed(data)
+            frames = list(self._decoder.feed(data))
             if frames:
                 # Before the call there is nothing else to say.
                 if len(frames) > 1 or frames[0].type is not FrameType.HELLO:

@@ -1,0 +1,68 @@
+"""The steps from fork to tool, in a process of their own: a fork of the test run would carry its threads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+RUNNER = Path(__file__).parents[3] / "sandbox_images/base"
+PROGRAM = f"""
+import os, sys
+sys.path.insert(0, {str(RUNNER)!r})
+from callgate_runner import child, kernel, wire
+link = wire.Wire.take_over()
+kernel.set_dumpable(dumpable=False)
+kernel.ignore_signals()
+class Call:
+    function = None
+    command = {{command!r}}
+    result_from_stdout = {{from_stdout!r}}
+    open_files = 99
+pid, pipes = child.start(Call)
+os.close(pipes.stdin)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+for fd in (pipes.stdout, pipes.stderr):
+    os.write(link.sink, os.read(fd, 65536) + b'|')
+os.write(link.sink, b'%d %d' % (status, os.get_blocking(pipes.stdout)))
+"""
+
+
+def start(*command: str, from_stdout: bool = False) -> tuple[str, str, str]:
+    program = PROGRAM.format(command=list(command), from_stdout=from_stdout)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    stdout, stderr, end = done.stdout.split("|")
+    return stdout, stderr, end
+
+
+def test_a_command_runs_with_four_descriptors_and_without_the_wire() -> None:
+    # The listing's own descriptor is the next one.
+    assert start("/bin/ls", "/proc/self/fd") == ("0\n1\n2\n3\n4\n", "", "0 0")
+
+
+def test_there_is_no_result_descriptor_where_output_is_the_result() -> None:
+    assert start("/bin/ls", "/proc/self/fd", from_stdout=True) == ("0\n1\n2\n3\n", "", "0 0")
+
+
+def test_words_are_passed_without_a_shell() -> None:
+    assert start("/bin/echo", "$HOME; `id`", "a  b") == ("$HOME; `id` a  b\n", "", "0 0")
+
+
+def test_the_process_is_its_own_and_limited() -> None:
+    stdout, _, _ = start(
+        "/bin/sh",
+        "-c",
+        "pwd; umask; ulimit -n; ulimit -c; cat /proc/self/oom_score_adj; cut -d' ' -f6 /proc/$$/stat; echo $$",
+    )
+    *fixed, session, pid = stdout.split()
+    assert fixed == ["/tmp", "0077", "99", "0", "1000"]
+    assert session == pid
+
+
+def test_signals_have_their_default_meaning() -> None:
+    stdout, _, _ = start("/bin/grep", "-E", "SigIgn|SigBlk", "/proc/self/status")
+    assert {line.split()[1] for line in stdout.splitlines()} == {"0000000000000000"}
+
+
+def test_a_command_that_does_not_exist_has_the_shell_status_for_it() -> None:
+    stdout, stderr, end = start("/nonexistent/program")
+    assert (stdout, end) == ("", "126 0")
+    assert "FileNotFoundError" in stderr
