@@ -8,6 +8,8 @@ that nobody can use us to flood the provider. Whether a key is fit for a token i
 import asyncio
 import ipaddress
 import logging
+import os
+import stat
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -32,7 +34,7 @@ class JwksFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._keys: _Keys = {}
         self._trouble = ""
 
@@ -47,12 +49,13 @@ class JwksFile:
         return self._keys.get(key_id)
 
     def _follow(self) -> None:
-        status = self._path.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if seen == self._seen:
+        if _version(self._path.stat()) == self._seen:
             return
-        self._seen = seen
         with self._path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            self._seen = _version(status)
+            if stat.S_IMODE(status.st_mode) & 0o022:
+                raise PermissionError(f"{self._path} can be written by others, who could let anybody in: chmod go-w")
             self._keys = _parse(stream.read(MAX_BYTES + 1))
         self._trouble = ""
 
@@ -149,6 +152,10 @@ def _fetch(url: str, timeout_s: float) -> bytes:
             if time.monotonic() - begin_s > timeout_s:
                 raise TimeoutError("the key set arrives too slowly")
     return b"".join(chunks)
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _parse(document: bytes) -> _Keys:

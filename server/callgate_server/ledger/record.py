@@ -26,7 +26,7 @@ Digest = Callable[[bytes], str]
 def recorded(arguments: Mapping[str, Json], clear: Collection[str], digest: Digest) -> dict[str, Json]:
     """Return the record form of checked arguments.
 
-    A clear argument stands as it is up to `MAX_CLEAR_BYTES` of JSON. Of any other the shape is kept and every
+    A clear argument stands as it is up to `MAX_CLEAR_BYTES` of JSON and `MAX_DEPTH` levels. Of any other the shape is kept and every
     value hashed, unless it has more than `MAX_LEAVES` values or is nested deeper than `MAX_DEPTH`: then one
     hash stands for all of it.
 
@@ -36,9 +36,21 @@ def recorded(arguments: Mapping[str, Json], clear: Collection[str], digest: Dige
         digest: keyed hash (hex).
     """
     return {
-        name: value if name in clear and len(encode(value)) <= MAX_CLEAR_BYTES else _hidden(name, value, digest)
+        name: value if name in clear and _may_be_clear(value) else _hidden(name, value, digest)
         for name, value in arguments.items()
     }
+
+
+def _may_be_clear(value: Json) -> bool:
+    # Bounded in depth as well: the record nests it further, and a reader of the record refuses what is too deep.
+    return len(encode(value)) <= MAX_CLEAR_BYTES and _is_shallow(value, MAX_DEPTH)
+
+
+def _is_shallow(value: Json, depth: int) -> bool:
+    if not isinstance(value, list | dict):
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(child, depth - 1) for child in children)
 
 
 def _hidden(name: str, value: Json, digest: Digest) -> Json:

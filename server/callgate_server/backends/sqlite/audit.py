@@ -19,7 +19,7 @@ from callgate_server.backends.sqlite.rows import COLUMNS, CallRow, fingerprint
 from callgate_server.ledger.chain import Event, Head, Keys, check
 from callgate_server.ledger.store import ChainReport
 from callgate_server.model.sealed import Sealed
-from callgate_server.model.strict_json import decode
+from callgate_server.model.strict_json import Json, decode
 
 _EVENTS: Final = "SELECT seq, at, call_id, kind, body, hash FROM events"
 _KINDS: Final = ", ".join(f"'{kind}'" for kind in sorted(OF_STATE))
@@ -101,8 +101,15 @@ def _row_fault(connection: sqlite3.Connection, keys: Keys) -> str | None:
         row = CallRow(*values)
         if kind is None or not newest or kind not in OF_STATE:
             return f"call {row.call_id} does not point to the last event that changed it"
-        said = decode(body.encode())
-        if not isinstance(said, dict) or said.get("row") != fingerprint(keys, row):
+        if _fingerprint_in(body) != fingerprint(keys, row):
             return f"call {row.call_id} was changed after it was recorded"
     rowless = connection.execute(_ROWLESS).fetchone()
     return None if rowless is None else f"call {rowless[0]} was removed"
+
+
+def _fingerprint_in(body: str) -> Json:
+    try:
+        said = decode(body.encode())
+    except ValueError:
+        return None
+    return said.get("row") if isinstance(said, dict) else None

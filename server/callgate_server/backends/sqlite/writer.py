@@ -120,14 +120,14 @@ class Writer:
         try:
             connection = self._begin()
             transaction = Transaction(connection, self._keys, self._now())
-        except _STORE_FAULTS as fault:
+        except Exception as fault:  # whatever it is: this thread lives on, and the askers hear of it
             self._disconnect()
             self._fail(group, fault)
             return
         try:
             outcomes = [_attempt(transaction, item.work) for item in group]
             connection.execute("COMMIT")
-        except _STORE_FAULTS as fault:
+        except Exception as fault:  # as above
             self._disconnect()
             self._write_halves(group, fault)
             return
@@ -149,7 +149,7 @@ class Writer:
 
     def _fail(self, group: list[_Item], fault: BaseException) -> None:
         if not self._failing:
-            _log.error("the ledger cannot be written, calls are refused: %s", fault)
+            _log.error("the ledger cannot be written, calls are refused: %s", fault, exc_info=fault)
         self._failing = True
         for item in group:
             item.future.set_exception(unavailable())

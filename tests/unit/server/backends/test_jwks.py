@@ -235,6 +235,17 @@ async def test_a_broken_or_missing_file_keeps_the_last_good_set(tmp_path, caplog
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+async def test_a_file_that_others_can_write_gives_no_key(tmp_path, mode):
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps(SET))
+    path.chmod(mode)
+    jwks = JwksFile(path)
+    assert await jwks.key("one") is None
+    path.chmod(0o644)
+    assert await jwks.key("one")
+
+
 async def test_keys_without_an_id_are_left_out(tmp_path):
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps({"keys": [{"kty": "RSA"}, "x", {"kid": 1}, {"kid": "one"}]}))

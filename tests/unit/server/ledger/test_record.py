@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callgate_server.ledger.record import MAX_CLEAR_BYTES, MAX_LEAVES, recorded
+from callgate_server.ledger.record import MAX_CLEAR_BYTES, MAX_DEPTH, MAX_LEAVES, recorded
 from callgate_server.model.strict_json import encode
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -107,6 +107,14 @@ def test_a_clear_field_that_is_too_large_is_hidden():
     fits, too_large = "a" * (MAX_CLEAR_BYTES - 2), "a" * (MAX_CLEAR_BYTES - 1)
     assert recorded({"x": fits}, ("x",), digest) == {"x": fits}
     assert recorded({"x": too_large}, ("x",), digest) == {"x": hidden(too_large)}
+
+
+def test_a_clear_field_that_is_nested_deeply_is_hidden_so_that_the_record_can_be_read():
+    value = 1
+    for _ in range(MAX_DEPTH):
+        value = [value]
+    assert recorded({"x": value}, ("x",), digest) == {"x": value}
+    assert recorded({"x": [value]}, ("x",), digest) == {"x": hidden([value])}
 
 
 def test_a_name_is_clear_at_the_first_level_only():

@@ -175,6 +175,13 @@ def test_closing_writes_what_waits_and_refuses_what_comes_later(bench):
     assert refusal.value.reason is Reason.AUDIT_UNAVAILABLE
 
 
+def test_a_defect_of_ours_refuses_writes_and_does_not_end_the_thread(bench, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "timestamp", lambda _: 1 // 0)
+        assert reason(bench.append()) is Reason.AUDIT_UNAVAILABLE
+    assert bench.append().result(TIMEOUT_S) == 1
+
+
 def test_a_group_larger_than_the_limit_is_written_in_parts(bench, monkeypatch):
     monkeypatch.setattr(writer, "MAX_GROUP", 4)
     bench.hold()
