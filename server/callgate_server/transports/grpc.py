@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeAlias
 
 import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_health.v1 import health_pb2
 
 from callgate_proto.v1 import gateway_pb2, gateway_pb2_grpc
@@ -22,18 +23,20 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.transports import wire
 from callgate_server.transports.gate import Access, Gate
+from callgate_server.transports.limits import TransportLimits
 
 CALL_ID: Final = "callgate-call-id"
 _DETAILS: Final = "grpc-status-details-bin"
 _DEFAULT_LISTED: Final = 50
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_OPEN: Final = frozenset({f"/{_HEALTH}/Check"})
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class GatewayService(gateway_pb2_grpc.GatewayServicer):
-    """The methods. Each raises CallError for a refusal; the interceptor renders it."""
+    """The methods. Each raises CallError for a refusal; the door renders it."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -153,43 +156,77 @@ class Health:
         return answer(status=answer.SERVING if serving else answer.NOT_SERVING)
 
 
-class CatchAll(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
-    """Renders every error of every method. No text of an exception reaches a client but a CallError's message."""
+class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
+    """What every RPC passes: its credential, the receipt of its message in time, and the rendering of its errors.
 
-    def __init__(self, gate: Gate) -> None:
+    grpc.aio counts an RPC as running before its message is there, and waits for the message for ever: whoever
+    trickles a few of them takes every place. So each unary method is served as one that streams its request (the
+    same bytes on the wire), which lets us ask for the credential first and read under a deadline.
+    """
+
+    def __init__(self, gate: Gate, limits: TransportLimits) -> None:
         self._gate = gate
+        self._receive_s = limits.receive_s
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> Any:  # noqa: ANN401  # a handler or none; the stubs do not know of none
         handler = await continuation(details)
-        if handler is None or handler.request_streaming:  # unknown method, or reflection
+        if handler is None:  # no such method
             return handler
-        decode = _decoder(handler.request_deserializer)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(details.method, handler.unary_stream), decode, handler.response_serializer
+        decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
+        if handler.request_streaming:  # reflection
+            return grpc.stream_stream_rpc_method_handler(
+                self._conversation(details.method, handler.stream_stream), decode, encode
             )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(details.method, handler.unary_unary), decode, handler.response_serializer
-        )
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(details.method, handler.unary_stream), decode, encode
+            )
+        return grpc.stream_unary_rpc_method_handler(self._unary(details.method, handler.unary_unary), decode, encode)
 
     def _unary(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
-        async def guarded(request: object, context: Context) -> object:
+        async def guarded(_requests: object, context: Context) -> object:
             async with self._rendered(method, context):
-                return await behaviour(_well_formed(request), context)
+                return await behaviour(await self._received(method, context), context)
 
         return guarded
 
     def _stream(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
-        async def guarded(request: object, context: Context) -> AsyncIterator[object]:
+        async def guarded(_requests: object, context: Context) -> AsyncIterator[object]:
             async with self._rendered(method, context):
-                async for message in behaviour(_well_formed(request), context):
+                async for message in behaviour(await self._received(method, context), context):
                     yield message
 
         return guarded
+
+    def _conversation(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
+        async def guarded(requests: object, context: Context) -> AsyncIterator[object]:
+            async with self._rendered(method, context):
+                await self._gate.queries.identify(_token(context))
+                async for message in behaviour(requests, context):
+                    yield message
+
+        return guarded
+
+    async def _received(self, method: str, context: Context) -> object:
+        """Return the one message.
+
+        Raises:
+            CallError: `unauthenticated`, or `invalid_request`: not there in time, or not a message of this method.
+        """
+        if method not in _OPEN:
+            await self._gate.queries.identify(_token(context))
+        try:
+            async with asyncio.timeout(self._receive_s):
+                message: object = await context.read()
+        except TimeoutError:
+            raise CallError(Reason.INVALID_REQUEST, f"A request must be complete in {self._receive_s:g} s.") from None
+        if message is EOF or isinstance(message, _Malformed):
+            raise CallError(Reason.INVALID_REQUEST, "The message is not well-formed protobuf of this method.")
+        return message
 
     @asynccontextmanager
     async def _rendered(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -223,8 +260,7 @@ async def _abort(context: Context, error: CallError) -> None:
 
 
 class _Malformed:
-    """Stands for a message that could not be decoded. Raised by the handler, because what a deserialiser raises
-    grpc.aio shows to the client."""
+    """Stands for a message that could not be decoded: what a deserialiser raises, grpc.aio shows to the client."""
 
 
 def _decoder(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object]:
@@ -235,12 +271,6 @@ def _decoder(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes],
             return _Malformed()
 
     return decode
-
-
-def _well_formed(request: object) -> object:
-    if isinstance(request, _Malformed):
-        raise CallError(Reason.INVALID_REQUEST, "The message is not well-formed protobuf of this method.")
-    return request
 
 
 def _token(context: Context) -> str | None:

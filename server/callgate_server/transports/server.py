@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from callgate_proto.v1 import gateway_pb2
 from callgate_server.transports.gate import Gate
-from callgate_server.transports.grpc import CatchAll, GatewayService, Health
+from callgate_server.transports.grpc import Door, GatewayService, Health
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.receipt import Receipt
 
@@ -120,7 +120,7 @@ class GrpcServer:
         self._service = GatewayService(gate)
         self._health = Health()
         self._server = grpc.aio.server(
-            interceptors=(CatchAll(gate),),
+            interceptors=(Door(gate, limits),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.concurrent_requests,
         )
