@@ -66,6 +66,7 @@ def build(
         progress(f"writing {path.name}")
         path.write_text(text, encoding="utf-8")
     manifests = [_checked(declaration, check_schema) for declaration in declared]
+    _refuse_doubles(declared)
     digests = images.build(folders, progress)
     catalog = Catalog.of(*(Tool.pin(manifest, digests[manifest.image]) for manifest in manifests))
     write_lock(lock_path, Lock.of(manifests, digests))
@@ -101,6 +102,15 @@ def _generated(declaration: Declaration) -> dict[Path, str]:
     schemas = generate(source, function)
     texts = {"input": text_of(schemas.input), "output": text_of(schemas.output)}
     return {path: texts[side] for side, path in files.items() if path}
+
+
+def _refuse_doubles(declared: Sequence[Declaration]) -> None:
+    # A manifest's file is called like its tool.
+    places: dict[str, Path] = {}
+    for path in (declaration.path for declaration in declared):
+        if path.name in places:
+            raise ValueError(f"{places[path.name]} and {path} declare the same tool")
+        places[path.name] = path
 
 
 def _checked(declaration: Declaration, check_schema: SchemaCheck) -> Manifest:

@@ -26,7 +26,7 @@ from requests.exceptions import RequestException
 
 from callgate_server.backends.docker import context, rootfs, seal, wheels
 from callgate_server.backends.docker.context import Files
-from callgate_server.backends.docker.engine import connect
+from callgate_server.backends.docker.engine import connect, spoken
 
 Progress = Callable[[str], None]
 
@@ -83,11 +83,10 @@ class DockerImages:
         files = {name: context.files_of(folder) for name, folder in folders.items()}
         _refuse_conflicts(folders, files)
         with self._alone(), _engine_errors():
-            engine = connect(self._engine, _TIMEOUT_S, version="auto")
-            try:
+            with connect(self._engine, _TIMEOUT_S) as engine:
+                version = spoken(engine.version(api_version=False))
+            with connect(self._engine, _TIMEOUT_S, version=version) as engine:
                 return _Build(engine, self._state, self._base_image, progress).all(files)
-            finally:
-                engine.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

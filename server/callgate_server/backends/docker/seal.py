@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 SANDBOX_UID: Final = 65532
-RUNNER: Final = "opt/callgate/runner/callgate_runner"
+_RUNNER: Final = "opt/callgate/runner/callgate_runner/main.py"
 
 # Package managers and what they keep: a sandbox installs nothing, and these are root's tools.
 _PACKAGE_MANAGER: Final = re.compile(
@@ -37,7 +37,7 @@ _KEPT_MOUNT_POINTS: Final = frozenset({"run/secrets"})
 
 _REQUIRED: Final = (
     "usr/bin/python3",
-    RUNNER,
+    _RUNNER,
     "opt/callgate/tools",
     "opt/callgate/packages",
     "run/secrets",
