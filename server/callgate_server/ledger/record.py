@@ -26,9 +26,9 @@ Digest = Callable[[bytes], str]
 def recorded(arguments: Mapping[str, Json], clear: Collection[str], digest: Digest) -> dict[str, Json]:
     """Return the record form of checked arguments.
 
-    A clear argument stands as it is up to `MAX_CLEAR_BYTES` of JSON and `MAX_DEPTH` levels. Of any other the shape is kept and every
-    value hashed, unless it has more than `MAX_LEAVES` values or is nested deeper than `MAX_DEPTH`: then one
-    hash stands for all of it.
+    A clear argument stands as it is up to `MAX_CLEAR_BYTES` of JSON and `MAX_DEPTH` levels. Of any other the
+    shape is kept and every value hashed, unless it has more than `MAX_LEAVES` values or is nested deeper than
+    `MAX_DEPTH`: then one hash stands for all of it.
 
     Args:
         arguments: arguments that fit the tool's schema.

@@ -15,7 +15,7 @@ def manifest(tool="a.b", **changes):
         "summary": "Does something",
         "image": "python",
         "run": {"python": "module:function"},
-        "input": {"type": "object", "properties": {}, "additionalProperties": False},
+        "input": {"type": "object", "properties": {"x": {}}, "additionalProperties": False},
         "output": {},
         "effect": "read",
     }
@@ -33,7 +33,7 @@ def test_the_same_declaration_and_image_have_the_same_digest():
         {"version": "1.0.1"},
         {"effect": "unsafe"},
         {"limits": {"pids": 65}},
-        {"input": {"type": "object", "properties": {"x": {}}, "additionalProperties": False}},
+        {"input": {"type": "object", "properties": {"x": {}, "y": {}}, "additionalProperties": False}},
         {"record_clear": ["x"]},
         {"secrets": [{"name": "key", "from": "kv/data/x#y", "deliver": "file"}]},
     ],
