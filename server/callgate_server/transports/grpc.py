@@ -32,7 +32,7 @@ _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _OPEN: Final = frozenset({f"/{_HEALTH}/Check"})
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class GatewayService(gateway_pb2_grpc.GatewayServicer):
@@ -170,7 +170,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         details: grpc.HandlerCallDetails,
     ) -> Any:  # noqa: ANN401  # a handler or none; the stubs do not know of none
         handler = await continuation(details)
