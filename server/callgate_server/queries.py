@@ -12,11 +12,10 @@ from callgate_server.admission.authorize import Policy
 from callgate_server.admission.validate import find_tool, unknown_tool
 from callgate_server.execution.running import RunningCalls
 from callgate_server.ledger.store import Ledger, StoredCall
-from callgate_server.model.answer import Failure, failure_document
+from callgate_server.model.answer import Failure, failure_document, from_stored
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.strict_json import decode
 
 MAX_LISTED = 200
 
@@ -56,10 +55,7 @@ class Queries:
         stored = await self._own(caller, call_id)
         if stored.answer_json is None:
             return call_document(stored)
-        document = decode(stored.answer_json)
-        if not isinstance(document, dict):
-            raise TypeError("a stored answer is not an object")
-        return document
+        return from_stored(stored.answer_json)
 
     async def calls(self, token: str | None, limit: int) -> list[dict[str, Any]]:
         """The newest calls of this caller, newest first, without their results."""

@@ -107,7 +107,8 @@ def test_inspect_environment_and_command_line_hold_no_secret_while_the_tool_runs
         "POST", "/v1/tools/probe.secret/calls",
         json={"arguments": {"code": code}, "on_disconnect": "cancel"}, headers={"Accept": "text/event-stream"},
     ) as stream:  # fmt: skip
-        for line in stream.iter_lines():
+        lines = stream.iter_lines()  # held: dropping it would close the stream, and with it the call
+        for line in lines:
             if "ready" in line:
                 break
             if "call_id" in line:

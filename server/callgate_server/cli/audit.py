@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from callgate_server.backends.sqlite import audit
-from callgate_server.backends.sqlite.files import load_or_create_key
+from callgate_server.backends.sqlite.files import load_key
 from callgate_server.cli.output import document, explained, fail, say
-from callgate_server.config import Settings, load
+from callgate_server.config import load
 from callgate_server.ledger.chain import Head
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the record of all calls.")
@@ -28,9 +28,9 @@ def verify(
 ) -> None:
     """Recompute the whole chain and check every call against it. Keep the printed head somewhere else."""
     with explained():
-        settings = _settings(config)
+        settings = load(config)
         expected = None if head is None else Head.parse(head)
-        report = audit.verify_file(settings.ledger.file, load_or_create_key(settings.ledger.key_file), expected)
+        report = audit.verify_file(settings.ledger.file, load_key(settings.ledger.key_file), expected)
     if as_json:
         document({"events": report.events, "head": f"{report.events}:{report.head}", "fault": report.fault})
     elif report.fault is None:
@@ -47,7 +47,7 @@ def show(
 ) -> None:
     """Print events as JSON lines, oldest first. They hold no argument values and no secrets."""
     with explained():
-        settings = _settings(config)
+        settings = load(config)
         if call_id is None:
             events = audit.tail(settings.ledger.file, limit)
         else:
@@ -55,15 +55,3 @@ def show(
     for event in events:
         line = {"seq": event.seq, "at": event.at, "call_id": event.call_id, "kind": event.kind}
         typer.echo(json.dumps(line | {"body": json.loads(event.body), "hash": event.hash}, ensure_ascii=False))
-
-
-def _settings(config: Path) -> Settings:
-    """Load the configuration; the key must exist already, or a typing mistake would make a new one.
-
-    Raises:
-        ValueError: see `config.load`; or there is no key.
-    """
-    settings = load(config)
-    if not settings.ledger.key_file.exists():
-        raise ValueError(f"{settings.ledger.key_file}: no ledger key there; is this the gateway's configuration?")
-    return settings

@@ -15,7 +15,7 @@ from callgate_server.model.run import Cause, RunOutcome, judge
 from callgate_server.model.strict_json import Json, decode
 from callgate_server.result.redact import Redactor
 from callgate_server.result.render import render_artifact, render_output
-from callgate_server.result.sanitize import json_strings
+from callgate_server.result.sanitize import clean, json_strings
 
 # Returns what does not fit the output schema of the call's tool.
 Check = Callable[[Json], Sequence[Violation]]
@@ -24,13 +24,13 @@ Check = Callable[[Json], Sequence[Violation]]
 def conclude(blank: Answer, outcome: RunOutcome, redactor: Redactor, check: Check) -> Answer:
     """Fill in the answer. `blank` is the answer as far as it was known before the run."""
     state, reason = judge(outcome)
-    failure = None if reason is None else Failure(reason, _message(outcome))
+    failure = None if reason is None else Failure(reason, _safe(_message(outcome), redactor))
     result: Json = None
     if state is State.SUCCEEDED:
         try:
             result = _result(outcome, redactor, check)
         except ValueError as error:
-            state, failure = State.FAILED, Failure(Reason.INVALID_RESULT, str(error))
+            state, failure = State.FAILED, Failure(Reason.INVALID_RESULT, _safe(str(error), redactor))
     return replace(
         blank,
         state=state,
@@ -62,6 +62,11 @@ def _result(outcome: RunOutcome, redactor: Redactor, check: Check) -> Json:
         raise ValueError(f"The tool's result does not fit its output schema at {where} ({violations[0].rule}).")
     cleaned, _ = json_strings(redactor.json(result))
     return cleaned
+
+
+def _safe(message: str, redactor: Redactor) -> str:
+    """A path into a result is made of keys that the tool chose."""
+    return clean(redactor.text(message))
 
 
 def _message(outcome: RunOutcome) -> str:

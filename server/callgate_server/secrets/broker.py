@@ -64,8 +64,9 @@ Journal = Callable[[str, Mapping[str, Json]], Awaitable[None]]
 class Leases:
     """The secrets of one call, for as long as it runs."""
 
-    def __init__(self, store: SecretStore | None) -> None:
+    def __init__(self, store: SecretStore | None, journal: Journal) -> None:
         self._store = store
+        self._journal = journal
         self._open: list[str] = []
         self.delivered: tuple[DeliveredSecret, ...] = ()
 
@@ -86,7 +87,7 @@ class Leases:
         """Give everything back. Never raises `CallError`: a store that fails to revoke keeps trying by itself."""
         store, leases, self._open = self._store, self._open, []
         if store is not None:
-            await asyncio.gather(*(_revoke(store, lease_id) for lease_id in leases))
+            await asyncio.gather(*(_revoke(store, lease_id, self._journal) for lease_id in leases))
 
 
 class Broker:
@@ -104,7 +105,7 @@ class Broker:
         Raises:
             CallError: `secrets_unavailable`, `secret_refused`, `deadline_exceeded`, or what `journal` raised.
         """
-        leases = Leases(self._store)
+        leases = Leases(self._store, journal)
         refs = tuple(wanted)
         if not refs:
             return leases
@@ -173,8 +174,9 @@ def _acceptable(name: str, value: Sealed | None) -> Sealed:
     return value
 
 
-async def _revoke(store: SecretStore, lease_id: str) -> None:
+async def _revoke(store: SecretStore, lease_id: str, journal: Journal) -> None:
     try:
         await store.revoke(lease_id, timeout_s=_REVOKE_TIMEOUT_S)
+        await journal("secret_revoked", {"lease_id": lease_id})
     except CallError:
-        return  # the store has queued it and reports it in its health
+        return  # the store tries again by itself and reports it; what is not in the record is revoked once more

@@ -30,7 +30,7 @@ async def test_the_steps_of_a_call_happen_in_the_order_of_the_design() -> None:
         answer = await running.wait()
         await running.finished.wait()
     assert world.journal == [
-        "authorize", "claim", "lease", "note:secret_leased", "acquire", "run", "complete:succeeded", "destroy", "revoke",
+        "authorize", "claim", "lease", "note:secret_leased", "acquire", "run", "complete:succeeded", "destroy", "revoke", "note:secret_revoked",
     ]  # fmt: skip
     assert answer["state"] == "succeeded"
     assert answer["result"] == "done"
@@ -115,7 +115,7 @@ async def test_when_no_sandbox_can_be_had_the_secret_is_given_back_and_the_failu
         world.sandboxes.error = CallError(Reason.SANDBOX_UNAVAILABLE, "The engine does not answer.")
         error = await refusal(world, request())
     assert error.reason is Reason.SANDBOX_UNAVAILABLE
-    assert world.journal[-2:] == ["complete:failed", "revoke"]
+    assert world.journal[-3:] == ["complete:failed", "revoke", "note:secret_revoked"]
     assert error.call_id is not None
     assert world.ledger.rows[error.call_id].state is State.FAILED
 

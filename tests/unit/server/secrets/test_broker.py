@@ -132,7 +132,8 @@ async def test_a_call_cancelled_while_leasing_gives_back_what_it_has() -> None:
 
     async def stuck(kind: str, body: Mapping[str, Json]) -> None:
         journalling.set()
-        await asyncio.Event().wait()
+        if kind == "secret_leased":
+            await asyncio.Event().wait()
 
     async with asyncio.TaskGroup() as tasks:
         call = tasks.create_task(
@@ -142,6 +143,21 @@ async def test_a_call_cancelled_while_leasing_gives_back_what_it_has() -> None:
         assert store.open == {"dynamic/db/1"}
         call.cancel()
     assert store.open == set()
+
+
+async def test_a_revoked_lease_is_journalled_and_one_that_could_not_be_revoked_is_not() -> None:
+    for fails, expected in ((False, ["secret_leased", "secret_revoked"]), (True, ["secret_leased"])):
+        journal: list[str] = []
+
+        async def note(kind: str, body: Mapping[str, Json], journal: list[str] = journal) -> None:
+            assert body["lease_id"] == "dynamic/db/1"
+            journal.append(kind)
+
+        store = MemoryStore({"dynamic/db": {"password": GOOD}})
+        leases = await Broker(store).lease([ref("p", "dynamic/db#password")], "acme", deadline=SOON, journal=note)
+        store.revocations_fail = fails
+        await leases.revoke()
+        assert journal == expected
 
 
 @pytest.mark.parametrize(

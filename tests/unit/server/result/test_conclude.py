@@ -1,0 +1,110 @@
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from callgate_server.model.answer import Answer, Decision, Exit, SandboxInfo
+from callgate_server.model.errors import Reason, Violation
+from callgate_server.model.lifecycle import State
+from callgate_server.model.run import Captured, CapturedArtifact, Cause, RunOutcome
+from callgate_server.model.sealed import Sealed
+from callgate_server.model.strict_json import Json
+from callgate_server.result.conclude import conclude
+from callgate_server.result.redact import Redactor
+
+SECRET = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt"
+BLANK = Answer("c1", "a.b", "1.0.0", State.RUNNING, Decision("d1", ("p1",)), SandboxInfo("fake", "none", "container"))
+REDACTOR = Redactor({"key": Sealed(SECRET.encode())})
+
+
+def fits(result: Json) -> Sequence[Violation]:
+    return ()
+
+
+def ended(result: bytes | None = b"1", code: int = 0, **changes: object) -> RunOutcome:
+    return RunOutcome(Cause.EXITED, "", Exit(code), result_json=result, **changes)  # type: ignore[arg-type]
+
+
+def test_success_needs_exit_status_zero_and_a_fitting_result() -> None:
+    answer = conclude(BLANK, ended(b'{"n": 1}'), REDACTOR, fits)
+    assert (answer.state, answer.result, answer.error) == (State.SUCCEEDED, {"n": 1}, None)
+
+
+def test_a_tool_without_a_result_answers_null() -> None:
+    assert conclude(BLANK, ended(None), REDACTOR, fits).result is None
+
+
+def test_a_result_counts_for_nothing_when_the_tool_failed() -> None:
+    answer = conclude(BLANK, ended(b'"all is well"', code=2), REDACTOR, fits)
+    assert (answer.state, answer.result) == (State.FAILED, None)
+    assert answer.error is not None
+    assert answer.error.message == "The tool exited with status 2."
+
+
+@pytest.mark.parametrize(
+    "result", [b"", b"{", b'{"a":1,"a":2}', b"NaN", b"1e999", b"[" * 100_000, b"\xff", b'"\\ud800"'], ids=str
+)
+def test_a_hostile_result_is_a_failure_by_name(result: bytes) -> None:
+    answer = conclude(BLANK, ended(result), REDACTOR, fits)
+    assert answer.state is State.FAILED
+    assert answer.error is not None
+    assert answer.error.reason is Reason.INVALID_RESULT
+
+
+def test_a_cut_result_is_never_parsed() -> None:
+    answer = conclude(BLANK, ended(b"1", result_truncated=True), REDACTOR, fits)
+    assert answer.error is not None
+    assert answer.error.reason is Reason.INVALID_RESULT
+
+
+def test_a_misfit_names_the_place_and_neither_value_nor_secret() -> None:
+    def misfits(result: Json) -> Sequence[Violation]:
+        return [Violation(f"/{SECRET}\x1b/x", "type", "must be a string")]
+
+    answer = conclude(BLANK, ended(json.dumps({SECRET: 4711}).encode()), REDACTOR, misfits)
+    assert answer.error is not None
+    assert "[REDACTED:key]" in answer.error.message
+    assert SECRET not in answer.error.message
+    assert "\x1b" not in answer.error.message
+    assert "4711" not in answer.error.message
+
+
+def test_everything_that_is_given_back_is_redacted() -> None:
+    raw = SECRET.encode()
+    outcome = ended(
+        json.dumps({"k": [SECRET]}).encode(),
+        stdout=Captured(raw, b"", len(raw)),
+        stderr=Captured(raw, b"", len(raw)),
+        artifacts=(CapturedArtifact(SECRET, len(raw), raw),),
+    )
+    answer = conclude(BLANK, outcome, REDACTOR, fits)
+    assert answer.result == {"k": ["[REDACTED:key]"]}
+    assert SECRET not in repr(answer)
+    assert answer.artifacts[0].data == b"[REDACTED:key]"
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "reason"),
+    [
+        (Cause.TIMED_OUT, State.TIMED_OUT, Reason.TIMED_OUT),
+        (Cause.OUT_OF_MEMORY, State.FAILED, Reason.OUT_OF_MEMORY),
+        (Cause.OUTPUT_FLOOD, State.FAILED, Reason.OUTPUT_FLOOD),
+        (Cause.CANCELLED, State.CANCELLED, Reason.CANCELLED),
+        (Cause.LOST, State.LOST, Reason.SANDBOX_LOST),
+    ],
+)
+def test_each_other_end_has_its_state_and_keeps_the_output(cause: Cause, state: State, reason: Reason) -> None:
+    outcome = RunOutcome(cause, "What happened.", stdout=Captured(b"partial", b"", 7), result_json=b'"x"')
+    answer = conclude(BLANK, outcome, REDACTOR, fits)
+    assert answer.state is state
+    assert answer.error is not None
+    assert (answer.error.reason, answer.error.message) == (reason, "What happened.")
+    assert answer.stdout.text == "partial"
+    assert answer.result is None
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (64, "SIGRTMAX"), (99, "unknown")])
+def test_a_signal_is_named(number: int, name: str) -> None:
+    answer = conclude(BLANK, RunOutcome(Cause.SIGNALLED, "", Exit(signal=number)), REDACTOR, fits)
+    assert answer.error is not None
+    assert answer.error.message == f"The tool was ended by signal {number} ({name})."
