@@ -48,13 +48,14 @@ def find(files: int, size: int) -> Iterator[Found]:
 class _Walk:
     """One walk, and what is left of its budgets."""
 
-    __slots__ = ("_bytes_left", "_examined", "_files_left", "_listed")
+    __slots__ = ("_bytes_left", "_examined", "_files_left", "_listed", "_whole")
 
     def __init__(self, files: int, size: int) -> None:
         self._files_left = files
         self._bytes_left = size
         self._examined = 0
         self._listed = 0
+        self._whole = True
 
     def folder(self, fd: int, prefix: str, depth: int) -> Iterator[Found]:
         for name in self._names(fd):
@@ -62,17 +63,21 @@ class _Walk:
 
     def remainder(self) -> Iterator[Found]:
         """Say, in the last place of the list, that it is not whole."""
-        if self._examined >= MAX_EXAMINED or self._listed >= MAX_REJECTED:
+        if not self._whole or self._listed >= MAX_REJECTED:
             yield Found("", 0, rejected="not_examined")
 
     def _names(self, folder: int) -> list[str]:
-        names = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if self._examined >= MAX_EXAMINED:
-                    break
-                self._examined += 1
-                names.append(entry.name)
+        names: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if self._examined >= MAX_EXAMINED:
+                        self._whole = False
+                        break
+                    self._examined += 1
+                    names.append(entry.name)
+        except OSError:
+            self._whole = False
         # The order of a file system is not the tool's doing: sorted, equal calls take equal files.
         return sorted(names)
 

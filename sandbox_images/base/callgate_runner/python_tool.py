@@ -28,8 +28,8 @@ def run(function: str, *, with_result: bool) -> int:
         status = _call(function, with_result=with_result)
     except SystemExit as request:
         status = _status_of(request)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        _report(error)
         status = 1
     return _finish(status)
 
@@ -92,6 +92,14 @@ def _status_of(request: SystemExit) -> int:
     return 1
 
 
+def _report(error: BaseException) -> None:
+    """Print a traceback as the interpreter does, from the tool's first frame on: ours say nothing to its author."""
+    place = error.__traceback__
+    while place is not None and place.tb_frame.f_code.co_filename == __file__:
+        place = place.tb_next
+    sys.excepthook(type(error), error.with_traceback(place), place)
+
+
 def _finish(status: int) -> int:
     """Do what the interpreter does at its end: wait for threads, run exit functions, flush."""
     try:
@@ -106,7 +114,7 @@ def _finish(status: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):
-            # Closed by the tool, or nobody reads: what a program of its own would report as status 120.
+        except (OSError, ValueError, AttributeError):
+            # Closed or taken away by the tool: what a program of its own would report as status 120.
             status = status or 120
     return status

@@ -200,6 +200,8 @@ class _Run:
 
     async def _shorten_when_cancelled(self, limit: asyncio.Timeout, grace_s: float, *, announce: bool) -> None:
         await self._cancelled.wait()
+        if limit.expired():
+            return
         sooner = asyncio.get_running_loop().time() + grace_s
         limit.reschedule(min(sooner, limit.when() or sooner))
         if announce:

@@ -109,6 +109,24 @@ def test_a_crowd_is_examined_only_in_part(out: Path, monkeypatch: pytest.MonkeyP
     assert rejected() == {"": "not_examined"}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: int) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert rejected() == {"": "not_examined"}
+
+
+def test_exactly_as_many_entries_as_are_examined_are_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MAX_EXAMINED", 5)
+    for number in range(5):
+        (out / str(number)).write_bytes(b"x")
+    assert len(taken()) == 5
+    assert rejected() == {}
+
+
 def test_without_a_folder_there_is_nothing(out: Path) -> None:
     out.rmdir()
     assert list(artifacts.find(1, 1)) == []

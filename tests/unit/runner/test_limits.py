@@ -68,6 +68,19 @@ def test_files_in_memory_count_from_the_start_of_the_call(
     assert limits.Watch(4 * MIB, 1_000_000).broken() == "out_of_memory"
 
 
+def test_pages_shared_by_forks_are_not_counted_for_each_where_the_kernel_is_the_sandbox_s_own(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_memory", lambda _processes: 100 * MIB)
+    monkeypatch.setattr(limits, "_used_in_kernel", lambda: 10 * MIB)
+    assert limits.Watch(20 * MIB, 1_000_000).broken() is None
+    assert limits.Watch(5 * MIB, 1_000_000).broken() == "out_of_memory"
+
+
+def test_the_kernel_s_figure_is_read() -> None:
+    assert 0 < limits._used_in_kernel() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_processes_that_vanish_do_not_matter() -> None:
     assert limits._memory(["999999999"]) == 0
     assert limits._tasks(["999999999", str(os.getpid())]) >= 1

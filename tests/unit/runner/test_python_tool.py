@@ -98,6 +98,19 @@ def test_a_tool_that_is_not_there_is_a_failure_with_a_traceback(tmp_path: Path, 
     assert "Error" in said
 
 
+def test_a_traceback_begins_with_the_tool(tmp_path: Path) -> None:
+    _, _, said, _ = run(tmp_path, "def main():\n    return 1 / 0\n")
+    lines = said.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "tool.py" in lines[1]
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert "python_tool.py" not in said
+
+
+def test_a_tool_may_put_other_objects_in_the_place_of_its_streams(tmp_path: Path) -> None:
+    assert run(tmp_path, "import sys\ndef main():\n    sys.stdout = None\n    return 1\n")[0] == 120
+
+
 def test_a_wrapped_function_is_asked_for_its_own_parameters() -> None:
     def inner(a: int, *, secrets: dict[str, str]) -> None: ...
 
