@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from callgate import Accepted, Answer, Answered, CallRefused, CallSummary, Failure, GatewayUnreachable, Tool
+from callgate._cli.documents import Documents
+
+ANSWER = Answer("c1", "a.b", "1.0.0", "succeeded", result=1)
+
+
+def test_exactly_the_document_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    Documents().state(ANSWER)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == ANSWER.to_json()
+    assert shown.err == ""
+
+
+def test_events_are_lines_and_the_answer_is_the_last_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Documents(lines=True)
+    screen.event(Accepted(0, "c1"))
+    screen.event(Answered(1, ANSWER))
+    screen.state(ANSWER)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["accepted", "answer"]
+    assert lines[1]["answer"] == ANSWER.to_json()
+
+
+def test_a_stream_that_was_cancelled_still_ends_with_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Documents(lines=True)
+    screen.event(Accepted(0, "c1"))
+    screen.state(ANSWER)
+    assert json.loads(capsys.readouterr().out.splitlines()[1]) == ANSWER.to_json()
+
+
+def test_errors_are_documents_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (CallRefused(Failure("r", "C", "m")), GatewayUnreachable("m", target="h:1")):
+        if isinstance(error, CallRefused):
+            Documents().refusal(error, takes="for people")
+        else:
+            Documents().unreachable(error)
+        shown = capsys.readouterr()
+        assert json.loads(shown.out) == error.to_json()
+        assert shown.err == ""
+
+
+def test_lists_are_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    call, tool = CallSummary("c1", "a.b", "1.0.0", "running"), Tool("a.b", "1.0.0", "s", "read")
+    Documents().calls([call])
+    assert json.loads(capsys.readouterr().out) == {"calls": [call.to_json()]}
+    Documents().tools([tool])
+    assert json.loads(capsys.readouterr().out) == {"tools": [tool.to_json()]}
+    Documents().tool(tool)
+    assert json.loads(capsys.readouterr().out) == tool.to_json()
+
+
+def test_remarks_do_not_mix_with_the_document(capsys: pytest.CaptureFixture[str]) -> None:
+    Documents().note("A remark.")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "A remark.\n")
