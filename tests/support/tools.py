@@ -32,8 +32,11 @@ class Ended:
     result: Any
 
 
-def call(run: str, image: str, folder: Path, arguments: dict[str, Any], **settings: str) -> Ended:
-    """Call `module:function` of an image; `settings` are module constants by `module__NAME`. Works below `folder`."""
+def call(run: str, image: str | Path, folder: Path, arguments: dict[str, Any], **settings: str) -> Ended:
+    """Call `module:function` of an image, by name or by folder; `settings` are module constants by `module__NAME`.
+
+    Works below `folder`.
+    """
     result = folder / "result.json"
     places = {"workspace:FOLDER": str(folder / "work")}
     places |= {key.replace("__", ":"): value for key, value in settings.items()}
