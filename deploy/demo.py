@@ -20,7 +20,6 @@ from pathlib import Path
 import docker
 import yaml
 from rich.console import Console
-from rich.rule import Rule
 
 from callgate import Callgate, CallRefused
 from callgate.types import Answer
@@ -28,6 +27,7 @@ from callgate.types import Answer
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".callgate" / "demo"
 START_TIMEOUT_S = 1200
+PHASES = ("admission", "ledger", "secrets", "acquire", "run", "result")
 console = Console(highlight=False, width=min(100, Console().width))
 
 
@@ -43,7 +43,7 @@ def expect(holds: bool, what: str) -> None:  # noqa: FBT001  # reads like an ass
 
 def scene(number: int, title: str) -> None:
     console.print()
-    console.print(Rule(f"{number}. {title}", align="left"))
+    console.print(f"── {number}. {title}", style="bold cyan", markup=False)
 
 
 def show(label: str, text: str) -> None:
@@ -52,7 +52,8 @@ def show(label: str, text: str) -> None:
 
 
 def told(answer: Answer) -> None:
-    phases = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.usage.phases_ms.items())
+    known = answer.usage.phases_ms
+    phases = ", ".join(f"{name} {known[name]:.1f}" for name in PHASES if name in known)
     console.print(f"  {answer.state}  call {answer.call_id}", style="bold", markup=False)
     console.print(
         f"  allowed by {', '.join(answer.decision.policies)}; milliseconds: {phases}", style="dim", markup=False
@@ -112,9 +113,17 @@ def python_run(client: Callgate) -> None:
     show("stdout", answer.stdout.text)
     expect(answer.ok and "Bern    165" in answer.stdout.text, "the program's own output came back")
     expect([a.name for a in answer.artifacts] == ["sales.csv"], "the file it wrote came back as an artifact")
-    escape = client.call("python.run", {"code": "import socket; socket.create_connection(('127.0.0.1', 22), 2)"})
+    code = (
+        "import socket\n"
+        "print('interfaces:', [name for _, name in socket.if_nameindex()])\n"
+        "socket.create_connection(('192.0.2.1', 443), timeout=2)\n"
+    )
+    show("code", code)
+    escape = client.call("python.run", {"code": code})
+    told(escape)
+    show("stdout", escape.stdout.text)
     show("stderr", escape.stderr.text.strip().splitlines()[-1])
-    expect(escape.state == "failed", "the same container has no way to any network")
+    expect(escape.state == "failed" and "unreachable" in escape.stderr.text, "a sandbox has no way to any network")
 
 
 def webhooks_sign(client: Callgate) -> None:
