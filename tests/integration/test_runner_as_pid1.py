@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from callgate_server.execution.framing import FrameDecoder, encode_call
-from callgate_server.execution.job import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.call import Deadline
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 from support.pid1_sandbox import UID, Pid1Sandbox
 

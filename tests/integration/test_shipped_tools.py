@@ -17,12 +17,12 @@ from callgate_server.backends.catalog.manifests import declarations, image_folde
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.json_schema import CompiledSchemas
-from callgate_server.execution.job import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.execution.sandbox import SandboxRequest
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.call import Deadline
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.identifiers import new_call_id
+from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import encode
 from support.images import ENGINE, SANDBOX_IMAGES, images

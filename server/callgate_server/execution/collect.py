@@ -17,9 +17,9 @@ from callgate_server.execution.framing import (
     decode_artifact,
     decode_exit,
 )
-from callgate_server.execution.job import Captured, CapturedArtifact, Cause, OutputListener, RunOutcome
 from callgate_server.model.answer import Exit
 from callgate_server.model.manifest import Limits
+from callgate_server.model.run import Captured, CapturedArtifact, Cause, OutputListener, RunOutcome
 
 SIGKILL: Final = 9
 # How a shell reports that SIGKILL ended its last command.

@@ -22,9 +22,9 @@ from callgate_server.execution.framing import (
     encode_cancel,
     encode_secret,
 )
-from callgate_server.execution.job import Cause, DeliveredSecret, Job, OutputListener, RunOutcome
 from callgate_server.execution.sandbox import Sandbox
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.run import Cause, DeliveredSecret, Job, OutputListener, RunOutcome
 
 # How much later than the runner this side enforces the deadline: time to bring home what a killed tool wrote.
 DEADLINE_GRACE_S: Final = 1.0

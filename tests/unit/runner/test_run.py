@@ -11,8 +11,8 @@ from callgate_runner.call import Call
 from callgate_runner.capture import HeadAndTail
 from callgate_server.execution.collect import Collector
 from callgate_server.execution.framing import HEADER, FrameDecoder, encode_call
-from callgate_server.execution.job import Cause
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import Cause
 
 ENDED = (
     b'{"cause":"ended","code":0,"signal":null,"oom_kills":null,"stdout_bytes":0,"stderr_bytes":0,'

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason
 from callgate_server.execution.framing import ExitFrame, Frame, FrameType
-from callgate_server.execution.job import CapturedArtifact, Cause
 from callgate_server.model.answer import Exit
 from callgate_server.model.manifest import Limits
+from callgate_server.model.run import CapturedArtifact, Cause
 
 LIMITS = Limits(output_kb=1, result_kb=1, artifacts=2, artifacts_kb=1)
 BYE = Frame(FrameType.BYE, b"")

@@ -41,12 +41,16 @@ async def test_every_follower_sees_all_events_in_order_however_late_it_comes() -
         running = calls.spawn("c1", None, carry)
         early = [event async for event in running.events()]
         late = [event async for event in running.events()]
-    assert early == late == [
-        Accepted(0, "c1"),
-        OutputChunk(1, "stdout", "a"),
-        OutputChunk(2, "stderr", "b"),
-        Answered(3, {}),
-    ]
+    assert (
+        early
+        == late
+        == [
+            Accepted(0, "c1"),
+            OutputChunk(1, "stdout", "a"),
+            OutputChunk(2, "stderr", "b"),
+            Answered(3, {}),
+        ]
+    )
     assert [event async for event in running.events(after=2)] == [Answered(3, {})]
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from callgate_runner import wire
 from callgate_server.execution import supervise as module
-from callgate_server.execution.job import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.execution.sandbox import ExitReport
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.answer import Exit, SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 
 HELLO = wire.encode_document(wire.HELLO, {"wire": 1})
