@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -83,6 +84,18 @@ class Call:
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     answer: pb.Answer | None = None
+    # What happens in the call, until None or the exception that ends it.
+    happens: SimpleQueue[tuple[str, str] | Exception | None] = field(default_factory=SimpleQueue)
+
+    def output(self) -> Iterator[tuple[str, str]]:
+        """Yield live output until the answer is there. Whoever stops listening leaves the call alone."""
+        while not self.ended.is_set() or not self.happens.empty():
+            event = self.happens.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                return
+            yield event
 
 
 class FakeGateway(GatewayServicer):
@@ -116,7 +129,7 @@ class FakeGateway(GatewayServicer):
         try:
             call = self._start(request, context)
             context.send_initial_metadata((("callgate-call-id", call.id),))
-            for _ in self._run(call, context):
+            for _ in call.output():
                 pass
             assert call.answer is not None
             return pb.CallResponse(answer=call.answer)
@@ -130,7 +143,7 @@ class FakeGateway(GatewayServicer):
             call = self._start(request.call, context)
         except Refused as refused:
             _abort(context, refused)
-        if call.answer is not None:
+        if call.answer is not None and call.answer.replayed:
             yield pb.StreamCallResponse(seq=0, answer=call.answer)
             return
         if request.call.on_disconnect == pb.ON_DISCONNECT_CANCEL:
@@ -138,7 +151,7 @@ class FakeGateway(GatewayServicer):
         yield pb.StreamCallResponse(seq=0, accepted=pb.Accepted(call_id=call.id))
         seq = 1
         try:
-            for stream, text in self._run(call, context):
+            for stream, text in call.output():
                 yield pb.StreamCallResponse(seq=seq, output=pb.OutputChunk(stream=stream, text=text))
                 seq += 1
             yield pb.StreamCallResponse(seq=seq, answer=call.answer)
@@ -157,7 +170,7 @@ class FakeGateway(GatewayServicer):
     def CancelCall(self, request: pb.CancelCallRequest, context: grpc.ServicerContext) -> pb.CancelCallResponse:  # noqa: N802
         call = self._find(request.call_id, context)
         call.cancelled.set()
-        call.ended.wait(10)
+        assert call.ended.wait(10)
         return pb.CancelCallResponse(answer=call.answer)
 
     def ListCalls(self, request: pb.ListCallsRequest, context: grpc.ServicerContext) -> pb.ListCallsResponse:  # noqa: N802
@@ -229,15 +242,25 @@ class FakeGateway(GatewayServicer):
                 replay.answer = pb.Answer()
                 replay.answer.CopyFrom(earlier.answer)
                 replay.answer.replayed = True
+                replay.ended.set()
                 return replay
         call = Call(call_id, request.tool, arguments, request)
         self.calls.append(call)
+        threading.Thread(target=self._carry, args=(call,), name=f"call-{call_id}").start()
         return call
 
-    def _run(self, call: Call, context: grpc.ServicerContext) -> Iterator[tuple[str, str]]:
+    def _carry(self, call: Call) -> None:
+        """Carry a call to its end. It belongs to the gateway: nobody has to listen."""
+        try:
+            for event in self._run(call):
+                call.happens.put(event)
+        except (Refused, ConnectionAbortedError) as error:
+            call.happens.put(error)
+        call.ended.set()
+        call.happens.put(None)
+
+    def _run(self, call: Call) -> Iterator[tuple[str, str]]:
         """Yield live output, then leave the answer in the call."""
-        if call.answer is not None:
-            return
         if call.tool == "demo.late":
             raise Refused(
                 "sandbox_unavailable", grpc.StatusCode.UNAVAILABLE, "No sandbox could be started.", call_id=call.id
@@ -268,7 +291,6 @@ class FakeGateway(GatewayServicer):
             for name, data in (self.artifacts if call.tool == "demo.files" else [])
         )
         call.answer = answer
-        call.ended.set()
 
     def _find(self, call_id: str, context: grpc.ServicerContext) -> Call:
         self._authenticate_or_abort(context)

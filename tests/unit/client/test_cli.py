@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from callgate import cli
+from callgate import GatewayUnreachable, Tool, cli
 from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway
 
@@ -263,12 +263,25 @@ def test_a_mistake_is_exit_status_2_with_help(fake: FakeGateway, arguments: list
     assert fake.metadata == []
 
 
-def test_a_token_is_not_sent_in_clear_unless_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = run("tools", "--target", "gateway.invalid:9", "--send-token-in-clear")
-    # It went ahead without TLS, as told, and found nobody there.
-    assert refused.exit_code == 4
-    # Without the option it is TLS: no usage error, and nobody there either.
-    assert run("tools", "--target", "gateway.invalid:9").exit_code == 4
+@pytest.mark.parametrize("in_clear", [False, True])
+def test_sending_the_token_in_clear_has_to_be_said(monkeypatch: pytest.MonkeyPatch, in_clear: bool) -> None:
+    made: list[dict[str, object]] = []
+
+    class Unreachable(cli.Callgate):
+        """A client that says how it was made, and reaches nobody."""
+
+        def __init__(self, target: str, **options: object) -> None:
+            made.append(options)
+            super().__init__(target, **options)  # type: ignore[arg-type]  # as the command line gave them
+
+        def tools(self) -> list[Tool]:
+            raise GatewayUnreachable("Nobody there.", target="gateway.example:9090")
+
+    monkeypatch.setattr(cli, "Callgate", Unreachable)
+    options = ["--send-token-in-clear"] if in_clear else []
+    assert run("tools", "--target", "gateway.example:9090", *options).exit_code == 4
+    assert made[0]["tls"] is (False if in_clear else None)
+    assert made[0]["send_token_in_clear"] is in_clear
 
 
 def test_the_token_is_in_no_output(fake: FakeGateway) -> None:
