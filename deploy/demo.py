@@ -115,7 +115,7 @@ def python_run(client: Callgate) -> None:
     expect([a.name for a in answer.artifacts] == ["sales.csv"], "the file it wrote came back as an artifact")
     code = (
         "import socket\n"
-        "print('interfaces:', [name for _, name in socket.if_nameindex()])\n"
+        "print('interfaces:', [line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line])\n"
         "socket.create_connection(('192.0.2.1', 443), timeout=2)\n"
     )
     show("code", code)
