@@ -49,6 +49,7 @@ from callgate_server.transports.server import GrpcServer, HttpServer
 CANARY = "sk-live-3Jx8Qv1Zr7Lm5Tn9Wc2Yb6"
 TOKEN = "cg_agent_0123456789"
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+LARGE = 32 * 1024 * 1024
 BYTES = b"\x1b[31mred\x00"
 TOOL = {
     "tool": "text.echo",
@@ -138,7 +139,7 @@ class Played:
             raise REFUSALS[request.tool]
         if request.tool == "demo.broken":
             raise RuntimeError(f"the database says {CANARY}")
-        if request.tool not in ("text.echo", "text.noisy", "demo.wait", "demo.late"):
+        if request.tool not in ("text.echo", "text.noisy", "text.large", "demo.wait", "demo.late"):
             raise CallError(Reason.UNKNOWN_TOOL, "No such tool.")
         if not isinstance(_arguments(request.arguments_json), dict):
             raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
@@ -159,6 +160,8 @@ class Played:
                 running.output("stdout", "red")
                 running.output("stderr", "plain\nafter\r\nbreaks")
                 document = noisy(running.call_id)
+            case "text.large":
+                document = answer(running.call_id, "text.large", result="a" * LARGE)
             case "demo.wait":
                 document = await self._wait(running)
             case _:

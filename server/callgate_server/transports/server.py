@@ -165,8 +165,9 @@ def _options(limits: TransportLimits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", limits.answer_bytes),
         ("grpc.max_metadata_size", limits.header_bytes),
         ("grpc.absolute_max_metadata_size", limits.header_bytes),
-        # More than can run, so that a client is refused at once instead of queueing in its own library.
-        ("grpc.max_concurrent_streams", 2 * limits.concurrent_requests),
+        # Far more than can run: who floods is told RESOURCE_EXHAUSTED, where a refused stream is UNAVAILABLE and
+        # the client's library queues or repeats by itself.
+        ("grpc.max_concurrent_streams", 8 * limits.concurrent_requests),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", int(limits.receive_s * 1000)),
         ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
