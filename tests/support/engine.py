@@ -77,7 +77,11 @@ class PrivateEngine:
         path.write_text(json.dumps(self._config))
         with (self.folder / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ("dockerd", "--config-file", str(path)), stdout=log, stderr=log, start_new_session=True
+                # In a network namespace of its own: an engine without a bridge removes the `docker0` it finds.
+                ("unshare", "--net", "dockerd", "--config-file", str(path)),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._await_answer()
 
@@ -88,6 +92,10 @@ class PrivateEngine:
         load = ("docker", "-H", self.url, "load", "-q", "-i", str(archive))
         subprocess.run(load, check=True, timeout=_LOAD_S, stdout=subprocess.DEVNULL)
         archive.unlink()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
         """The engine dies without a word; its containers live on."""
