@@ -142,7 +142,7 @@ class Screen:
         notes = ["replayed, nothing ran now"] if answer.replayed else []
         notes += _truncations(answer)
         if answer.result is not None and answer.stdout.total_bytes:
-            notes.append("its result is in --json")
+            notes.append("result in --json")
         line.append("".join(f" · {note}" for note in notes), style="yellow")
         line.append(f" · call {one_line(answer.call_id)}", style="dim")
         self._say(line)

@@ -61,7 +61,7 @@ def test_a_result_beside_output_is_mentioned(capsys: pytest.CaptureFixture[str])
     Screen().state(answer(result=1, stdout=Output("out", None, 3)))
     shown = capsys.readouterr()
     assert shown.out == "out"
-    assert "its result is in --json" in shown.err
+    assert "result in --json" in shown.err
 
 
 def test_a_failure_says_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
