@@ -102,6 +102,8 @@ class PrivateEngine:
         process = self._running()
         process.kill()
         process.wait(_STOP_S)
+        # Its containerd dies with it. Where nobody reaps that, the next engine takes the corpse for alive.
+        (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """The engine hangs: connections are accepted by the kernel and never answered."""
@@ -125,6 +127,9 @@ class PrivateEngine:
             self._process.terminate()
             self._process.wait(_STOP_S)
             self._process = None
+        # Every engine that was killed has left its own mount of its data behind.
+        while (self.folder / "data").is_mount():
+            subprocess.run(("umount", "--lazy", str(self.folder / "data")), check=True)
         shutil.rmtree(self.folder)
 
     def _running(self) -> "subprocess.Popen[bytes]":

@@ -155,7 +155,7 @@ class Deployment:
 
     def containers(self) -> list[str]:
         """Names of containers with this instance's label, in any state."""
-        engine = docker.APIClient(base_url=ENGINE, version="auto")
+        engine = docker.APIClient(base_url=self.settings.get("engine", {}).get("socket", ENGINE), version="auto")
         try:
             found = engine.containers(all=True, filters={"label": f"callgate.instance={self.instance}"})
         finally:
