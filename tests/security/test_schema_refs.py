@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+
 from callgate_server.backends.json_schema import CompiledSchemas, check_schema
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.manifest import Manifest

@@ -34,7 +34,7 @@ def find_tool(catalog: Catalog, name: str) -> Tool:
 
 def unknown_tool() -> CallError:
     """The refusal of a name that does not exist, and of one that must look as if it did not."""
-    return CallError(Reason.UNKNOWN_TOOL, "No such tool. `GET /v1/tools` lists the tools you may call.")
+    return CallError(Reason.UNKNOWN_TOOL, "No such tool. List the tools to see which you may call.")
 
 
 def parse_arguments(document: bytes) -> dict[str, Json]:
