@@ -1,7 +1,8 @@
 """A container engine of the test's own, to be killed, stopped and configured without touching anybody else's.
 
-It has its own data, state, socket and configuration, no bridge and no firewall rules. Whatever was done to
-it, `close` leaves no container, no process and no file.
+It has its own data, state, socket and configuration, and its own network, mount and pid namespaces: an engine
+without a bridge removes the one it finds in its network namespace, and one that dies leaves containers and
+mounts behind. Whatever was done to it, `close` leaves no container, no process, no mount and no file.
 """
 
 import gc
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from docker import APIClient
+from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from callgate_server.backends.docker.engine import connect
 from callgate_server.backends.docker.sandbox import remove
@@ -51,6 +53,11 @@ class PrivateEngine:
             **(config or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        # The first process of the namespaces: it buries what the engine's death orphans, and takes all with it.
+        hold = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        self._holder = subprocess.Popen((*hold, "sh", "-c", "while sleep 1; do :; done"))
+        self._first = _only_child(self._holder.pid, "sh")
 
     def __enter__(self) -> Self:
         try:
@@ -76,13 +83,10 @@ class PrivateEngine:
         path = self.folder / "daemon.json"
         path.write_text(json.dumps(self._config))
         with (self.folder / "dockerd.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                # In a network namespace of its own: an engine without a bridge removes the `docker0` it finds.
-                ("unshare", "--net", "dockerd", "--config-file", str(path)),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            enter = ("nsenter", "--target", str(self._first), "--net", "--mount", "--pid", "--")
+            command = (*enter, "dockerd", "--config-file", str(path))
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self._pid = _only_child(self._process.pid, "dockerd")
         self._await_answer()
 
     def load_image(self, digest: str) -> None:
@@ -99,18 +103,19 @@ class PrivateEngine:
 
     def kill(self) -> None:
         """The engine dies without a word; its containers live on."""
-        process = self._running()
-        process.kill()
-        process.wait(_STOP_S)
+        os.kill(self._pid, signal.SIGKILL)
+        self._running().wait(_STOP_S)
         # Its containerd dies with it. Where nobody reaps that, the next engine takes the corpse for alive.
         (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """The engine hangs: connections are accepted by the kernel and never answered."""
-        os.kill(self._running().pid, signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        os.kill(self._running().pid, signal.SIGCONT)
+        # The program that entered the namespaces stops with its child.
+        for pid in (self._pid, self._running().pid):
+            os.kill(pid, signal.SIGCONT)
 
     def containers(self) -> list[str]:
         """Names of all containers, running or not."""
@@ -118,20 +123,18 @@ class PrivateEngine:
             return [name for found in client.containers(all=True) for name in found["Names"]]
 
     def close(self) -> None:
-        if self._process is not None:
-            if self._process.poll() is not None:
-                # Only an engine can end the containers of one that died.
-                self.start()
-            self.thaw()
-            self._remove_containers()
-            self._process.terminate()
-            self._process.wait(_STOP_S)
-            self._process = None
-        # Every engine that was killed has left its own mount of its data behind.
-        umount = ("umount", "--lazy", str(self.folder / "data"))
-        while subprocess.run(umount, stderr=subprocess.DEVNULL).returncode == 0:
-            pass
-        shutil.rmtree(self.folder)
+        try:
+            if self.alive:
+                self.thaw()
+                self._remove_containers()
+                os.kill(self._pid, signal.SIGTERM)
+                self._running().wait(_STOP_S)
+        finally:
+            self._holder.kill()
+            self._holder.wait(_STOP_S)
+            if self._process is not None:
+                self._process.wait(_STOP_S)
+            shutil.rmtree(self.folder)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
@@ -150,12 +153,30 @@ class PrivateEngine:
                 raise RuntimeError((self.folder / "dockerd.log").read_text()[-2000:])
             time.sleep(0.05)
         # It listens before it is ready, and answers when it is.
-        with self.client as client:
-            client.ping()
+        while True:
+            try:
+                with self.client as client:
+                    client.ping()
+                    return
+            except RequestsConnectionError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(self.url.removeprefix("unix://")) == 0
+
+
+def _only_child(pid: int, name: str) -> int:
+    """Wait until a process has a child of that name, and return its id."""
+    give_up = time.monotonic() + _START_S
+    while time.monotonic() < give_up:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                return int(child)
+        time.sleep(0.01)
+    raise RuntimeError(f"no {name} was started")
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def _variant(dockerfile: str, base: str) -> str:
     with _alone(), docker.APIClient(ENGINE_URL, version=API_VERSION, timeout=_BUILD_S) as engine:
         if (digest := _digest(engine, tag)) is None:
             for event in engine.build(
-                fileobj=_context(text, sources), custom_context=True, tag=tag, rm=True, decode=True
+                fileobj=_context(text, sources), custom_context=True, network_mode="none", tag=tag, rm=True, decode=True
             ):
                 if "error" in event:
                     raise RuntimeError(event["error"])
