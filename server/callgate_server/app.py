@@ -30,7 +30,10 @@ from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
-from callgate_server.config import Auth, Grpc, Http, Jwt, SecretStoreSettings, Settings, Tls
+from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.execution.lane_board import LaneRules
+from callgate_server.execution.lanes import Lanes, cores
+from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.model.catalog import Catalog
@@ -46,6 +49,7 @@ from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
 # How long calls may take to end after the grace of a drain, before the process goes anyway.
 SETTLE_S: Final = 10.0
 HEALTH_EVERY_S: Final = 2.0
+LANES_EVERY_S: Final = 1.0
 REVOKE_TIMEOUT_S: Final = 2.0
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
@@ -84,19 +88,24 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         OSError: an address is taken, or a file cannot be used.
     """
     telemetry = Telemetry(settings.log.level)
-    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock)
+    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(
+        {name: tool.isolation for name, tool in settings.tools.items()}
+    )
+    rules = _lane_rules(settings.lanes, catalog)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(*_authenticators(settings.auth, purpose))
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         store = _secret_store(settings.secrets)
-        sandboxes = DockerBackend(_docker_options(settings, catalog))
-        held.push_async_callback(sandboxes.close)
+        engine = DockerBackend(_docker_options(settings, catalog))
+        held.push_async_callback(engine.close)
         if store is not None:
             held.push_async_callback(store.close)
-        await _settle(ledger, store, sandboxes, telemetry)
+        await _settle(ledger, store, engine, telemetry)
         rounds = await held.enter_async_context(_Rounds(telemetry))
+        lanes = await held.enter_async_context(Lanes(engine, rules, telemetry.unexpected))
+        sandboxes = Levels(container=engine, fork=lanes)
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
             authentication=authentication,
@@ -115,7 +124,8 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         await health.look()
         rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
         rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
-        rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
+        rounds.carry("reap", partial(_reap, engine, telemetry), pause_s=settings.engine.reap_every_s)
+        rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         gate = Gate(
@@ -338,6 +348,25 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
         socket_url=settings.engine.socket,
         default_runtime=settings.engine.runtime,
         images=tuple(sorted({tool.image_digest for tool in catalog})),
+    )
+
+
+def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
+    """Return the rules of lanes.
+
+    Raises:
+        ValueError: a tool of isolation `fork` could never get one.
+    """
+    for tool in catalog:
+        if tool.manifest.isolation == "fork" and tool.manifest.limits.memory_mb > settings.memory_mb:
+            raise ValueError(f"`lanes.memory_mb` is less than {tool.name} needs; raise it")
+    return LaneRules(
+        calls=settings.calls,
+        idle_s=settings.idle_s,
+        lanes=settings.most,
+        memory_mb=settings.memory_mb,
+        per_key=settings.per_tool or cores(),
+        waiting=settings.waiting,
     )
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from callgate_server.backends.catalog.manifests import load_yaml
+from callgate_server.model.manifest import Isolation
 
 
 def _relative_to_file(value: object, info: ValidationInfo) -> object:
@@ -173,6 +174,23 @@ class Engine(_Strict):
     reap_every_s: Annotated[float, Field(gt=0)] = 30.0
 
 
+class LaneSettings(_Strict):
+    """Isolation `fork`: how many lanes there may be, and how long each lives. `per_tool` 0 means one for each core."""
+
+    calls: Annotated[int, Field(ge=1, le=100_000)] = 500
+    idle_s: Annotated[int, Field(ge=1, le=86_400)] = 300
+    most: Annotated[int, Field(ge=1, le=1024)] = 16
+    memory_mb: Annotated[int, Field(ge=64)] = 4096
+    per_tool: Annotated[int, Field(ge=0, le=256)] = 0
+    waiting: Annotated[int, Field(ge=0, le=10_000)] = 64
+
+
+class ToolSettings(_Strict):
+    """What the operator decides for one tool, over its manifest."""
+
+    isolation: Isolation
+
+
 class LedgerSettings(_Strict):
     file: Path
     key_file: Path
@@ -203,6 +221,8 @@ class Settings(_Strict):
     catalog: CatalogSettings
     secrets: SecretStoreSettings | None = None
     engine: Engine = Engine()
+    lanes: LaneSettings = LaneSettings()
+    tools: dict[str, ToolSettings] = {}
     ledger: LedgerSettings
     limits: LimitSettings = LimitSettings()
     log: Log = Log()

@@ -93,13 +93,18 @@ class Admitted:
         )
 
     def sandbox_request(self) -> SandboxRequest:
+        manifest = self.tool.manifest
         return SandboxRequest(
             call_id=self.ticket.id,
             tenant=self.ticket.caller.tenant,
             tool=self.tool.name,
+            tool_digest=self.tool.digest,
             image_digest=self.tool.image_digest,
-            runtime=self.tool.manifest.runtime,
-            limits=self.tool.manifest.limits,
+            runtime=manifest.runtime,
+            isolation=manifest.isolation,
+            run=manifest.run,
+            secrets=manifest.secrets,
+            limits=manifest.limits,
             deadline=self.deadline,
             deadline_at=self.deadline_at,
         )

@@ -1,5 +1,6 @@
 """The repository's real sandbox images, built once and found again quickly when nothing changed."""
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from callgate_server.backends.docker.images import DockerImages
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX_IMAGES = ROOT / "sandbox_images"
-ENGINE = "unix:///var/run/docker.sock"
+ENGINE = "unix://" + os.environ.get("CALLGATE_ENGINE_SOCKET", "/var/run/docker.sock")
 
 
 def folders() -> dict[str, Path]:

@@ -6,6 +6,7 @@ Built from the distribution's packages, once: a tag that hashes what goes in fin
 import fcntl
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 import tempfile
@@ -16,7 +17,7 @@ from docker.errors import ImageNotFound
 
 from callgate_server.backends.docker.engine import API_VERSION
 
-ENGINE_URL = "unix:///var/run/docker.sock"
+ENGINE_URL = "unix://" + os.environ.get("CALLGATE_ENGINE_SOCKET", "/var/run/docker.sock")
 _REPOSITORY = "callgate-test/probe"
 _BUILD_S = 300
 _ROOT_OF_PACKAGES = ("mmdebstrap", "--quiet", "--variant=minbase", "--include=python3", "bookworm", "-")

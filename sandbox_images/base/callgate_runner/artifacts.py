@@ -33,16 +33,16 @@ class Found:
         self.rejected = rejected
 
 
-def find(files: int, size: int) -> Iterator[Found]:
-    """Yield what lies in the output folder, taking at most `files` files of `size` bytes in all."""
-    fd = _open(ARTIFACTS_FOLDER, _OPEN_FOLDER, None)
-    if fd is not None:
-        walk = _Walk(files, size)
-        try:
-            yield from walk.folder(fd, "", 1)
-        finally:
-            os.close(fd)
-        yield from walk.remainder()
+def open_folder() -> int | None:
+    """Open the output folder, if it is there."""
+    return _open(ARTIFACTS_FOLDER, _OPEN_FOLDER, None)
+
+
+def find(folder: int, files: int, size: int) -> Iterator[Found]:
+    """Yield what lies in the open output folder, taking at most `files` files of `size` bytes in all."""
+    walk = _Walk(files, size)
+    yield from walk.folder(folder, "", 1)
+    yield from walk.remainder()
 
 
 class _Walk:

@@ -28,19 +28,19 @@ class Call:
 
     def __init__(self, payload: bytes) -> None:
         head, self.arguments = wire.split_head(payload)
-        self.function = None if head["python"] is None else _text(head["python"])
-        self.command = None if head["command"] is None else _words(head["command"])
+        self.function = None if head["python"] is None else text(head["python"])
+        self.command = None if head["command"] is None else words(head["command"])
         if (self.function is None) == (self.command is None):
             raise ValueError("a call needs either a function or a command")
         self.result_from_stdout = head["result"] == "stdout"
-        self.deadline_s = _number(head["deadline_ms"]) / 1000
-        self.output_bytes = _number(head["output_bytes"])
-        self.result_bytes = _number(head["result_bytes"])
-        self.artifacts = _number(head["artifacts"])
-        self.artifacts_bytes = _number(head["artifacts_bytes"])
-        self.memory_bytes = _number(head["memory_bytes"])
-        self.pids = _number(head["pids"])
-        self.open_files = _number(head["open_files"])
+        self.deadline_s = number(head["deadline_ms"]) / 1000
+        self.output_bytes = number(head["output_bytes"])
+        self.result_bytes = number(head["result_bytes"])
+        self.artifacts = number(head["artifacts"])
+        self.artifacts_bytes = number(head["artifacts_bytes"])
+        self.memory_bytes = number(head["memory_bytes"])
+        self.pids = number(head["pids"])
+        self.open_files = number(head["open_files"])
 
     def stdin(self, secrets: dict[str, str]) -> bytes:
         """Return the tool's input: one line of arguments, and one of secrets where it gets any that way."""
@@ -52,16 +52,22 @@ class Call:
 
 def accept_secret(payload: bytes, secrets: dict[str, str]) -> None:
     """Take one secret: write it to its file, or add it to `secrets`, those for standard input."""
+    name, deliver, value = read_secret(payload)
+    if deliver == "stdin":
+        secrets[name] = value.decode()
+    else:
+        _write_secret(name, value)
+
+
+def read_secret(payload: bytes) -> tuple[str, str, bytes]:
+    """Return a secret's name, how it is delivered (`stdin` or `file`), and its value."""
     head, value = wire.split_head(payload)
-    name = _text(head["name"])
+    name, deliver = text(head["name"]), head["deliver"]
     if not (name.isascii() and name.isidentifier()):
         raise ValueError("a secret's name is not plain")
-    if head["deliver"] == "stdin":
-        secrets[name] = value.decode()
-    elif head["deliver"] == "file":
-        _write_secret(name, value)
-    else:
+    if deliver not in ("stdin", "file"):
         raise ValueError("a secret is delivered to a file or to standard input")
+    return name, text(deliver), value
 
 
 def _write_secret(name: str, value: bytes) -> None:
@@ -74,19 +80,22 @@ def _write_secret(name: str, value: bytes) -> None:
         os.close(fd)
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """Return a field that must be text."""
     if not isinstance(value, str):
         raise TypeError("a call's field is not text")
     return value
 
 
-def _number(value: object) -> int:
+def number(value: object) -> int:
+    """Return a field that must be a count."""
     if not isinstance(value, int) or value < 0:
         raise TypeError("a call's field is not a count")
     return value
 
 
-def _words(value: object) -> list[str]:
+def words(value: object) -> list[str]:
+    """Return a field that must be a list of words."""
     if not isinstance(value, list) or not value:
         raise TypeError("a call's command is not a list of words")
-    return [_text(word) for word in value]
+    return [text(word) for word in value]

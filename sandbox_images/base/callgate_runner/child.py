@@ -8,13 +8,13 @@ import os
 import resource
 import sys
 
-from callgate_runner import kernel, python_tool
+from callgate_runner import artifacts, kernel, python_tool
 from callgate_runner.call import Call
 
 _RESULT_FD = 3
 # Above any descriptor that the runner ever has: it opens about twenty, from the lowest number free.
-_HIGHEST_FD = 1024
-_CANNOT_START = 126
+HIGHEST_FD = 1024
+CANNOT_START = 126
 _SCRATCH = "/tmp"  # noqa: S108  # the sandbox's own
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -39,12 +39,55 @@ class Pipes:
             self.result, their_result = os.pipe2(os.O_CLOEXEC)
             self.theirs.append(their_result)
 
+    @classmethod
+    def of(cls, ours: list[int]) -> "Pipes":
+        """Return pipes of which only our ends are here, in the order of `ours`."""
+        self = cls.__new__(cls)
+        self.stdin, self.stdout, self.stderr = ours[:3]
+        self.result = ours[3] if len(ours) > 3 else None
+        self.theirs = []
+        self._stop_blocking()
+        return self
+
+    def ours(self) -> list[int]:
+        ours = [self.stdin, self.stdout, self.stderr]
+        return ours if self.result is None else [*ours, self.result]
+
     def keep_ours(self) -> None:
         for fd in self.theirs:
             os.close(fd)
-        ours = [self.stdin, self.stdout, self.stderr]
-        for fd in ours if self.result is None else [*ours, self.result]:
+        self._stop_blocking()
+
+    def _stop_blocking(self) -> None:
+        for fd in self.ours():
             os.set_blocking(fd, False)
+
+
+class Child:
+    """The tool in a fork of process 1. Every other process of the namespace is the tool's, so that all are ended."""
+
+    __slots__ = ("_pid", "pipes")
+    # Its end shows as a dead child, and nowhere else.
+    news: int | None = None
+
+    def __init__(self, call: Call) -> None:
+        self._pid, self.pipes = start(call)
+
+    def ended(self) -> int | None:
+        """Return the wait status of the tool's first process, None while it lives."""
+        return kernel.reap(self._pid)[0]
+
+    def end(self) -> tuple[int | None, bool]:
+        """Kill what lives; return the wait status, if it came only now, and whether everything is gone."""
+        return kernel.kill_everything(self._pid)
+
+    def usage(self) -> tuple[float, int]:
+        """Return processor time (ms) and the largest resident set (KiB)."""
+        return kernel.children_usage()
+
+    def output_folder(self) -> int | None:
+        """Open the folder of its artifacts."""
+        return artifacts.open_folder()
 
 
 def start(call: Call) -> tuple[int, Pipes]:
@@ -59,7 +102,7 @@ def start(call: Call) -> tuple[int, Pipes]:
 
 def _become_the_tool(call: Call, pipes: Pipes) -> None:
     """Does not return."""
-    status = _CANNOT_START
+    status = CANNOT_START
     try:
         _leave_the_runner(call, pipes)
         if call.function is not None:
@@ -80,31 +123,37 @@ def _leave_the_runner(call: Call, pipes: Pipes) -> None:
     #    replaces 0 to 3; everything above, the wire among it, is closed.
     for number, fd in enumerate(pipes.theirs):
         os.dup2(fd, number)
-    os.closerange(len(pipes.theirs), _HIGHEST_FD)
+    os.closerange(len(pipes.theirs), HIGHEST_FD)
     # 2. A session of its own: a signal to its process group, or to a terminal's, stays with the tool.
     os.setsid()
     # 3. The runner's deafness to signals is not for the tool.
     kernel.default_signals()
     # 4. Before the process may be dumped (5): a core file would hold the call's secrets.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit(resource.RLIMIT_NOFILE, call.open_files)
+    limit(resource.RLIMIT_NOFILE, call.open_files)
     # 5. Inherited "not dumpable" would keep the tool from its own /proc/self. Only now, without the wire: from
     #    here on its siblings may look into this process.
     kernel.set_dumpable(dumpable=True)
     # 6. Needs 5, as /proc/self was root's until then. When memory runs out, the tool dies before the runner.
-    _volunteer_for_oom()
+    volunteer_for_oom()
     # 7. The container has it already where the backend keeps its word; here no word is needed.
     kernel.set_no_new_privs()
     # 8. What a program sees of its surroundings: fixed, and without anything of the runner's.
+    set_surroundings(with_result=pipes.result is not None)
+
+
+def set_surroundings(*, with_result: bool) -> None:
+    """Give this process the file mode mask, working folder and environment that every tool finds."""
     os.umask(0o077)
     os.chdir(_SCRATCH)
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
-    if pipes.result is not None:
+    if with_result:
         os.environ["CALLGATE_RESULT_FD"] = str(_RESULT_FD)
 
 
-def _volunteer_for_oom() -> None:
+def volunteer_for_oom() -> None:
+    """When memory runs out, let this process and what it starts die first."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
@@ -113,7 +162,8 @@ def _volunteer_for_oom() -> None:
         return
 
 
-def _limit(kind: int, value: int) -> None:
+def limit(kind: int, value: int) -> None:
+    """Set a resource limit, hard and soft; one that is lower already stays."""
     _, hard = resource.getrlimit(kind)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))

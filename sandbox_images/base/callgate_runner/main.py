@@ -7,9 +7,12 @@ namespace whose process 1 is gone. The gateway takes an end without farewell for
 import os
 import sys
 import time
+from functools import partial
 
 from callgate_runner import kernel, wire
 from callgate_runner.call import Call, accept_secret
+from callgate_runner.child import Child
+from callgate_runner.fault import describe
 from callgate_runner.run import Run
 
 # How long to wait for a call. A gateway that died without closing the wire must not leave us waiting forever.
@@ -41,18 +44,26 @@ def _serve() -> int:
     until = time.monotonic() + _CALL_WAIT_S
     link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
     link.flush(until)
-    call, secrets, deadline = _receive_call(link, until)
-    run = Run(link, call, call.stdin(secrets), waking, deadline)
+    frames = link.next_frames(until)
+    if frames[0][0] == wire.LANE:
+        # Only here: a call with a container of its own does not pay for these imports.
+        from callgate_runner import lane
+
+        return lane.serve(link, waking, frames)
+    call, secrets, deadline = _receive_call(link, until, frames)
+    run = Run(link, call, call.stdin(secrets), waking, deadline, partial(Child, call))
     run.supervise()
     run.account()
     return 0
 
 
-def _receive_call(link: wire.Wire, until: float) -> tuple[Call, dict[str, str], float]:
-    """Return the call, the secrets for its standard input, and its deadline in monotonic time."""
+def _receive_call(link: wire.Wire, until: float, frames: list[tuple[int, bytes]]) -> tuple[Call, dict[str, str], float]:
+    """Return the call, the secrets for its standard input, and its deadline in monotonic time.
+
+    `frames` are the first, which have come in already.
+    """
     secrets: dict[str, str] = {}
     while True:
-        frames = link.next_frames(until)
         for number, (kind, payload) in enumerate(frames, start=1):
             if kind == wire.SECRET:
                 accept_secret(payload, secrets)
@@ -61,13 +72,9 @@ def _receive_call(link: wire.Wire, until: float) -> tuple[Call, dict[str, str], 
                 return call, secrets, time.monotonic() + call.deadline_s
             else:
                 raise ValueError("a frame that may not precede the tool")
+        frames = link.next_frames(until)
 
 
 def _report(error: BaseException) -> None:
-    """Tell the operator where it broke. The error's text may hold what it was given, and is left out."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else "?"
-    sys.stderr.write(f"callgate_runner: {type(error).__name__} at {where}\n")
+    sys.stderr.write(f"callgate_runner: {describe(error)}\n")
     sys.stderr.flush()

@@ -34,14 +34,43 @@ def run(function: str, *, with_result: bool) -> int:
     return _finish(status)
 
 
+def preload(function: str) -> None:
+    """Import the tool's module before there is a call. One that fails now fails again in the call, which says so."""
+    _set_path()
+    try:
+        __import__(function.partition(":")[0])
+    except BaseException:  # whatever it is, the call is where it is told
+        return
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+
+
+def forget_inherited_randomness() -> None:
+    """Make what is random differ between forks of one process.
+
+    The standard library's generators do so by themselves. OpenSSL tells forks apart by their process id, which is
+    the same in every new namespace; numpy's global generator does not tell them apart.
+    """
+    if "_ssl" in sys.modules:
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+
+
+def _set_path() -> None:
+    sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
+    sys.dont_write_bytecode = True
+
+
 def _become_a_python_program() -> None:
     """Give the function the surroundings of a program of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     sys.argv = [""]
-    sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
-    sys.dont_write_bytecode = True
+    if TOOLS_FOLDER not in sys.path:
+        _set_path()
     # Lines leave at once, so that a tool killed at its deadline has said what it said.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
     sys.stdout = _text_output(1, "surrogateescape")

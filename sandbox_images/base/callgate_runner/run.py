@@ -3,11 +3,18 @@
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from callgate_runner import artifacts, child, kernel, limits, wire
+from callgate_runner import artifacts, limits, wire
 from callgate_runner.call import Call
 from callgate_runner.capture import Bounded, HeadAndTail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from callgate_runner.cell import Cell
+    from callgate_runner.child import Child
+
+    Tool = Child | Cell
 
 _FLOOD_BYTES = 16 * 1024 * 1024
 _FLOOD_FACTOR = 16
@@ -18,25 +25,39 @@ _FAREWELL_S = 10.0
 
 
 class Run:
-    """The tool's process from its start to its account. Nothing in it is reused."""
+    """The tool's process from its start to its account. Nothing in it is reused.
 
-    def __init__(self, link: wire.Wire, call: Call, stdin: bytes, waking: int, deadline: float) -> None:
+    `start` starts it; `waking` becomes readable when a child has died.
+    """
+
+    def __init__(
+        self,
+        link: wire.Wire,
+        call: Call,
+        stdin: bytes,
+        waking: int,
+        deadline: float,
+        start: "Callable[[], Tool]",
+        watch: limits.Watch | None = None,
+    ) -> None:
         self._link = link
         self._call = call
         self._deadline = deadline
         self._waking = waking
         self._cause: str | None = None
         self._status: int | None = None
+        self._killed_for_memory = False
         self._stdout = HeadAndTail(call.output_bytes)
         self._stderr = HeadAndTail(call.output_bytes)
         self._result = Bounded(call.result_bytes)
         self._flood_bytes = max(_FLOOD_BYTES, _FLOOD_FACTOR * call.output_bytes)
         self._input = bytearray(stdin)
-        self._watch = limits.Watch(call.memory_bytes, call.pids)
+        self._watch = watch or limits.Watch(call.memory_bytes, call.pids)
         self._next_look = time.monotonic()
         self._oom_kills = limits.oom_kills()
         self._started = time.monotonic()
-        self._pid, self._pipes = child.start(call)
+        self._tool = start()
+        self._pipes = self._tool.pipes
         self._readers = {self._pipes.stdout: self._on_stdout, self._pipes.stderr: self._on_stderr}
         if self._pipes.result is not None:
             self._readers[self._pipes.result] = self._result.feed
@@ -52,9 +73,15 @@ class Run:
             for fd, event in self._poll():
                 self._handle(fd, event)
             self._link.pump()
-            self._status, _ = kernel.reap(self._pid)
+            self._status = self._tool.ended()
             # Who ended by itself was neither cancelled nor too late, were it by a hair.
             self._cause = None if self._status is not None else self._cause or self._reason_to_kill()
+
+    @property
+    def regular(self) -> bool:
+        """After the account: whether the tool ended by itself, by no signal, and nothing was killed for memory."""
+        ended_by_itself = self._cause is None and self._status is not None and not os.WIFSIGNALED(self._status)
+        return ended_by_itself and not self._killed_for_memory
 
     def account(self) -> None:
         """End everything, and tell the gateway how it was.
@@ -64,7 +91,7 @@ class Run:
             TimeoutError: it did not read in time.
         """
         ended = time.monotonic()
-        status, all_gone = kernel.kill_everything(self._pid)
+        status, all_gone = self._tool.end()
         self._status = self._status if self._status is not None else status
         # The dead write no more: what is left in the pipes is finite.
         for fd in list(self._readers):
@@ -82,6 +109,8 @@ class Run:
         poll.register(self._link.source, select.POLLIN)
         poll.register(self._link.sink, select.POLLOUT if self._link.pending else 0)
         poll.register(self._waking, select.POLLIN)
+        if self._tool.news is not None:
+            poll.register(self._tool.news, select.POLLIN)
         if self._input:
             poll.register(self._pipes.stdin, select.POLLOUT)
         if self._link.pending < wire.HIGH_WATER:
@@ -173,7 +202,7 @@ class Run:
             yield from _chunks(wire.RESULT, self._result.data)
         # While something still lives, what it writes may change under the walk.
         if self._call.artifacts and all_gone:
-            yield from _artifact_frames(self._call)
+            yield from _artifact_frames(self._call, self._tool)
         yield wire.encode(wire.BYE, b"")
 
     def _exit_document(self, wall_ms: float) -> dict[str, object]:
@@ -182,7 +211,8 @@ class Run:
             code, signal = _code_and_signal(self._status)
         now_killed = limits.oom_kills()
         counted = None if now_killed is None or self._oom_kills is None else max(0, now_killed - self._oom_kills)
-        cpu_ms, max_rss_kb = kernel.children_usage()
+        self._killed_for_memory = bool(counted)
+        cpu_ms, max_rss_kb = self._tool.usage()
         return {
             "cause": self._cause or "ended",
             "code": code,
@@ -211,16 +241,26 @@ def _chunks(kind: int, data: bytes) -> Iterator[bytes]:
         yield wire.encode(kind, data[start : start + wire.CHUNK])
 
 
-def _artifact_frames(call: Call) -> Iterator[bytes]:
-    for found in artifacts.find(call.artifacts, call.artifacts_bytes):
-        document: dict[str, object] = {"name": found.name, "size": found.size}
-        if found.rejected is not None:
-            document["rejected"] = found.rejected
-        yield wire.encode_document(wire.ARTIFACT, document)
-        left = 0 if found.rejected is not None else found.size
-        while left:
-            data = os.read(found.fd, min(left, wire.CHUNK))
-            if not data:
-                raise OSError("a file is shorter than its size")
-            left -= len(data)
-            yield wire.encode(wire.ARTIFACT_DATA, data)
+def _artifact_frames(call: Call, tool: "Tool") -> Iterator[bytes]:
+    folder = tool.output_folder()
+    if folder is None:
+        return
+    try:
+        for found in artifacts.find(folder, call.artifacts, call.artifacts_bytes):
+            yield from _file_frames(found)
+    finally:
+        os.close(folder)
+
+
+def _file_frames(found: artifacts.Found) -> Iterator[bytes]:
+    document: dict[str, object] = {"name": found.name, "size": found.size}
+    if found.rejected is not None:
+        document["rejected"] = found.rejected
+    yield wire.encode_document(wire.ARTIFACT, document)
+    left = 0 if found.rejected is not None else found.size
+    while left:
+        data = os.read(found.fd, min(left, wire.CHUNK))
+        if not data:
+            raise OSError("a file is shorter than its size")
+        left -= len(data)
+        yield wire.encode(wire.ARTIFACT_DATA, data)

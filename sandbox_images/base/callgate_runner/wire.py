@@ -28,9 +28,10 @@ RESULT = 10
 ARTIFACT = 11
 ARTIFACT_DATA = 12
 BYE = 13
+LANE = 14
 
 # Smallest and largest payload of what may come in.
-RECEIVED = {SECRET: (6, 262144), CALL: (6, 8388608), CANCEL: (0, 0)}
+RECEIVED = {SECRET: (6, 262144), CALL: (6, 8388608), CANCEL: (0, 0), LANE: (6, 131072)}
 # Data frames carry at most this much.
 CHUNK = 65536
 MAX_SENT = {HELLO: 256, EXIT: 4096, ARTIFACT: 8192, BYE: 0}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal
 
+from callgate_server.execution.sandbox import Confinement
 from callgate_server.model import strict_json
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
@@ -37,6 +38,7 @@ class FrameType(IntEnum):
     ARTIFACT = 11
     ARTIFACT_DATA = 12
     BYE = 13
+    LANE = 14
 
 
 # Smallest and largest payload of each frame, by direction: a frame that goes the wrong way is an unknown one.
@@ -56,6 +58,7 @@ SENT: Final[dict[int, tuple[int, int]]] = {
     FrameType.SECRET: (6, 262144),
     FrameType.CALL: (6, 8388608),
     FrameType.CANCEL: (0, 0),
+    FrameType.LANE: (6, 131072),
 }
 
 RunnerCause = Literal["ended", "timed_out", "cancelled", "output_flood", "out_of_memory", "too_many_processes"]
@@ -170,20 +173,47 @@ def encode_call(run: Run, arguments_json: bytes, limits: Limits, deadline_ms: in
     Raises:
         ValueError: the arguments are too large for the wire.
     """
-    head: dict[str, Json] = {
-        "python": run.python,
-        "command": None if run.command is None else list(run.command),
-        "result": run.result,
+    head = _common(run, limits) | {
         "deadline_ms": deadline_ms,
         "output_bytes": limits.output_kb * 1024,
         "result_bytes": limits.result_kb * 1024,
-        "artifacts": limits.artifacts,
         "artifacts_bytes": limits.artifacts_kb * 1024,
+    }
+    return _with_head(FrameType.CALL, head, arguments_json)
+
+
+def encode_lane(run: Run, limits: Limits, confinement: Confinement, idle_s: int) -> bytes:
+    """Return the frame that makes a sandbox a lane for calls of one tool, which ends itself after `idle_s` without.
+
+    Raises:
+        ValueError: it is too large for the wire.
+    """
+    mounts: list[Json] = [
+        {"path": one.path, "options": one.options, "execute": one.execute, "writable": one.writable}
+        for one in confinement.mounts
+    ]
+    filters: list[Json] = [
+        {"machine": machine, "bytes": len(program)} for machine, program in confinement.filters.items()
+    ]
+    head = _common(run, limits) | {
+        "idle_s": idle_s,
+        "mounts": mounts,
+        "filters": filters,
+    }
+    return _with_head(FrameType.LANE, head, b"".join(confinement.filters.values()))
+
+
+def _common(run: Run, limits: Limits) -> dict[str, Json]:
+    """What a call and the lane for such calls have in common."""
+    return {
+        "python": run.python,
+        "command": None if run.command is None else list(run.command),
+        "result": run.result,
+        "artifacts": limits.artifacts,
         "memory_bytes": limits.memory_mb * 1024 * 1024,
         "pids": limits.pids,
         "open_files": limits.open_files,
     }
-    return _with_head(FrameType.CALL, head, arguments_json)
 
 
 def encode_cancel() -> bytes:

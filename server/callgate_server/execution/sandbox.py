@@ -12,22 +12,27 @@ from typing import Protocol
 
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import Deadline
-from callgate_server.model.manifest import Limits
+from callgate_server.model.manifest import Isolation, Limits, Run, SecretRef
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
     """What to start. Everything comes from the catalog and the gateway, nothing from the caller's arguments.
 
-    `image_digest` is `sha256:…`; `runtime` None means the configured default; `deadline` bounds the start,
-    `deadline_at` is the same instant in wall time, for the label by which an orphan is recognised.
+    `image_digest` is `sha256:…`, `tool_digest` covers manifest and image; `runtime` None means the configured
+    default; `deadline` bounds the start, `deadline_at` is the same instant in wall time, for the label by which an
+    orphan is recognised. `secrets` are the tool's references, never values.
     """
 
     call_id: str
     tenant: str
     tool: str
+    tool_digest: str
     image_digest: str
     runtime: str | None
+    isolation: Isolation
+    run: Run
+    secrets: tuple[SecretRef, ...]
     limits: Limits
     deadline: Deadline
     deadline_at: datetime
@@ -66,6 +71,10 @@ class Sandbox(Protocol):
 
     @property
     def info(self) -> SandboxInfo: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has shown that the wire is gone. Costs nothing; what it does not see, reading will."""
 
     async def send(self, data: bytes) -> None:
         """Write to the wire.
@@ -115,3 +124,27 @@ class SandboxBackend(Protocol):
 
     async def close(self) -> None:
         """Release connections and threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellMount:
+    """An empty file system in memory that every call of a lane gets for itself. `options` are those of tmpfs."""
+
+    path: str
+    options: str
+    execute: bool
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What a lane puts each call into: its file systems, and its system call filter for each machine's name."""
+
+    mounts: tuple[CellMount, ...]
+    filters: Mapping[str, bytes]
+
+
+class LaneBackend(SandboxBackend, Protocol):
+    """A backend whose sandboxes can be lanes: a request with isolation `fork` starts one."""
+
+    def confinement(self, request: SandboxRequest) -> Confinement: ...

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from callgate_server.model.identifiers import SECRET_NAME, TOOL_NAME
 
 JsonSchema = dict[str, Any]
+# A container for each call, or a lane: a fork in fresh namespaces inside a container that serves one call at a time.
+Isolation = Literal["container", "fork"]
 _SECRET_FROM = re.compile(r"(?P<path>[A-Za-z0-9_{}-]+(/[A-Za-z0-9_{}-]+)+)#(?P<field>[A-Za-z0-9_-]+)")
 _PLACEHOLDER = "{tenant}"
 
@@ -126,7 +128,7 @@ class Manifest(_Strict):
     input: JsonSchema
     output: JsonSchema
     effect: Literal["read", "idempotent", "unsafe"]
-    isolation: Literal["container"] = "container"
+    isolation: Isolation = "container"
     runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
     limits: Limits = Limits()
     secrets: tuple[SecretRef, ...] = ()

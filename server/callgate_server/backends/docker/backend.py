@@ -21,8 +21,8 @@ from callgate_server.backends.docker.engine import Engine
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
-from callgate_server.backends.docker.spec import INSTANCE_LABEL, container_name, create_arguments
-from callgate_server.execution.sandbox import Health, Sandbox, SandboxRequest
+from callgate_server.backends.docker.spec import INSTANCE_LABEL, confinement, container_name, create_arguments
+from callgate_server.execution.sandbox import Confinement, Health, Sandbox, SandboxRequest
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
@@ -62,6 +62,9 @@ class DockerBackend:
         except BaseException:
             self._owned.discard(name)
             raise
+
+    def confinement(self, request: SandboxRequest) -> Confinement:
+        return confinement(request)
 
     async def reap(self) -> int:
         """Remove this instance's containers that no live sandbox owns: of dead runs, and such as came late.
@@ -125,7 +128,7 @@ class DockerBackend:
             raise
         return DockerSandbox(
             container_id,
-            SandboxInfo(backend="docker", runtime=runtime, isolation="container"),
+            SandboxInfo(backend="docker", runtime=runtime, isolation=request.isolation),
             wire,
             self._ending,
             end_s=self._options.end_s,

@@ -49,6 +49,10 @@ class DockerSandbox:
     def info(self) -> SandboxInfo:
         return self._info
 
+    @property
+    def alive(self) -> bool:
+        return not self._destroyed and not self._reader.at_eof() and not self._writer.is_closing()
+
     async def send(self, data: bytes) -> None:
         """Write to the wire; waits while the sandbox does not read.
 

@@ -12,6 +12,7 @@ What is missing here on purpose is named in `REFUSED_ON_PURPOSE`, and a test hol
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 EPERM: Final = 1
@@ -182,6 +183,11 @@ CONDITIONAL: Final[tuple[Conditional, ...]] = (
     Conditional(("prlimit64",), (Argument(0, 0),)),
 )
 
+# What the trusted part of a lane may do beside that, inside user namespaces that it makes: it has no capability
+# outside of them. `clone` is allowed with any flags.
+LANE_ALLOWED: Final = ("clone", "mount", "mount_setattr")
+_SIOCSIFFLAGS: Final = 0x8914
+
 # Its flags lie in memory, where no filter can see them. Told that the kernel lacks it, libc falls back to clone.
 ANSWERED_ENOSYS: Final = ("clone3",)
 
@@ -238,9 +244,23 @@ def profile() -> dict[str, Any]:
     }
 
 
-def profile_json() -> str:
-    """Return the profile as the engine takes it in a security option."""
-    return json.dumps(profile(), separators=(",", ":"), sort_keys=True)
+def lane_profile() -> dict[str, Any]:
+    """Return the profile of a lane: its runner makes namespaces and mounts. What runs in them is under `bpf.py`."""
+    document = profile()
+    own = [entry for entry in document["syscalls"] if entry["names"] != ["clone"]]
+    loopback_up = [_condition(Argument(1, _SIOCSIFFLAGS, _INT))]
+    document["syscalls"] = [
+        *own,
+        {"names": list(LANE_ALLOWED), "action": "SCMP_ACT_ALLOW", "comment": "making a sandbox inside"},
+        {"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": loopback_up},
+    ]
+    return document
+
+
+@cache
+def profile_json(*, lane: bool = False) -> str:
+    """Return a profile as the engine takes it in a security option."""
+    return json.dumps(lane_profile() if lane else profile(), separators=(",", ":"), sort_keys=True)
 
 
 def _condition(argument: Argument) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import math
 from datetime import UTC
 from typing import Any, Final
 
+from callgate_server.backends.docker.bpf import programs
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.seccomp import profile_json
-from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.execution.sandbox import CellMount, Confinement, SandboxRequest
 from callgate_server.model.manifest import Limits
 
 INSTANCE_LABEL: Final = "callgate.instance"
@@ -31,6 +32,12 @@ _SECRETS_FILES: Final = 128
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
+
+# In a lane, beside the tool and the runner: the zygote, and process 1 of the cell.
+_LANE_PROCESSES: Final = 2
+_LANE_FILES: Final = 64
+# A lane's own file systems are only the places on which each call's are mounted.
+_NO_ROOM: Final = Limits(scratch_mb=1, scratch_files=16)
 
 # The runner is started by its own path with an isolated interpreter: nothing of the image's site, nothing of
 # the environment or the working directory can put itself before it.
@@ -116,6 +123,24 @@ def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[st
     }
 
 
+def confinement(request: SandboxRequest) -> Confinement:
+    """Return what a lane puts each call into: the same file systems that a container gets, and the same filter.
+
+    Where the container of a lane would show one call what another did, there is nothing: /proc (a fresh one cannot
+    be mounted inside where the engine masks parts of it) and the figures of the cgroup, which both calls share.
+    """
+    mounts = [_cell_mount(path, options) for path, options in _tmpfs(request.limits).items()]
+    nothing = "size=4096,nr_inodes=1,mode=0555"
+    mounts += [CellMount(path, nothing, execute=False, writable=False) for path in ("/proc", "/sys/fs/cgroup")]
+    return Confinement(tuple(mounts), programs())
+
+
+def _cell_mount(path: str, options: str) -> CellMount:
+    """Split the engine's words for a mount into flags and what tmpfs itself understands."""
+    words = options.split(",")
+    return CellMount(path, ",".join(word for word in words if "=" in word), execute="exec" in words, writable=True)
+
+
 def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
     return {
         INSTANCE_LABEL: options.instance,
@@ -129,15 +154,16 @@ def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
 
 def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
     limits = request.limits
+    lane = request.isolation == "fork"
     memory_bytes = limits.memory_mb * _MIB
     runtime = request.runtime or options.default_runtime
     return {
         "Runtime": runtime,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges", f"seccomp={profile_json()}"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={profile_json(lane=lane)}"],
         "Privileged": False,
         "ReadonlyRootfs": True,
-        "Tmpfs": _tmpfs(limits),
+        "Tmpfs": {path: f"rw,{options}" for path, options in _tmpfs(_NO_ROOM if lane else limits).items()},
         "NetworkMode": "none",
         "IpcMode": "private",
         "CgroupnsMode": "private",
@@ -146,7 +172,7 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
         # The quota, not NanoCpus: the engine refuses more NanoCpus than it has, where a quota simply never binds.
         "CpuPeriod": _CPU_PERIOD_US,
         "CpuQuota": max(_SMALLEST_CPU_QUOTA_US, math.floor(limits.cpu * _CPU_PERIOD_US)),
-        **_process_limits(limits, guest_kernel=runtime in options.guest_kernels),
+        **_process_limits(limits, guest_kernel=runtime in options.guest_kernels, lane=lane),
         # When the host itself runs out of memory, sandboxes go before anything else does.
         "OomScoreAdj": 500,
         "LogConfig": {"Type": "none", "Config": {}},
@@ -159,15 +185,16 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
     }
 
 
-def _process_limits(limits: Limits, *, guest_kernel: bool) -> dict[str, Any]:
+def _process_limits(limits: Limits, *, guest_kernel: bool, lane: bool) -> dict[str, Any]:
     """Processes and open files.
 
     The host counts processes per container, where one kernel is shared: a limit per user would count all
     sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
     host sees of it are its own threads.
     """
-    ulimits = {"nofile": limits.open_files, "core": 0}
-    host_pids = limits.pids
+    # In a lane the cell sets the tool's own limit; this one is for what is around it, too.
+    ulimits = {"nofile": max(limits.open_files, _LANE_FILES) if lane else limits.open_files, "core": 0}
+    host_pids = limits.pids + (_LANE_PROCESSES if lane else 0)
     if guest_kernel:
         ulimits["nproc"] = limits.pids
         host_pids = _GUEST_KERNEL_THREADS_EACH * limits.pids + _GUEST_KERNEL_THREADS
@@ -196,7 +223,7 @@ def _tmpfs(limits: Limits) -> dict[str, str]:
 
 
 def _mount(size_bytes: int, inodes: int, *, mode: str, execute: bool) -> str:
-    words = ["rw", "nosuid", "nodev", "exec" if execute else "noexec"]
+    words = ["nosuid", "nodev", "exec" if execute else "noexec"]
     words += [f"size={size_bytes}", f"nr_inodes={inodes}", f"mode={mode}"]
     words += [f"uid={_SANDBOX_ID}", f"gid={_SANDBOX_ID}"]
     return ",".join(words)
