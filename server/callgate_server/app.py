@@ -84,6 +84,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         OSError: an address is taken, or a file cannot be used.
     """
     telemetry = Telemetry(settings.log.level)
+    telemetry.take_over_logging()
     catalog = load_catalog(settings.catalog.directories, settings.catalog.lock)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(*_authenticators(settings.auth, purpose))
