@@ -38,7 +38,11 @@ def manifest(**changes: object) -> Manifest:
         "summary": "Echo.",
         "image": "python",
         "run": {"python": "echo:echo"},
-        "input": {"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": False},
+        "input": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "mode": {"type": "string"}},
+            "additionalProperties": False,
+        },
         "output": {},
         "effect": "read",
     }
