@@ -15,15 +15,8 @@ from support.toxic import ToxicProxy
 
 SOON_S = 10
 UNAVAILABLE = (503, "secrets_unavailable")
-CREATION = ["CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"]
 # The shape of what the tool got; the values would be redacted.
 SHAPE = "secrets_shape = {name: [len(value) > 15, value.isprintable()] for name, value in secrets.items()}\n"
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with Postgres() as postgres:
-        yield postgres
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +26,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory, database: Postgres) -> Iterato
         operator = server.operator
         operator.enable_kv()
         operator.write("kv/data/acme/webhooks", {"key": canary()})
-        operator.create_database_role(
-            "probe", host=database.host, port=database.port, user=database.user, password=database.password,
-            creation=CREATION,
-        )  # fmt: skip
+        database.lend_to(operator, "probe")
         yield server
 
 
@@ -157,12 +147,8 @@ def test_a_forbidden_secret_is_not_an_outage(leased: RunningGateway, bao: Config
 # --- secrets that exist for one call ---------------------------------------------------------------------------
 
 
-def roles(database: Postgres) -> set[str]:
-    return set(database.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'").split())
-
-
 def gone(database: Postgres) -> None:
-    assert roles(database) == set()
+    assert database.leased_roles() == set()
 
 
 def tells_the_whole_story(gateway: RunningGateway, call_id: str) -> None:
@@ -172,10 +158,10 @@ def tells_the_whole_story(gateway: RunningGateway, call_id: str) -> None:
 
 def test_database_credentials_live_as_long_as_their_call(leased: RunningGateway, database: Postgres) -> None:
     code = SHAPE + "print('ready', flush=True)\nimport time; time.sleep(1)\nresult = [secrets_shape, secrets]"
-    assert roles(database) == set()
+    assert database.leased_roles() == set()
     with live(leased, "probe.dynamic", code) as call:
         call.until_printed("ready")
-        (role,) = roles(database)
+        (role,) = database.leased_roles()
         answer = call.answer()
     shape, shown = answer["result"]
     assert shape == {"username": [True, True], "password": [True, True]}
@@ -188,7 +174,7 @@ def test_database_credentials_live_as_long_as_their_call(leased: RunningGateway,
 def test_credentials_end_with_a_call_that_is_cancelled(leased: RunningGateway, database: Postgres) -> None:
     with live(leased, "probe.dynamic") as call, leased.web() as web:
         call.until_printed("ready")
-        assert len(roles(database)) == 1
+        assert len(database.leased_roles()) == 1
         assert web.post(f"/v1/calls/{call.call_id}/cancel").json()["state"] == "cancelled"
     eventually(lambda: gone(database))
 
@@ -204,7 +190,7 @@ def test_a_store_that_dies_in_mid_call_does_not_take_the_call_along_and_its_leas
             began_s = time.monotonic()
             assert call.answer()["result"] == "done"
             assert time.monotonic() - began_s < SOON_S
-            assert len(roles(database)) == 1
+            assert len(database.leased_roles()) == 1
         finally:
             bao.start()
             bao.unseal()
