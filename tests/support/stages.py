@@ -28,6 +28,7 @@ from callgate_server.secrets.broker import Broker, Lease
 
 AGENT = Caller("acme", "bot", ("developer",))
 OTHER_AGENT = Caller("rival", "bot", ("developer",))
+SEAL = bytes(range(32))
 CANARY = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt3Nb7Jc1Gd5Sa"
 
 
@@ -192,6 +193,7 @@ class ScriptedSandbox:
             self.received.append(payload)
             if kind == wire.CALL:
                 self._journal.append("run")
+                self._frames.insert(0, wire.encode(wire.SEAL, SEAL))
                 self._called.set()
             if kind == wire.CANCEL:
                 self._killed.set()
@@ -222,8 +224,8 @@ class ScriptedSandbox:
 
 def exit_frame(**changes: object) -> bytes:
     document: dict[str, object] = {
-        "cause": "ended", "code": 0, "signal": None, "oom_kills": 0, "stdout_bytes": 0, "stderr_bytes": 0,
-        "result_truncated": False, "cpu_ms": 1.0, "wall_ms": 2.0, "max_rss_kb": 1000,
+        "seal": SEAL.hex(), "cause": "ended", "code": 0, "signal": None, "oom_kills": 0,
+        "stdout_bytes": 0, "stderr_bytes": 0, "result_truncated": False, "cpu_ms": 1.0, "wall_ms": 2.0, "max_rss_kb": 1000,
     }  # fmt: skip
     return wire.encode_document(wire.EXIT, document | changes)
 

@@ -47,20 +47,25 @@ class Pipes:
             os.set_blocking(fd, False)
 
 
-def start(call: Call) -> tuple[int, Pipes]:
-    """Start the tool; return its process id and the pipes to it."""
+def start(call: Call) -> tuple[int, Pipes, int]:
+    """Start the tool's process; return its id, the pipes to it, and the gate: it waits until that is closed."""
     pipes = Pipes(with_result=not call.result_from_stdout)
+    waiting, gate = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become_the_tool(call, pipes)
+        _become_the_tool(call, pipes, waiting, gate)
+    os.close(waiting)
     pipes.keep_ours()
-    return pid, pipes
+    return pid, pipes, gate
 
 
-def _become_the_tool(call: Call, pipes: Pipes) -> None:
+def _become_the_tool(call: Call, pipes: Pipes, waiting: int, gate: int) -> None:
     """Does not return."""
     status = _CANNOT_START
     try:
+        # Ours would hold the gate shut for ever.
+        os.close(gate)
+        os.read(waiting, 1)
         _leave_the_runner(call, pipes)
         if call.function is not None:
             status = python_tool.run(call.function, with_result=not call.result_from_stdout)
