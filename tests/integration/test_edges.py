@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import grpc
@@ -97,8 +98,10 @@ async def test_slow_requests_are_ended_and_others_served_meanwhile(start: bytes,
                 assert (await honest.post("/v1/tools/text.echo/calls", json=EMPTY)).status_code == 200
         ended = await asyncio.gather(*slow)
     assert max(seconds for _, seconds in ended) < 15
-    assert all(said.startswith(b"HTTP/1.1 408 ") for said, _ in ended if said)
-    assert sum(bool(said) for said, _ in ended) > 100
+    # Who goes on sending after the end may lose the reply to a reset; whatever arrives is this one.
+    replies = [said for said, _ in ended if said]
+    assert replies
+    assert all(said.startswith(b"HTTP/1.1 408 ") for said in replies)
 
 
 @on_uvloop
@@ -272,6 +275,15 @@ async def test_connections_beyond_the_ceiling_are_refused() -> None:
         writer.close()
         for _, kept_writer in kept:
             kept_writer.close()
+
+
+@on_uvloop
+async def test_grpc_connections_beyond_the_ceiling_are_ended() -> None:
+    async with edge(TransportLimits(connections=5)) as world, grpc_server(world) as server, AsyncExitStack() as held:
+        kept = [await held.enter_async_context(RawConnection(server.port)) for _ in range(5)]
+        async with asyncio.timeout(20), RawConnection(server.port) as surplus:
+            await surplus.ended.wait()
+        assert not any(connection.ended.is_set() for connection in kept)
 
 
 # R3: clients that leave
