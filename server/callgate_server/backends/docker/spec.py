@@ -7,6 +7,7 @@ runner starts, and images that declare volumes are refused by the backend (a vol
 """
 
 import math
+import re
 from datetime import UTC
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ INSTANCE_LABEL: Final = "callgate.instance"
 BOOT_LABEL: Final = "callgate.boot"
 CALL_LABEL: Final = "callgate.call"
 
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SANDBOX_ID: Final = 65532
 _MIB: Final = 1 << 20
 _KIB: Final = 1 << 10
@@ -91,7 +93,13 @@ def container_name(instance: str, call_id: str) -> str:
 
 
 def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
-    """Return the body of the engine's `POST /containers/create`."""
+    """Return the body of the engine's `POST /containers/create`.
+
+    Raises:
+        ValueError: the image is not named by its digest.
+    """
+    if not _DIGEST.fullmatch(request.image_digest):
+        raise ValueError("an image is named by its digest and by nothing else")
     return {
         "Image": request.image_digest,
         "Entrypoint": list(ENTRYPOINT),

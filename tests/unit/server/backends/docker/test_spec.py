@@ -49,6 +49,14 @@ def test_the_whole_spec_is_the_committed_one() -> None:
     assert arguments == json.loads(GOLDEN.read_text())
 
 
+@pytest.mark.parametrize(
+    "image", ["python", "python:latest", "sha256:abc", "", "sha256:" + "AB" * 32, "x@sha256:" + "ab" * 32]
+)
+def test_an_image_is_named_by_its_digest_alone(image: str) -> None:
+    with pytest.raises(ValueError, match="digest"):
+        create_arguments(request(image_digest=image), OPTIONS)
+
+
 def test_a_spec_is_made_of_plain_json() -> None:
     arguments = create_arguments(request(), OPTIONS)
     assert json.loads(json.dumps(arguments)) == arguments
