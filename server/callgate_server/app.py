@@ -255,6 +255,8 @@ class _Edges:
         for server in (self._http, self._grpc):
             if server is not None:
                 await server.start()
+        if self._grpc is not None:
+            self._grpc.set_serving(serving=True)
         return Endpoints(
             None if self._http is None else f"{self._hosts[0]}:{self._http.port}",
             None if self._grpc is None else f"{self._hosts[1]}:{self._grpc.port}",
