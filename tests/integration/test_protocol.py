@@ -258,7 +258,7 @@ async def test_three_hundred_requests_on_a_full_gateway_are_refused_and_probes_a
     full: RunningGateway,
 ) -> None:
     headers = {"Authorization": f"Bearer {full.deployment.tokens['acme']}"}
-    limits = httpx.Limits(max_connections=300)
+    limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=f"http://{full.http}", headers=headers, limits=limits, timeout=60, trust_env=False) as web:  # fmt: skip
         posts = [web.post("/v1/tools/text.diff/calls", json={"arguments": DIFF}) for _ in range(300)]
         *refused, health = await asyncio.gather(*posts, web.get("/healthz"))
