@@ -154,8 +154,8 @@ def test_output_before_a_cancellation_is_kept(any_arena: Arena) -> None:
     assert answer["exit"] == {"code": None, "signal": 9}
 
 
-def test_a_result_that_is_not_one_is_refused(any_arena: Arena) -> None:
-    verdicts = {what: verdict(any_arena.run(WRITE_RESULT.format(content=RESULTS[what]))) for what in RESULTS}
+def test_a_result_that_is_not_one_is_refused(arena: Arena) -> None:
+    verdicts = {what: verdict(arena.run(WRITE_RESULT.format(content=RESULTS[what]))) for what in RESULTS}
     assert verdicts == dict.fromkeys(RESULTS, INVALID)
 
 
