@@ -7,6 +7,7 @@ import pytest
 
 from callgate_server.backends.openbao_dev import DevServer
 from support.gateway import Deployment, RunningGateway, canary, start_store
+from support.postgres import Postgres
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ def store(tmp_path_factory: pytest.TempPathFactory, secrets_of_acme: Secrets) ->
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[Postgres]:
+    """A real PostgreSQL, for credentials that exist for one call."""
+    with Postgres() as postgres:
+        yield postgres
 
 
 @pytest.fixture(scope="session")

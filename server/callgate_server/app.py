@@ -54,7 +54,7 @@ REVOKE_TIMEOUT_S: Final = 2.0
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
 # The names by which a loopback listener may be addressed, so that a web page cannot reach it under its own name.
-LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # Without these the gateway cannot serve any call; others fail only the calls that need them.
 ESSENTIAL: Final = ("engine", "runtime", "ledger")
 T = TypeVar("T")
@@ -88,6 +88,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         OSError: an address is taken, or a file cannot be used.
     """
     telemetry = Telemetry(settings.log.level)
+    telemetry.take_over_logging()
     catalog = load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(
         {name: tool.isolation for name, tool in settings.tools.items()}
     )
@@ -264,6 +265,8 @@ class _Edges:
         for server in (self._http, self._grpc):
             if server is not None:
                 await server.start()
+        if self._grpc is not None:
+            self._grpc.set_serving(serving=True)
         return Endpoints(
             None if self._http is None else f"{self._hosts[0]}:{self._http.port}",
             None if self._grpc is None else f"{self._hosts[1]}:{self._grpc.port}",
@@ -281,7 +284,7 @@ class _Edges:
 def _http_server(http: Http, gate: Gate, limits: TransportLimits) -> HttpServer:
     hosts = frozenset(http.allowed_hosts)
     if not hosts and ip_address(http.host).is_loopback:
-        hosts = LOOPBACK_NAMES
+        hosts = LOOPBACK_NAMES | {http.host}
     app = http_app(gate, limits, hosts=hosts, origins=frozenset(http.allowed_origins))
     return HttpServer(app, http.host, http.port, limits, tls=_tls(http.tls))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from callgate_server.execution.framing import FrameDecoder, encode_call
+from callgate_server.execution.framing import FrameDecoder, FrameType, encode_call
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.call import Deadline
 from callgate_server.model.manifest import Limits, Run
@@ -340,7 +340,11 @@ async def test_a_gateway_that_goes_away_ends_everything(start: Callable[[], Awai
     sandbox = await start()
     await sandbox.receive()
     await sandbox.send(encode_call(shell("echo begun; sleep 1000"), b"{}", Limits(pids=512), 60_000))
-    assert next(FrameDecoder().feed(await sandbox.receive())).payload == b"begun\n"
+    decoder, frames = FrameDecoder(), []
+    while len(frames) < 2:
+        frames += decoder.feed(await sandbox.receive())
+    assert [frame.type for frame in frames] == [FrameType.SEAL, FrameType.STDOUT]
+    assert frames[1].payload == b"begun\n"
     sandbox.close_wire()
     assert await sandbox.receive() == b""
     assert (await sandbox.wait_exit(10)).exit_code == 71

@@ -99,6 +99,13 @@ class ConfiguredServer:
         self._process.send_signal(signal.SIGHUP)
         eventually(self._operator_is_refused)
 
+    def mend_audit(self) -> None:
+        log = self._directory / "audit.log"
+        log.unlink()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+        eventually(lambda: self.operator.request("get", "auth/token/lookup-self"))
+
     def _operator_is_refused(self) -> None:
         try:
             self.operator.request("get", "auth/token/lookup-self")

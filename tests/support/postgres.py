@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
-from callgate_server.backends.openbao_dev import free_port
+from callgate_server.backends.openbao_dev import Operator, free_port
 
 _USER = "postgres"
+_CREATION = "CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
 
 
 class Postgres:
@@ -57,6 +58,16 @@ class Postgres:
         if done.returncode:
             raise PermissionError(done.stderr)
         return done.stdout.strip()
+
+    def lend_to(self, store: Operator, role: str) -> None:
+        """Let a secret store make roles here, at `database/creds/{role}`."""
+        store.create_database_role(
+            role, host=self.host, port=self.port, user=self.user, password=self.password, creation=[_CREATION]
+        )
+
+    def leased_roles(self) -> set[str]:
+        """The roles that secret stores have made and not yet removed."""
+        return set(self.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'").split())
 
     @property
     def _data(self) -> Path:

@@ -13,6 +13,7 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
+from callgate_server.ledger.claims import holds_key
 from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
@@ -28,6 +29,7 @@ from callgate_server.secrets.broker import Broker, Lease
 
 AGENT = Caller("acme", "bot", ("developer",))
 OTHER_AGENT = Caller("rival", "bot", ("developer",))
+SEAL = bytes(range(32))
 CANARY = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt3Nb7Jc1Gd5Sa"
 
 
@@ -38,7 +40,11 @@ def manifest(**changes: object) -> Manifest:
         "summary": "Echo.",
         "image": "python",
         "run": {"python": "echo:echo"},
-        "input": {"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": False},
+        "input": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "mode": {"type": "string"}},
+            "additionalProperties": False,
+        },
         "output": {},
         "effect": "read",
     }
@@ -137,7 +143,7 @@ class MemoryLedger:
             answer_json=completion.answer_json,
             finished_at=datetime.now(UTC),
         )
-        if completion.answer_json is None:
+        if not holds_key(completion.state, answered=completion.answer_json is not None):
             self.keys = {key: holder for key, holder in self.keys.items() if holder != completion.call_id}
 
     async def get(self, call_id: str) -> StoredCall | None:
@@ -188,6 +194,7 @@ class ScriptedSandbox:
             self.received.append(payload)
             if kind == wire.CALL:
                 self._journal.append("run")
+                self._frames.insert(0, wire.encode(wire.SEAL, SEAL))
                 self._called.set()
             if kind == wire.CANCEL:
                 self._killed.set()
@@ -218,8 +225,8 @@ class ScriptedSandbox:
 
 def exit_frame(**changes: object) -> bytes:
     document: dict[str, object] = {
-        "cause": "ended", "code": 0, "signal": None, "oom_kills": 0, "stdout_bytes": 0, "stderr_bytes": 0,
-        "result_truncated": False, "cpu_ms": 1.0, "wall_ms": 2.0, "max_rss_kb": 1000,
+        "seal": SEAL.hex(), "cause": "ended", "code": 0, "signal": None, "oom_kills": 0,
+        "stdout_bytes": 0, "stderr_bytes": 0, "result_truncated": False, "cpu_ms": 1.0, "wall_ms": 2.0, "max_rss_kb": 1000,
     }  # fmt: skip
     return wire.encode_document(wire.EXIT, document | changes)
 

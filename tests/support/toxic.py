@@ -38,7 +38,7 @@ class ToxicProxy:
                 threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
             other = {client: server, server: client}
             while not self._closed.is_set():
                 for source in select.select([client, server], [], [], 0.1)[0]:

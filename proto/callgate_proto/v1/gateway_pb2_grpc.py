@@ -75,7 +75,8 @@ class GatewayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Call(self, request, context):
-        """Call runs a tool and waits for its answer. The call's id is in the initial metadata `callgate-call-id`.
+        """Call runs a tool and waits for its answer. The initial metadata `callgate-call-id` comes as soon as the call
+        is claimed; a replayed answer has none, its id is in it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,6 +81,9 @@ class Cell:
             self._await_death(_DEATH_WAIT_S)
             raise OSError(data.decode("ascii", "replace") or f"the cell's process 1 died, wait status {self._dead}")
 
+    def release(self) -> None:
+        """Nothing to do: the tool's process waits for what stands before its input."""
+
     def ended(self) -> int | None:
         """Return the wait status of the tool, or of the cell's process 1 where that was killed; None while both live.
 

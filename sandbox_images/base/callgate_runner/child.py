@@ -66,12 +66,16 @@ class Pipes:
 class Child:
     """The tool in a fork of process 1. Every other process of the namespace is the tool's, so that all are ended."""
 
-    __slots__ = ("_pid", "pipes")
+    __slots__ = ("_gate", "_pid", "pipes")
     # Its end shows as a dead child, and nowhere else.
     news: int | None = None
 
     def __init__(self, call: Call) -> None:
-        self._pid, self.pipes = start(call)
+        self._pid, self.pipes, self._gate = start(call)
+
+    def release(self) -> None:
+        """Let the process become the tool."""
+        os.close(self._gate)
 
     def ended(self) -> int | None:
         """Return the wait status of the tool's first process, None while it lives."""
@@ -90,20 +94,25 @@ class Child:
         return artifacts.open_folder()
 
 
-def start(call: Call) -> tuple[int, Pipes]:
-    """Start the tool; return its process id and the pipes to it."""
+def start(call: Call) -> tuple[int, Pipes, int]:
+    """Start the tool's process; return its id, the pipes to it, and the gate: it waits until that is closed."""
     pipes = Pipes(with_result=not call.result_from_stdout)
+    waiting, gate = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become_the_tool(call, pipes)
+        _become_the_tool(call, pipes, waiting, gate)
+    os.close(waiting)
     pipes.keep_ours()
-    return pid, pipes
+    return pid, pipes, gate
 
 
-def _become_the_tool(call: Call, pipes: Pipes) -> None:
+def _become_the_tool(call: Call, pipes: Pipes, waiting: int, gate: int) -> None:
     """Does not return."""
     status = CANNOT_START
     try:
+        # Ours would hold the gate shut for ever.
+        os.close(gate)
+        os.read(waiting, 1)
         _leave_the_runner(call, pipes)
         if call.function is not None:
             status = python_tool.run(call.function, with_result=not call.result_from_stdout)

@@ -58,6 +58,8 @@ class Run:
         self._started = time.monotonic()
         self._tool = start()
         self._pipes = self._tool.pipes
+        self._seal = self._show_seal()
+        self._tool.release()
         self._readers = {self._pipes.stdout: self._on_stdout, self._pipes.stderr: self._on_stderr}
         if self._pipes.result is not None:
             self._readers[self._pipes.result] = self._result.feed
@@ -103,6 +105,19 @@ class Run:
             if self._link.pending > wire.HIGH_WATER:
                 self._link.flush(until)
         self._link.flush(until)
+
+    def _show_seal(self) -> bytes:
+        """Tell the gateway by what it will know the account as ours.
+
+        Where the kernel lets processes of one uid open each other's descriptors, as gVisor does even if one is not
+        dumpable, the tool can write to the wire. It cannot know the seal, which is made after the fork and so in
+        none of the tool's memory, and cannot send one of its own first, while the gate is shut.
+        """
+        seal = os.urandom(wire.SEAL_BYTES)
+        self._link.queue(wire.encode(wire.SEAL, seal))
+        self._link.pump()
+        self._link.flush(self._deadline)
+        return seal
 
     def _poll(self) -> list[tuple[int, int]]:
         poll = select.poll()
@@ -214,6 +229,7 @@ class Run:
         self._killed_for_memory = bool(counted)
         cpu_ms, max_rss_kb = self._tool.usage()
         return {
+            "seal": self._seal.hex(),
             "cause": self._cause or "ended",
             "code": code,
             "signal": signal,

@@ -28,13 +28,15 @@ RESULT = 10
 ARTIFACT = 11
 ARTIFACT_DATA = 12
 BYE = 13
-LANE = 14
+SEAL = 14
+LANE = 15
 
 # Smallest and largest payload of what may come in.
 RECEIVED = {SECRET: (6, 262144), CALL: (6, 8388608), CANCEL: (0, 0), LANE: (6, 131072)}
 # Data frames carry at most this much.
 CHUNK = 65536
-MAX_SENT = {HELLO: 256, EXIT: 4096, ARTIFACT: 8192, BYE: 0}
+SEAL_BYTES = 32
+MAX_SENT = {HELLO: 256, EXIT: 4096, ARTIFACT: 8192, BYE: 0, SEAL: SEAL_BYTES}
 # While more than this waits to be sent, the tool's output is not read: the tool blocks, not the runner.
 HIGH_WATER = 4 * CHUNK
 # The first descriptor free of meaning: 0 to 3 are the tool's input, outputs and result.

@@ -23,6 +23,23 @@ _BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000
 METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class _Forwarded(logging.Handler):
+    """Takes what modules and libraries say through `logging`, from warnings on.
+
+    Of a library's line only the template is shown, never what was filled in: it may quote a request.
+    """
+
+    def __init__(self, telemetry: "Telemetry") -> None:
+        super().__init__(logging.WARNING)
+        self._telemetry = telemetry
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ours = record.name.startswith("callgate_server")
+        error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        text = record.getMessage() if ours else str(record.msg)
+        self._telemetry.warning(text, logger=record.name, **({"type": error} if error else {}))
+
+
 class Telemetry:
     """Logs and metrics of one gateway."""
 
@@ -48,6 +65,10 @@ class Telemetry:
             buckets=_BUCKETS_MS,
             registry=self.registry,
         )
+
+    def take_over_logging(self) -> None:
+        """Send what is said through `logging` in this process to this log, and nowhere else."""
+        logging.getLogger().handlers[:] = [_Forwarded(self)]
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Expose a figure that is read when the metrics are."""

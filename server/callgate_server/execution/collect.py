@@ -2,10 +2,12 @@
 
 Pure: frames in, a `RunOutcome` out. It never trusts the runner's caps but counts again; whatever exceeds them,
 or comes in the wrong order, is a `ValueError`, after which the wire has no meaning and the sandbox is killed.
-Everything kept until then stays available. Who watches the clock, and what becomes of a lost wire, is
+Everything kept until then stays available. How the tool ended is believed only under the runner's seal: there
+are kernels under which a tool can write to the wire. Who watches the clock, and what becomes of a lost wire, is
 `supervise.py`.
 """
 
+from hmac import compare_digest
 from typing import Final, Literal, assert_never
 
 from callgate_server.execution.framing import (
@@ -115,6 +117,7 @@ class Collector:
         self._result_limit_bytes = limits.result_kb * 1024
         self._result = bytearray()
         self._artifacts = _Artifacts(limits)
+        self._seal: bytes | None = None
         self.ended: ExitFrame | None = None
         self.complete = False
 
@@ -126,6 +129,9 @@ class Collector:
         """
         if self.complete or (self._artifacts.incomplete and frame.type is not FrameType.ARTIFACT_DATA):
             raise ValueError("a frame after the last one, or inside an artifact")
+        if self._seal is None:
+            self._take_seal(frame)
+            return
         match frame.type:
             case FrameType.STDOUT:
                 self._stdout.head(frame.payload)
@@ -134,7 +140,7 @@ class Collector:
             case FrameType.EXIT:
                 if self.ended is not None:
                     raise ValueError("a second exit")
-                self.ended = decode_exit(frame.payload)
+                self.ended = self._authentic(decode_exit(frame.payload))
             case _:
                 if self.ended is None:
                     raise ValueError("a frame that may only follow exit")
@@ -158,6 +164,16 @@ class Collector:
             wall_ms=ended.wall_ms,
             max_rss_kb=ended.max_rss_kb,
         )
+
+    def _take_seal(self, frame: Frame) -> None:
+        if frame.type is not FrameType.SEAL:
+            raise ValueError("a frame before the seal")
+        self._seal = frame.payload
+
+    def _authentic(self, ended: ExitFrame) -> ExitFrame:
+        if self._seal is None or not compare_digest(ended.seal.encode(), self._seal.hex().encode()):
+            raise ValueError("an exit that is not the runner's")
+        return ended
 
     def _add_after_exit(self, frame: Frame) -> None:
         match frame.type:
@@ -187,17 +203,20 @@ def killed_for_unknown_reason(ended: ExitFrame) -> bool:
 def classify(ended: ExitFrame, *, sandbox_oom_killed: bool) -> tuple[Cause, str]:
     """Name the cause of an end that the runner saw, with the sandbox's own evidence of an out-of-memory kill.
 
-    A SIGKILL counts as out of memory only with evidence: the cgroup's counter, or the sandbox's.
+    A SIGKILL counts as out of memory only with evidence: the cgroup's counter, or the sandbox's. With that
+    evidence a failure counts as out of memory too: what the kernel kills is often a child of the tool.
     """
     match ended.cause:
         case "ended":
             out_of_memory = sandbox_oom_killed or bool(ended.oom_kills)
             if out_of_memory and killed_for_unknown_reason(ended):
                 return Cause.OUT_OF_MEMORY, "The tool was killed because it used more memory than it may."
+            if out_of_memory and ended.code:
+                detail = "A process of the tool was killed because it used more memory than it may"
+                return Cause.OUT_OF_MEMORY, f"{detail}, and the tool exited with status {ended.code}."
             if ended.signal is not None:
                 return Cause.SIGNALLED, f"The tool was ended by signal {ended.signal}."
-            hint = " A process in its sandbox was killed for memory." if out_of_memory else ""
-            return Cause.EXITED, f"The tool exited with status {ended.code}.{hint}"
+            return Cause.EXITED, f"The tool exited with status {ended.code}."
         case "timed_out":
             return Cause.TIMED_OUT, "The tool was killed at its deadline."
         case "cancelled":

@@ -38,7 +38,8 @@ class FrameType(IntEnum):
     ARTIFACT = 11
     ARTIFACT_DATA = 12
     BYE = 13
-    LANE = 14
+    SEAL = 14
+    LANE = 15
 
 
 # Smallest and largest payload of each frame, by direction: a frame that goes the wrong way is an unknown one.
@@ -53,6 +54,7 @@ RECEIVED: Final[dict[int, tuple[int, int]]] = {
     FrameType.ARTIFACT: (2, 8192),
     FrameType.ARTIFACT_DATA: (1, 65536),
     FrameType.BYE: (0, 0),
+    FrameType.SEAL: (32, 32),
 }
 SENT: Final[dict[int, tuple[int, int]]] = {
     FrameType.SECRET: (6, 262144),
@@ -99,6 +101,7 @@ class Frame:
 class ExitFrame:
     """How the runner says the tool ended. Its numbers are in range, and otherwise only a claim."""
 
+    seal: str
     cause: RunnerCause
     code: int | None
     signal: int | None
@@ -238,7 +241,9 @@ def decode_exit(payload: bytes) -> ExitFrame:
         ValueError: it is malformed, or its numbers are out of range.
     """
     document = _document(payload)
-    cause = document.get("cause")
+    seal, cause = document.get("seal"), document.get("cause")
+    if not isinstance(seal, str):
+        raise ValueError("an exit frame without a seal")
     truncated = document.get("result_truncated")
     if not isinstance(cause, str) or cause not in RUNNER_CAUSES or not isinstance(truncated, bool):
         raise ValueError("a malformed exit frame")
@@ -246,6 +251,7 @@ def decode_exit(payload: bytes) -> ExitFrame:
     if (code is not None and signal is not None) or (cause == "ended" and code is None and signal is None):
         raise ValueError("an exit frame needs either a code or a signal")
     return ExitFrame(
+        seal=seal,
         cause=RUNNER_CAUSES[cause],
         code=code,
         signal=signal,

@@ -6,6 +6,7 @@ concurrency ceiling; keeps unexpected errors from the client; adds the headers t
 
 import time
 from collections.abc import Sequence
+from email.utils import formatdate
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -113,7 +114,8 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *_ON_EVERY_ANSWER]}
+            date = (b"date", formatdate(usegmt=True).encode())
+            message = {**message, "headers": [*message.get("headers", ()), date, *_ON_EVERY_ANSWER]}
         await self._send(message)
 
 

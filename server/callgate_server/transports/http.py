@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -101,8 +101,10 @@ class _Pages:
     limits: TransportLimits
 
     def add_to(self, app: FastAPI) -> None:
+        strict = [Depends(_known_query)]
         app.post(
             "/v1/tools/{tool}/calls",
+            dependencies=strict,
             operation_id="call",
             openapi_extra={**call_body(), "parameters": CALL_HEADERS},
             responses={
@@ -112,24 +114,33 @@ class _Pages:
         )(self.call)
         app.get(
             "/v1/calls",
+            dependencies=strict,
             operation_id="list_calls",
             responses={200: {"model": CallsDocument}, **refusals(400, 401)},
         )(self.list_calls)
         app.get(
             "/v1/calls/{call_id}",
+            dependencies=strict,
             operation_id="get_call",
             responses={200: {"model": AnswerDocument | CallDocument}, **refusals(401, 404)},
         )(self.get_call)
         app.post(
             "/v1/calls/{call_id}/cancel",
+            dependencies=strict,
             operation_id="cancel_call",
             responses={200: {"model": AnswerDocument | CallDocument}, **refusals(401, 404)},
         )(self.cancel_call)
-        app.get("/v1/tools", operation_id="list_tools", responses={200: {"model": ToolsDocument}, **refusals(401)})(
-            self.list_tools
-        )
         app.get(
-            "/v1/tools/{tool}", operation_id="get_tool", responses={200: {"model": ToolDocument}, **refusals(401, 404)}
+            "/v1/tools",
+            dependencies=strict,
+            operation_id="list_tools",
+            responses={200: {"model": ToolsDocument}, **refusals(401)},
+        )(self.list_tools)
+        app.get(
+            "/v1/tools/{tool}",
+            dependencies=strict,
+            operation_id="get_tool",
+            responses={200: {"model": ToolDocument}, **refusals(401, 404)},
         )(self.get_tool)
         app.get("/healthz", operation_id="health", responses={200: {"model": HealthDocument}})(self.health)
         app.get(
@@ -208,6 +219,19 @@ async def _answer(request: Request, running: Running, wanted: CallRequest) -> Ma
         if wanted.on_disconnect is OnDisconnect.CANCEL:
             running.cancel()
         raise
+
+
+async def _known_query(request: Request) -> None:
+    """Refuse what the page would ignore, and what it would have to choose from: both are mistakes of the caller's.
+
+    Raises:
+        CallError: `invalid_request`.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    if len(names) != len(set(names)) or not known.issuperset(names):
+        takes = ", ".join(sorted(known)) or "none"
+        raise CallError(Reason.INVALID_REQUEST, f"Unknown or repeated query parameters; this page takes: {takes}.")
 
 
 def _token(request: Request) -> str | None:

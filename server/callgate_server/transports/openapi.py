@@ -12,7 +12,7 @@ _MEANINGS: Final = {
     401: "No valid credential.",
     403: "Refused by policy, or sent by a browser page.",
     404: "There is no such thing, or not for this caller.",
-    409: "The same call is still running.",
+    409: "The same call is still running, or what became of it is unknown.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The arguments do not fit the tool's schema, or the idempotency key was used with others.",

@@ -16,6 +16,7 @@ from callgate_server.model.strict_json import encode
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.wire import problem
 
+_PIPELINED: Final = 8
 _PHRASES: Final = {
     400: b"Bad Request",
     408: b"Request Timeout",
@@ -30,6 +31,8 @@ class Receipt(HttpToolsProtocol):
     def __init__(self, limits: TransportLimits, config: Config, server_state: ServerState) -> None:
         super().__init__(config, server_state, app_state={})
         self._limits = limits
+        # Set when the connection is gone, and all that was to be sent with it.
+        self.lost = asyncio.Event()
         # A request has begun and is not complete.
         self._partial = False
         self._head_complete = False
@@ -49,6 +52,7 @@ class Receipt(HttpToolsProtocol):
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
+        self.lost.set()
 
     def data_received(self, data: bytes) -> None:
         # Armed by any byte, also by those that begin no request: they have stopped uvicorn's idle timer.
@@ -74,6 +78,9 @@ class Receipt(HttpToolsProtocol):
         head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if head > self._limits.header_bytes:
             self._refuse(431, Reason.REQUEST_TOO_LARGE, f"A head may have {self._limits.header_bytes} bytes.")
+        # A single read may hold thousands of small requests, each of which would be kept while the first is served.
+        if len(self.pipeline) >= _PIPELINED:
+            self._refuse(503, Reason.OVERLOADED, "Too many requests at once on one connection.")
         if not self.transport.is_closing():
             super().on_headers_complete()
 

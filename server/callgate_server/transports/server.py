@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -82,14 +83,18 @@ class HttpServer:
         if self._server is None:
             return
         self._server.close()
-        for connection in list(self._state.connections):
+        connections = [one for one in self._state.connections if isinstance(one, Receipt)]
+        for connection in connections:
             connection.shutdown()
-        if self._state.tasks:
-            await asyncio.wait(self._state.tasks, timeout=grace_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                for connection in connections:
+                    await connection.lost.wait()
         for task in list(self._state.tasks):
             task.cancel()
-        for connection in list(self._state.connections):
-            connection.transport.abort()
+        for connection in connections:
+            if not connection.lost.is_set():
+                connection.transport.abort()
         await asyncio.gather(*self._state.tasks, return_exceptions=True)
 
 

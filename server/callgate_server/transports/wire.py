@@ -101,6 +101,8 @@ def call_from_proto(request: gateway_pb2.CallRequest, remaining_s: float | None)
 
 
 def _deadline_ms(value: Json) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON knows one kind of number: 5.0 is a whole one
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEADLINE_MS:
         raise _malformed(f"`deadline_ms` must be a whole number of milliseconds from 1 to {MAX_DEADLINE_MS}.")
     return value

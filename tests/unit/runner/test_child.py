@@ -6,7 +6,7 @@ from pathlib import Path
 
 RUNNER = Path(__file__).parents[3] / "sandbox_images/base"
 PROGRAM = f"""
-import os, sys
+import os, select, sys
 sys.path.insert(0, {str(RUNNER)!r})
 from callgate_runner import child, kernel, wire
 link = wire.Wire.take_over()
@@ -17,7 +17,10 @@ class Call:
     command = {{command!r}}
     result_from_stdout = {{from_stdout!r}}
     open_files = 99
-pid, pipes = child.start(Call)
+pid, pipes, gate = child.start(Call)
+if {{watch_gate!r}}:
+    os.write(link.sink, b"%d|" % len(select.select([pipes.stdout], [], [], 0.3)[0]))
+os.close(gate)
 os.close(pipes.stdin)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 for fd in (pipes.stdout, pipes.stderr):
@@ -27,7 +30,7 @@ os.write(link.sink, b'%d %d' % (status, os.get_blocking(pipes.stdout)))
 
 
 def start(*command: str, from_stdout: bool = False) -> tuple[str, str, str]:
-    program = PROGRAM.format(command=list(command), from_stdout=from_stdout)
+    program = PROGRAM.format(command=list(command), from_stdout=from_stdout, watch_gate=False)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     stdout, stderr, end = done.stdout.split("|")
     return stdout, stderr, end
@@ -40,6 +43,12 @@ def test_a_command_runs_with_four_descriptors_and_without_the_wire() -> None:
 
 def test_there_is_no_result_descriptor_where_output_is_the_result() -> None:
     assert start("/bin/ls", "/proc/self/fd", from_stdout=True) == ("0\n1\n2\n3\n", "", "0 0")
+
+
+def test_nothing_of_the_tool_runs_before_the_gate_is_opened() -> None:
+    program = PROGRAM.format(command=["/bin/echo", "begun"], from_stdout=True, watch_gate=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0|begun\n||0 0"
 
 
 def test_words_are_passed_without_a_shell() -> None:

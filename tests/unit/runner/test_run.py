@@ -14,8 +14,11 @@ from callgate_server.execution.framing import HEADER, FrameDecoder, encode_call
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import Cause
 
+SEAL = bytes(wire.SEAL_BYTES)
 ENDED = (
-    b'{"cause":"ended","code":0,"signal":null,"oom_kills":null,"stdout_bytes":0,"stderr_bytes":0,'
+    b'{"seal":"'
+    + SEAL.hex().encode()
+    + b'","cause":"ended","code":0,"signal":null,"oom_kills":null,"stdout_bytes":0,"stderr_bytes":0,'
     b'"result_truncated":false,"cpu_ms":0,"wall_ms":0,"max_rss_kb":0}'
 )
 
@@ -48,7 +51,9 @@ def test_artifacts_arrive_as_the_gateway_expects_them(tmp_path: Path, monkeypatc
     (tmp_path / ("ü" * 100)).write_bytes(b"x")
     limits = Limits(artifacts=5, artifacts_kb=200)
     collector = Collector(limits, lambda _name, _data: None)
-    stream = wire.encode(wire.EXIT, ENDED) + b"".join(run._artifact_frames(a_call(limits)))
+    stream = (
+        wire.encode(wire.SEAL, SEAL) + wire.encode(wire.EXIT, ENDED) + b"".join(run._artifact_frames(a_call(limits)))
+    )
     for frame in FrameDecoder().feed(stream + wire.encode(wire.BYE, b"")):
         collector.add(frame)
     outcome = collector.outcome(Cause.EXITED, "")

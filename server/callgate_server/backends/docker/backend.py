@@ -167,7 +167,11 @@ class DockerBackend:
 
     async def _attach(self, container_id: str, deadline: Deadline) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raw = await self._step(Step.ATTACH, partial(_attach, container_id), deadline, late=_close_late)
-        return await asyncio.open_unix_connection(sock=raw, limit=RECEIVE_LIMIT)
+        try:
+            return await asyncio.open_unix_connection(sock=raw, limit=RECEIVE_LIMIT)
+        except BaseException:
+            raw.close()
+            raise
 
     async def _step(
         self,

@@ -86,7 +86,7 @@ class Engine:
                 return await asyncio.wrap_future(future)
         except (TimeoutError, asyncio.CancelledError):
             if late is not None:
-                future.add_done_callback(partial(self._give_late, late))
+                future.add_done_callback(partial(self._give_late, late, threading.get_ident()))
             raise
 
     def start(self, job: Callable[[APIClient], object]) -> None:
@@ -120,11 +120,16 @@ class Engine:
                 self._shared = connect(self._socket_url, self._timeout_s, version=version, connections=self._threads)
         return self._shared
 
-    def _give_late(self, late: Callable[[APIClient, _T], object], future: "Future[_T]") -> None:
+    def _give_late(self, late: Callable[[APIClient, _T], object], waiter: int, future: "Future[_T]") -> None:
         if future.cancelled() or future.exception() is not None:
             return
+        result = future.result()
+        if threading.get_ident() == waiter:
+            # It ended in the moment it was abandoned: this is the event loop's thread, which must not block.
+            self.start(lambda client: late(client, result))
+            return
         try:
-            late(self._client(), future.result())
+            late(self._client(), result)
         except Exception as error:  # nobody is left to tell
             _log.warning("clean-up after an abandoned request failed: %s", type(error).__name__)
 

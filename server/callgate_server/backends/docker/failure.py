@@ -12,6 +12,7 @@ Misreadings that are accepted:
 - Exit code 137 without `oom_killed` is reported as it is: our own kill looks the same as somebody else's.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
@@ -40,6 +41,12 @@ _UNKNOWN_RUNTIME: Final = ("unknown runtime", "unknown or invalid runtime", "inv
 _RUNTIME_PROGRAM_GONE: Final = ("unable to retrieve oci runtime error", "runtime binary", "failed to start shim")
 _NO_FILE: Final = ("executable file not found", "no such file or directory", "not found")
 _CONFLICT: Final = 409
+# What the runner says when it breaks: the class of the error, and the line of its own or of the standard library.
+_RUNNER_REPORT: Final = re.compile(
+    rb"^callgate_runner: ([A-Za-z]{1,40} at /(?:opt/callgate/runner/callgate_runner|usr/lib/python3\.[0-9]{1,2})"
+    rb"/[a-z_/]{1,40}\.py:[0-9]{1,5})$",
+    re.MULTILINE,
+)
 
 _IMAGE_MISSING = "The tool's pinned image is not on this host. Build or load it; nothing is pulled at call time."
 _IMAGE_UNUSABLE = "The tool's pinned image has no usable interpreter for the runner. Rebuild it from the base image."
@@ -109,6 +116,8 @@ def unknown_exit(error: Exception, diagnostics: bytes) -> ExitReport:
 def _evidence(words: list[str], diagnostics: bytes) -> str:
     text = "; ".join(words)
     if diagnostics:
-        # Hostile until shown otherwise: no control characters reach an operator's terminal.
-        text += "; runner: " + diagnostics.decode("utf-8", "replace").encode("unicode_escape").decode("ascii")
+        # The text becomes part of a message, and under gVisor the tool can write to the runner's standard error:
+        # only the runner's own form of words is quoted.
+        report = _RUNNER_REPORT.search(diagnostics)
+        text += f"; runner: {report[1].decode()}" if report else "; unknown words on standard error"
     return text

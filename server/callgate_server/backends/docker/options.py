@@ -1,6 +1,10 @@
 """What the operator decides about the engine: where it is, who we are on it, how long each step may take."""
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+_INSTANCE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +30,12 @@ class DockerOptions:
     start_s: float = 15.0
     end_s: float = 10.0
     ping_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse an instance that would not name exactly our own containers.
+
+        Raises:
+            ValueError: the instance is empty or not a plain word.
+        """
+        if not _INSTANCE.fullmatch(self.instance):
+            raise ValueError("an instance is named by at most 40 lower-case letters, digits and dashes")

@@ -7,6 +7,7 @@ runner starts, and images that declare volumes are refused by the backend (a vol
 """
 
 import math
+import re
 from datetime import UTC
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ INSTANCE_LABEL: Final = "callgate.instance"
 BOOT_LABEL: Final = "callgate.boot"
 CALL_LABEL: Final = "callgate.call"
 
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SANDBOX_ID: Final = 65532
 _MIB: Final = 1 << 20
 _KIB: Final = 1 << 10
@@ -29,13 +31,14 @@ _SMALLEST_CPU_QUOTA_US: Final = 1_000
 _SHM_MIB: Final = 16
 _SHM_FILES: Final = 256
 _SECRETS_FILES: Final = 128
+# What the runner needs for itself (`runner_open_files` of the wire's description); it holds the tool to its own limit.
+_RUNNER_OPEN_FILES: Final = 64
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
 
 # In a lane, beside the tool and the runner: the zygote, and process 1 of the cell.
 _LANE_PROCESSES: Final = 2
-_LANE_FILES: Final = 64
 # A lane's own file systems are only the places on which each call's are mounted.
 _NO_ROOM: Final = Limits(scratch_mb=1, scratch_files=16)
 
@@ -98,7 +101,13 @@ def container_name(instance: str, call_id: str) -> str:
 
 
 def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
-    """Return the body of the engine's `POST /containers/create`."""
+    """Return the body of the engine's `POST /containers/create`.
+
+    Raises:
+        ValueError: the image is not named by its digest.
+    """
+    if not _DIGEST.fullmatch(request.image_digest):
+        raise ValueError("an image is named by its digest and by nothing else")
     return {
         "Image": request.image_digest,
         "Entrypoint": list(ENTRYPOINT),
@@ -192,8 +201,7 @@ def _process_limits(limits: Limits, *, guest_kernel: bool, lane: bool) -> dict[s
     sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
     host sees of it are its own threads.
     """
-    # In a lane the cell sets the tool's own limit; this one is for what is around it, too.
-    ulimits = {"nofile": max(limits.open_files, _LANE_FILES) if lane else limits.open_files, "core": 0}
+    ulimits = {"nofile": max(limits.open_files, _RUNNER_OPEN_FILES), "core": 0}
     host_pids = limits.pids + (_LANE_PROCESSES if lane else 0)
     if guest_kernel:
         ulimits["nproc"] = limits.pids

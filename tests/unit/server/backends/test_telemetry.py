@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 
@@ -49,3 +50,22 @@ def test_policy_alarms_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.policy_alarm("policy no-rm")
     assert "callgate_policy_alarms_total 1.0" in telemetry.metrics().decode()
     assert "no-rm" in capsys.readouterr().err
+
+
+def test_what_libraries_say_is_taken_over_without_what_they_filled_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    Telemetry("info").take_over_logging()
+    logging.getLogger("some.library").warning("could not send %s", CANARY)
+    logging.getLogger("some.library").info("chatter")
+    try:
+        raise ValueError(CANARY)
+    except ValueError:
+        logging.getLogger("asyncio").exception("task failed")
+    logging.getLogger("callgate_server.x").warning("a new ledger at %s", "here")
+    said = capsys.readouterr().err
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line["event"] for line in lines] == ["could not send %s", "task failed", "a new ledger at here"]
+    assert lines[1]["type"] == "ValueError"
+    assert CANARY not in said

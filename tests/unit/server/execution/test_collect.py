@@ -13,6 +13,7 @@ from callgate_server.model.run import CapturedArtifact, Cause
 
 LIMITS = Limits(output_kb=1, result_kb=1, artifacts=2, artifacts_kb=1)
 BYE = Frame(FrameType.BYE, b"")
+SEAL = Frame(FrameType.SEAL, bytes(range(32)))
 
 
 def stdout(data: bytes) -> Frame:
@@ -25,7 +26,7 @@ def tail(data: bytes) -> Frame:
 
 def ended(**change: object) -> Frame:
     document = {
-        "cause": "ended", "code": 0, "signal": None, "oom_kills": None, "stdout_bytes": 0, "stderr_bytes": 0,
+        "seal": SEAL.payload.hex(), "cause": "ended", "code": 0, "signal": None, "oom_kills": None, "stdout_bytes": 0, "stderr_bytes": 0,
         "result_truncated": False, "cpu_ms": 1.5, "wall_ms": 2.5, "max_rss_kb": 9,
     }  # fmt: skip
     return Frame(FrameType.EXIT, json.dumps(document | change).encode())
@@ -44,7 +45,7 @@ def data(content: bytes) -> Frame:
 
 def collect(frames: Sequence[Frame]) -> Collector:
     collector = Collector(LIMITS, lambda _name, _data: None)
-    for frame in frames:
+    for frame in [SEAL, *frames]:
         collector.add(frame)
     return collector
 
@@ -53,6 +54,7 @@ def test_a_whole_run_becomes_an_outcome() -> None:
     heard: list[tuple[str, bytes]] = []
     collector = Collector(LIMITS, lambda name, content: heard.append((name, content)))
     for frame in [
+        SEAL,
         stdout(b"out"),
         Frame(FrameType.STDERR, b"err"),
         ended(stdout_bytes=5, stderr_bytes=1000),
@@ -126,12 +128,33 @@ def test_no_result_and_a_result_that_was_too_large_are_told_apart() -> None:
         pytest.param([ended(), *[Frame(FrameType.RESULT, b"x" * 600)] * 2], id="a larger result than kept"),
         pytest.param([Frame(FrameType.HELLO, b'{"wire":1}')], id="a second greeting"),
         pytest.param([ended(), Frame(FrameType.HELLO, b'{"wire":1}')], id="a late greeting"),
+        pytest.param([SEAL], id="a second seal"),
+        pytest.param([ended(), SEAL], id="a late seal"),
+        pytest.param([ended(seal="00" * 32)], id="another seal"),
+        pytest.param([ended(seal="")], id="an empty seal"),
+        pytest.param([ended(seal="é")], id="a seal that is no hexadecimal"),
+        pytest.param([ended(seal=None)], id="no seal"),
     ],
 )
 def test_what_is_out_of_order_or_too_much_is_refused(frames: list[Frame]) -> None:
     collect(frames[:-1])
     with pytest.raises(ValueError, match=r"\w"):
         collect(frames)
+
+
+@pytest.mark.parametrize("frame", [stdout(b"x"), ended(), BYE])
+def test_nothing_may_come_before_the_seal(frame: Frame) -> None:
+    with pytest.raises(ValueError, match="before the seal"):
+        Collector(LIMITS, lambda _name, _data: None).add(frame)
+
+
+def test_a_forged_exit_leaves_the_end_unknown() -> None:
+    """A tool that can write to the wire, as under gVisor, can end its call but not name the end."""
+    collector = collect([stdout(b"x")])
+    with pytest.raises(ValueError, match="not the runner's"):
+        collector.add(ended(seal="ab" * 32))
+    assert collector.ended is None
+    assert collector.outcome(Cause.LOST, "").exit == Exit()
 
 
 ANY_FRAME = st.one_of(
@@ -148,7 +171,7 @@ ANY_FRAME = st.one_of(
 @given(frames=st.lists(ANY_FRAME, max_size=30))
 def test_no_sequence_of_frames_makes_more_be_kept_than_the_limits_say(frames: list[Frame]) -> None:
     collector = Collector(LIMITS, lambda _name, _data: None)
-    for frame in frames:
+    for frame in [SEAL, *frames]:
         try:
             collector.add(frame)
         except ValueError:
@@ -172,7 +195,9 @@ def exit_frame(**change: object) -> ExitFrame:
     [
         ({"code": 0}, False, Cause.EXITED),
         ({"code": 0, "oom_kills": 1}, True, Cause.EXITED),
-        ({"code": 1, "oom_kills": 1}, True, Cause.EXITED),
+        ({"code": 1, "oom_kills": 1}, False, Cause.OUT_OF_MEMORY),
+        ({"code": 1, "oom_kills": 0}, True, Cause.OUT_OF_MEMORY),
+        ({"code": 1, "oom_kills": 0}, False, Cause.EXITED),
         ({"code": 137}, False, Cause.EXITED),
         ({"code": 137, "oom_kills": 1}, False, Cause.OUT_OF_MEMORY),
         ({"code": None, "signal": 9}, False, Cause.SIGNALLED),
@@ -203,5 +228,7 @@ def test_only_a_kill_that_nobody_owned_up_to_needs_evidence() -> None:
     assert not killed_for_unknown_reason(exit_frame(cause="timed_out", code=None, signal=9))
 
 
-def test_an_exit_after_a_kill_for_memory_says_so() -> None:
-    assert "killed for memory" in classify(exit_frame(code=1, oom_kills=1), sandbox_oom_killed=False)[1]
+def test_a_failure_after_a_kill_for_memory_says_both() -> None:
+    _, detail = classify(exit_frame(code=1, oom_kills=1), sandbox_oom_killed=False)
+    assert "memory" in detail
+    assert "exited with status 1" in detail

@@ -27,6 +27,7 @@ from callgate_server.model.sealed import Sealed
 
 FRAMES = json.loads((Path(__file__).parents[4] / "proto/callgate_proto/frames.json").read_text())
 EXIT = {
+    "seal": "00" * 32,
     "cause": "ended",
     "code": 0,
     "signal": None,
@@ -169,6 +170,8 @@ def test_an_exit_is_decoded() -> None:
     "change",
     [
         {"cause": "succeeded"},
+        {"seal": None},
+        {"seal": 7},
         {"cause": ["ended"]},
         {"code": 256},
         {"code": -1},

@@ -18,11 +18,12 @@ from callgate_server.model.sealed import Sealed
 
 HELLO = wire.encode_document(wire.HELLO, {"wire": 1})
 BYE = wire.encode(wire.BYE, b"")
+SEAL = bytes(range(32))
 
 
 def ended(**change: object) -> bytes:
     document: dict[str, object] = {
-        "cause": "ended", "code": 0, "signal": None, "oom_kills": None, "stdout_bytes": 0, "stderr_bytes": 0,
+        "seal": SEAL.hex(), "cause": "ended", "code": 0, "signal": None, "oom_kills": None, "stdout_bytes": 0, "stderr_bytes": 0,
         "result_truncated": False, "cpu_ms": 0, "wall_ms": 0, "max_rss_kb": 0,
     }  # fmt: skip
     return wire.encode_document(wire.EXIT, document | change)
@@ -31,7 +32,8 @@ def ended(**change: object) -> bytes:
 class FakeRunner:
     """A sandbox whose runner says what the test tells it to, when it has received what the test says.
 
-    `script` maps the kind of a received frame (0: the start) to what is sent then; None ends the wire.
+    `script` maps the kind of a received frame (0: the start) to what is sent then; None ends the wire. A call is
+    answered with the seal first.
     """
 
     def __init__(self, script: dict[int, list[bytes | None]], report: ExitReport | None = None) -> None:
@@ -50,6 +52,8 @@ class FakeRunner:
     info = SandboxInfo("fake", "fake", "container")
 
     def _play(self, kind: int) -> None:
+        if kind == wire.CALL:
+            self._to_gateway.put_nowait(wire.encode(wire.SEAL, SEAL))
         for item in self._script.get(kind, []):
             self._to_gateway.put_nowait(item)
 

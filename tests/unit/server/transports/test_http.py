@@ -196,6 +196,15 @@ async def test_a_limit_out_of_bounds_is_named_and_its_value_is_not_repeated(limi
     assert (reply.status_code, reply.json()["detail"]) == (400, "Not acceptable: limit.")
 
 
+@pytest.mark.parametrize("query", ["limt=5", "limit=5&limit=6", "limit=5&x", "LIMIT=5"])
+async def test_a_query_that_would_be_ignored_is_refused_and_not_repeated(query: str) -> None:
+    async with edge() as world, in_memory(world) as client:
+        reply = await client.get(f"/v1/calls?{query}")
+        probe = await client.get(f"/healthz?{query}")
+    assert reply.json()["detail"] == "Unknown or repeated query parameters; this page takes: limit."
+    assert (reply.status_code, probe.status_code) == (400, 200)
+
+
 async def test_tools_are_listed_and_shown() -> None:
     async with edge() as world, in_memory(world) as client:
         assert (await client.get("/v1/tools")).json() == {"tools": [TOOL]}
@@ -237,4 +246,4 @@ async def test_an_unexpected_error_shows_an_id_and_nothing_else() -> None:
 async def test_the_access_log_names_routes_not_paths() -> None:
     async with edge() as world, in_memory(world) as client:
         await client.get(f"/v1/calls/{CANARY}?token={CANARY}")
-    assert [(access.route, access.status) for access in world.accessed] == [("/v1/calls/{call_id}", "404")]
+    assert [(access.route, access.status) for access in world.accessed] == [("/v1/calls/{call_id}", "400")]

@@ -197,6 +197,20 @@ async def test_what_is_not_http_is_refused() -> None:
     protocol.connection_lost(None)
 
 
+async def test_a_few_requests_may_be_sent_ahead_but_not_thousands() -> None:
+    app = Served()
+    protocol, wire = connect(app)
+    protocol.data_received((HEAD + b"\r\n") * 9)
+    assert not wire.closed.is_set()
+    again, crowded = connect(app)
+    again.data_received((HEAD + b"\r\n") * 10_000)
+    assert crowded.closed.is_set()
+    assert len(again.pipeline) <= 8
+    for one in (protocol, again):
+        one.connection_lost(None)
+    await passed(0)
+
+
 async def test_connections_beyond_the_ceiling_are_refused_at_once() -> None:
     state = ServerState()
     kept = [connect(Served(), state) for _ in range(LIMITS.connections)]

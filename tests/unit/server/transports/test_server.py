@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from callgate_proto.v1 import gateway_pb2, gateway_pb2_grpc
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
-from support.edge import AUTHORIZED, edge, http_port, metadata
+from support.edge import AUTHORIZED, LARGE, edge, http_port, metadata
 
 
 @pytest.fixture
@@ -131,6 +131,25 @@ async def test_stopping_lets_a_request_be_answered_and_takes_no_new_one() -> Non
             reply = await asked
         await stopping
     assert reply.json()["result"] == "released"
+
+
+async def test_stopping_sends_what_is_answered_to_its_end() -> None:
+    async with edge() as world:
+        server = HttpServer(world.app(), "127.0.0.1", 0, world.limits)
+        await server.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /v1/tools/text.large/calls HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: 16\r\nauthorization: "
+            + AUTHORIZED["authorization"].encode()
+            + b'\r\n\r\n{"arguments":{}}'
+        )
+        await world.handled.wait()
+        stopping = asyncio.ensure_future(server.stop(30))
+        received = await reader.read(-1)
+        writer.close()
+        await stopping
+    assert len(received) > LARGE
 
 
 async def test_stopping_cuts_what_takes_too_long_and_leaves_the_call_alone() -> None:

@@ -81,9 +81,13 @@ def test_json_that_means_two_things_or_nothing_is_refused(document: bytes) -> No
     refusal(document)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, "5", None, wire.MAX_DEADLINE_MS + 1, 10**100])
+@pytest.mark.parametrize("value", [0, -1, 1.5, 0.0, 1e300, True, "5", None, wire.MAX_DEADLINE_MS + 1, 10**100])
 def test_a_deadline_is_a_whole_number_within_a_day(value: object) -> None:
     assert "`deadline_ms`" in refusal(body(deadline_ms=value))
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    assert wire.call_from_json("text.echo", b'{"arguments": {}, "deadline_ms": 5.0}', None).deadline_ms == 5
 
 
 @pytest.mark.parametrize("value", ["", "kill", None, 1, ["cancel"], {}])

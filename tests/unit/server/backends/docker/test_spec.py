@@ -49,6 +49,14 @@ def test_the_whole_spec_is_the_committed_one() -> None:
     assert arguments == json.loads(GOLDEN.read_text())
 
 
+@pytest.mark.parametrize(
+    "image", ["python", "python:latest", "sha256:abc", "", "sha256:" + "AB" * 32, "x@sha256:" + "ab" * 32]
+)
+def test_an_image_is_named_by_its_digest_alone(image: str) -> None:
+    with pytest.raises(ValueError, match="digest"):
+        create_arguments(request(image_digest=image), OPTIONS)
+
+
 def test_a_spec_is_made_of_plain_json() -> None:
     arguments = create_arguments(request(), OPTIONS)
     assert json.loads(json.dumps(arguments)) == arguments
@@ -119,3 +127,10 @@ def test_a_guest_kernel_counts_processes_itself() -> None:
 def test_the_deadline_label_is_wall_time_with_its_zone() -> None:
     labels = create_arguments(request(), OPTIONS)["Labels"]
     assert datetime.fromisoformat(labels["callgate.deadline"]) == request().deadline_at
+
+
+def test_the_runner_keeps_the_descriptors_it_needs_whatever_the_tool_may_have() -> None:
+    description = json.loads((Path(__file__).parents[5] / "proto/callgate_proto/frames.json").read_text())
+    needed = description["runner_open_files"]
+    ulimits = host_config(limits=Limits(open_files=16))["Ulimits"]
+    assert {"Name": "nofile", "Soft": needed, "Hard": needed} in ulimits
