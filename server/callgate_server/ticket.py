@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import assert_never
 
-from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
 from callgate_server.ledger.store import Intent, Refusal
 from callgate_server.model.answer import Answer, Decision, SandboxInfo
@@ -98,15 +99,12 @@ class Admitted:
             call_id=self.ticket.id,
             tenant=self.ticket.caller.tenant,
             tool=self.tool.name,
-            tool_digest=self.tool.digest,
             image_digest=self.tool.image_digest,
             runtime=manifest.runtime,
-            isolation=manifest.isolation,
-            run=manifest.run,
-            secrets=manifest.secrets,
             limits=manifest.limits,
             deadline=self.deadline,
             deadline_at=self.deadline_at,
+            lane=self._lane_terms(),
         )
 
     @property
@@ -114,6 +112,16 @@ class Admitted:
         """Where a defect of ours leaves the call: once a sandbox was there, an unsafe tool may have taken effect."""
         may_have_run = "acquire" in self.ticket.phases.ms and self.tool.manifest.effect == "unsafe"
         return State.UNKNOWN if may_have_run else State.FAILED
+
+    def _lane_terms(self) -> LaneTerms | None:
+        manifest = self.tool.manifest
+        match manifest.isolation:
+            case "container":
+                return None
+            case "fork":
+                return LaneTerms(self.tool.digest, manifest.run, manifest.secrets)
+            case _:
+                assert_never(manifest.isolation)
 
     def blank(self, sandbox: SandboxInfo) -> Answer:
         """The answer as far as it is known before the end."""

@@ -38,6 +38,10 @@ _ABOVE = 65536
 _DEATH_WAIT_S = 2.0
 
 
+class CellError(RuntimeError):
+    """A cell could not be made; the text is for the operator, and says where it failed."""
+
+
 class Cell:
     """A cell as the runner sees it: its process 1, its pipes, and the socket on which that process reports."""
 
@@ -66,7 +70,7 @@ class Cell:
         """Wait until the cell is closed and the tool's process is inside.
 
         Raises:
-            OSError: it could not be made; the text names the step.
+            CellError: it could not be made.
             TimeoutError: nothing was heard in time.
         """
         poll = select.poll()
@@ -79,7 +83,7 @@ class Cell:
             (self._folder,) = struct.unpack("i", packed)
         if data != _READY:
             self._await_death(_DEATH_WAIT_S)
-            raise OSError(data.decode("ascii", "replace") or f"the cell's process 1 died, wait status {self._dead}")
+            raise CellError(data.decode("ascii", "replace") or f"the cell's process 1 died, wait status {self._dead}")
 
     def release(self) -> None:
         """Nothing to do: the tool's process waits for what stands before its input."""
@@ -176,9 +180,8 @@ def live(order: Order, theirs: list[int], news: int, ids: tuple[int, int]) -> No
         _wait_for_the_tool(pid)
         status = 0
     except BaseException as error:
-        # What the kernel refused is ours alone until the tool lives, and says which step it was.
-        text = f"{error}: {describe(error)}" if isinstance(error, OSError) else describe(error)
-        os.write(_NEWS_FD, text[:_MOST_NEWS].encode("ascii", "replace"))
+        # The place says which step it was.
+        os.write(_NEWS_FD, describe(error)[:_MOST_NEWS].encode("ascii", "replace"))
     finally:
         # The end of this process is the end of everything in the cell.
         os._exit(status)
@@ -262,12 +265,14 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
     try:
         os.closerange(descriptors, _NEWS_FD + 1)
         os.setsid()
-        kernel.default_signals()
-        child.set_surroundings(with_result=not order.result_from_stdout)
-        _receive_secrets()
+        os.chdir(child.SCRATCH)
         python_tool.forget_inherited_randomness()
         if order.function is not None:
-            status = python_tool.run(order.function, with_result=not order.result_from_stdout)
+            python_tool.become_a_python_program()
+        # So far nothing was of any one call; from here on it is.
+        _receive_secrets()
+        if order.function is not None:
+            status = python_tool.call(order.function, with_result=not order.result_from_stdout)
         elif order.command is not None:
             os.execve(order.command[0], order.command, os.environ)
     except BaseException:

@@ -15,11 +15,11 @@ _RESULT_FD = 3
 # Above any descriptor that the runner ever has: it opens about twenty, from the lowest number free.
 HIGHEST_FD = 1024
 CANNOT_START = 126
-_SCRATCH = "/tmp"  # noqa: S108  # the sandbox's own
+SCRATCH = "/tmp"  # noqa: S108  # the sandbox's own
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": _SCRATCH,
-    "TMPDIR": _SCRATCH,
+    "HOME": SCRATCH,
+    "TMPDIR": SCRATCH,
     "LANG": "C.UTF-8",
 }
 
@@ -154,7 +154,7 @@ def _leave_the_runner(call: Call, pipes: Pipes) -> None:
 def set_surroundings(*, with_result: bool) -> None:
     """Give this process the file mode mask, working folder and environment that every tool finds."""
     os.umask(0o077)
-    os.chdir(_SCRATCH)
+    os.chdir(SCRATCH)
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
     if with_result:
@@ -164,8 +164,12 @@ def set_surroundings(*, with_result: bool) -> None:
 def volunteer_for_oom() -> None:
     """When memory runs out, let this process and what it starts die first."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("1000")
+        # Not as text: a codec that is not there yet would be imported, in every call.
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"1000")
+        finally:
+            os.close(fd)
     except OSError:
         # A kernel without it may kill the runner first; the gateway still learns of it from the sandbox.
         return

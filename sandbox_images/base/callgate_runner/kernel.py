@@ -4,6 +4,7 @@
 namespace, and checks that itself.
 """
 
+import _signal
 import ctypes
 import os
 import resource
@@ -17,6 +18,8 @@ _DEATH_WAIT_S = 2.0
 # Dead children are collected in portions, so that a tool that breeds them cannot keep the runner from its clock.
 _REAP_AT_ONCE = 1000
 
+# The module below `signal` takes and gives plain numbers; making each a name costs more than the call.
+_CATCHABLE = tuple(sorted(_signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}))
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,8 +52,9 @@ def ignore_signals() -> int:
     The kernel already drops what processes of the namespace send to its process 1 without a handler; a kernel
     of another make may not. SIGCHLD has a handler that does nothing: forged, it causes one idle round.
     """
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
-        signal.signal(number, signal.SIG_IGN)
+    for number in _CATCHABLE:
+        if number != _signal.SIGCHLD:
+            _signal.signal(number, _signal.SIG_IGN)
     waking, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _do_nothing)
@@ -60,9 +64,9 @@ def ignore_signals() -> int:
 def default_signals() -> None:
     """Undo `ignore_signals` in a child, and unblock everything."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in _CATCHABLE:
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def reap(watched: int) -> tuple[int | None, bool]:

@@ -16,7 +16,7 @@ import time
 
 from callgate_runner import cell, limits, wire
 from callgate_runner.call import Call, read_secret
-from callgate_runner.cell import Cell
+from callgate_runner.cell import Cell, CellError
 from callgate_runner.order import Order
 from callgate_runner.run import Run
 from callgate_runner.zygote import Unshareable, Zygote
@@ -42,8 +42,8 @@ def serve(link: wire.Wire, waking: int, frames: list[tuple[int, bytes]]) -> int:
     order = Order(frames[0][1])
     try:
         zygote, first = _open(order)
-    except OSError as error:
-        sys.stderr.write(f"callgate_runner: a cell cannot be made: {error}\n")
+    except CellError as error:
+        sys.stderr.write(f"callgate_runner: {error}\n")
         return REFUSED
     watch = limits.Watch(order.memory_bytes, order.pids)
     if watch.needed:

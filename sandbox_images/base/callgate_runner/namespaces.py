@@ -56,7 +56,8 @@ class Filter:
 
     def install(self) -> None:
         """Put this process and all that it starts under the filter, for good."""
-        _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program, 0, 0), "seccomp")
+        if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._program, 0, 0) != 0:
+            raise _error("seccomp")
 
 
 def fork_into_new_namespaces() -> int:
@@ -99,13 +100,15 @@ def make_everything_read_only() -> None:
     """Make every mount read-only, and none of them able to give rights by a file's mode. Since Linux 5.12."""
     # struct mount_attr: what to set, what to clear, propagation, user namespace.
     attributes = ctypes.create_string_buffer(struct.pack("@QQQQ", _MOUNT_ATTR_RDONLY_NOSUID, 0, 0, 0), 32)
-    _check(_libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, 32), "mount_setattr")
+    if _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, 32) != 0:
+        raise _error("mount_setattr")
 
 
 def mount_empty(path: bytes, options: bytes, *, execute: bool, writable: bool) -> None:
     """Lay an empty file system in memory over a folder."""
     flags = _MS_NOSUID_NODEV | (0 if execute else _MS_NOEXEC) | (0 if writable else _MS_RDONLY)
-    _check(_libc.mount(b"tmpfs", path, b"tmpfs", flags, options), f"mount {path.decode()}")
+    if _libc.mount(b"tmpfs", path, b"tmpfs", flags, options) != 0:
+        raise _error("mount")
 
 
 def raise_loopback(descriptor: int) -> None:
@@ -118,23 +121,21 @@ def drop_every_capability() -> None:
     for number in range(_MOST_CAPABILITIES):
         if _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
             if ctypes.get_errno() != errno.EINVAL:
-                raise OSError(ctypes.get_errno(), "capabilities")
+                raise _error("capabilities")
             break
     # Effective, permitted and inheritable, each in two words of 32 bits, all empty; ambient ones go with them.
     header = ctypes.create_string_buffer(struct.pack("@Ii", _CAPABILITY_VERSION_3, 0), 8)
-    _check(_libc.capset(header, ctypes.create_string_buffer(24)), "capset")
+    if _libc.capset(header, ctypes.create_string_buffer(24)) != 0:
+        raise _error("capset")
 
 
 def _write(path: str, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, data)
-    except OSError as error:
-        raise OSError(error.errno, path) from error
     finally:
         os.close(descriptor)
 
 
-def _check(result: int, step: str) -> None:
-    if result != 0:
-        raise OSError(ctypes.get_errno(), step)
+def _error(step: str) -> OSError:
+    return OSError(ctypes.get_errno(), step)

@@ -23,7 +23,12 @@ def run(function: str, *, with_result: bool) -> int:
 
     `with_result` False: what it prints is its result, and what it returns is dropped.
     """
-    _become_a_python_program()
+    become_a_python_program()
+    return call(function, with_result=with_result)
+
+
+def call(function: str, *, with_result: bool) -> int:
+    """Call `module:function` in a process that is a Python program already, and return its exit status."""
     try:
         status = _call(function, with_result=with_result)
     except SystemExit as request:
@@ -63,7 +68,7 @@ def _set_path() -> None:
     sys.dont_write_bytecode = True
 
 
-def _become_a_python_program() -> None:
+def become_a_python_program() -> None:
     """Give the function the surroundings of a program of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

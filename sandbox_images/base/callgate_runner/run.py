@@ -217,8 +217,17 @@ class Run:
             yield from _chunks(wire.RESULT, self._result.data)
         # While something still lives, what it writes may change under the walk.
         if self._call.artifacts and all_gone:
-            yield from _artifact_frames(self._call, self._tool)
+            yield from self._artifact_frames()
         yield wire.encode(wire.BYE, b"")
+
+    def _artifact_frames(self) -> Iterator[bytes]:
+        folder = self._tool.output_folder()
+        if folder is None:
+            return
+        try:
+            yield from _artifact_frames(folder, self._call)
+        finally:
+            os.close(folder)
 
     def _exit_document(self, wall_ms: float) -> dict[str, object]:
         code = signal = None
@@ -257,15 +266,9 @@ def _chunks(kind: int, data: bytes) -> Iterator[bytes]:
         yield wire.encode(kind, data[start : start + wire.CHUNK])
 
 
-def _artifact_frames(call: Call, tool: "Tool") -> Iterator[bytes]:
-    folder = tool.output_folder()
-    if folder is None:
-        return
-    try:
-        for found in artifacts.find(folder, call.artifacts, call.artifacts_bytes):
-            yield from _file_frames(found)
-    finally:
-        os.close(folder)
+def _artifact_frames(folder: int, call: Call) -> Iterator[bytes]:
+    for found in artifacts.find(folder, call.artifacts, call.artifacts_bytes):
+        yield from _file_frames(found)
 
 
 def _file_frames(found: artifacts.Found) -> Iterator[bytes]:

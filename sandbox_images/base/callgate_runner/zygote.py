@@ -12,12 +12,11 @@ started threads, kept descriptors open or made memory shared (`Unshareable`).
 import _socket
 import gc
 import os
-import signal
 import struct
 import time
 
-from callgate_runner import child, namespaces, python_tool
-from callgate_runner.cell import Cell, live
+from callgate_runner import child, kernel, namespaces, python_tool
+from callgate_runner.cell import Cell, CellError, live
 from callgate_runner.fault import describe
 from callgate_runner.order import Order
 
@@ -51,7 +50,7 @@ class Zygote:
         """Have the next cell made, and wait until it is closed.
 
         Raises:
-            OSError: it cannot be; the text names the step.
+            CellError: it cannot be.
             Unshareable: the tool's imports cannot be kept warm; start another zygote without.
             TimeoutError: it was not made in time.
         """
@@ -63,7 +62,7 @@ class Zygote:
         except ConnectionResetError:
             raise self._died() from None
         if not ancillary:
-            raise self._died() if not data else OSError(data.decode("ascii", "replace"))
+            raise self._died() if not data else CellError(data.decode("ascii", "replace"))
         packed = ancillary[0][2]
         *pipes, news = struct.unpack(f"{len(packed) // 4}i", packed)
         cell = Cell(_PID.unpack(data)[0], child.Pipes.of(pipes), news)
@@ -73,11 +72,11 @@ class Zygote:
     def is_dead(self) -> bool:
         return os.waitpid(self.pid, os.WNOHANG)[0] != 0
 
-    def _died(self) -> OSError | Unshareable:
+    def _died(self) -> CellError | Unshareable:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if status == _UNSHAREABLE:
             return Unshareable("the tool's imports cannot be shared by calls")
-        return OSError(f"the zygote ended with {status}")
+        return CellError(f"the zygote ended with {status}")
 
 
 def _pair() -> tuple[_socket.socket, _socket.socket]:
@@ -89,6 +88,8 @@ def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
     status = 1
     try:
         channel = _leave_the_runner(channel)
+        # What a program finds around it is the same in every call; the imports shall find it, too.
+        child.set_surroundings(with_result=not order.result_from_stdout)
         if warm and order.function is not None:
             python_tool.preload(order.function)
             if _has_something_to_share(channel.fileno()):
@@ -117,9 +118,7 @@ def _leave_the_runner(channel: _socket.socket) -> _socket.socket:
     os.closerange(kept + 1, child.HIGHEST_FD)
     for fd in range(_HELD_FDS, kept):
         os.close(fd)
-    signal.set_wakeup_fd(-1)
-    # With SIGCHLD ignored, as a fork of this could inherit it, dead children would leave no status.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    kernel.default_signals()
     return _socket.socket(fileno=kept)
 
 
@@ -158,7 +157,7 @@ def _make_cell(order: Order, channel: _socket.socket) -> None:
     try:
         pid = namespaces.fork_into_new_namespaces()
     except OSError as error:
-        channel.send(f"{error}"[:_MOST_TEXT].encode("ascii", "replace"))
+        channel.send(describe(error)[:_MOST_TEXT].encode("ascii", "replace"))
     else:
         if pid == 0:
             live(order, pipes.theirs, theirs.fileno(), ids)

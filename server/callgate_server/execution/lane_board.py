@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 
-from callgate_server.model.manifest import SecretRef
+from callgate_server.execution.sandbox import LaneTerms
+from callgate_server.model.manifest import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,10 @@ class LaneKey:
     """What calls must have in common to be served, one after another, by the same lane."""
 
     tenant: str
-    tool_digest: str
     image_digest: str
     runtime: str | None
-    secrets: tuple[SecretRef, ...]
+    limits: Limits
+    terms: LaneTerms
 
 
 @dataclass(frozen=True, slots=True)

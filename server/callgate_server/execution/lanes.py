@@ -6,6 +6,7 @@ for nothing more. Everything that did not go as it should ends the lane, never j
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Final, Self, assert_never
 from callgate_server.execution.framing import encode_lane
 from callgate_server.execution.lane_board import End, Give, LaneBoard, LaneKey, LaneRules, Phase, Slot, Start, Waiter
 from callgate_server.execution.lane_session import Lane, LaneSession
-from callgate_server.execution.sandbox import Health, LaneBackend, Sandbox, SandboxRequest
+from callgate_server.execution.sandbox import Health, LaneBackend, LaneTerms, Sandbox, SandboxRequest
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
@@ -32,6 +33,9 @@ _REFUSED: Final = (
     "This host does not let a lane make namespaces, so that isolation `fork` is not available. "
     "Run `callgated doctor`, or choose isolation `container` for the tool."
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Call:
@@ -199,7 +203,8 @@ class Lanes:
                 await lane.ready()
                 lane.pending.clear()
                 order = self._backend.confinement(own)
-                await lane.sandbox.send(encode_lane(own.run, own.limits, order, self._rules.idle_s + 60))
+                run = _terms(own).run
+                await lane.sandbox.send(encode_lane(run, own.limits, order, self._rules.idle_s + 60))
                 await lane.ready()
         except (TimeoutError, ConnectionError, ValueError) as error:
             refusal = await self._why_not(lane)
@@ -212,6 +217,7 @@ class Lanes:
 
     async def _why_not(self, lane: Lane) -> CallError:
         report = await lane.sandbox.wait_exit(_EXIT_WAIT_S)
+        _log.warning("a lane did not open: %s", report.evidence)
         if report.exit_code == REFUSED_EXIT_CODE:
             self._refused = True
             return CallError(Reason.RUNTIME_MISSING, _REFUSED)
@@ -266,4 +272,10 @@ def cores() -> int:
 
 
 def _key(request: SandboxRequest) -> LaneKey:
-    return LaneKey(request.tenant, request.tool_digest, request.image_digest, request.runtime, request.secrets)
+    return LaneKey(request.tenant, request.image_digest, request.runtime, request.limits, _terms(request))
+
+
+def _terms(request: SandboxRequest) -> LaneTerms:
+    if request.lane is None:
+        raise ValueError("a call that needs no lane")
+    return request.lane

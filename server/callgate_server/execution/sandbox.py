@@ -16,26 +16,39 @@ from callgate_server.model.manifest import Isolation, Limits, Run, SecretRef
 
 
 @dataclass(frozen=True, slots=True)
+class LaneTerms:
+    """What the calls of a lane have in common, beside tenant, image, runtime and limits.
+
+    `tool_digest` covers manifest and image; `secrets` are the tool's references, never values.
+    """
+
+    tool_digest: str
+    run: Run
+    secrets: tuple[SecretRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxRequest:
     """What to start. Everything comes from the catalog and the gateway, nothing from the caller's arguments.
 
-    `image_digest` is `sha256:…`, `tool_digest` covers manifest and image; `runtime` None means the configured
-    default; `deadline` bounds the start, `deadline_at` is the same instant in wall time, for the label by which an
-    orphan is recognised. `secrets` are the tool's references, never values.
+    `image_digest` is `sha256:…`; `runtime` None means the configured default; `deadline` bounds the start,
+    `deadline_at` is the same instant in wall time, for the label by which an orphan is recognised. `lane` is given
+    for isolation `fork`, and only then.
     """
 
     call_id: str
     tenant: str
     tool: str
-    tool_digest: str
     image_digest: str
     runtime: str | None
-    isolation: Isolation
-    run: Run
-    secrets: tuple[SecretRef, ...]
     limits: Limits
     deadline: Deadline
     deadline_at: datetime
+    lane: LaneTerms | None = None
+
+    @property
+    def isolation(self) -> Isolation:
+        return "container" if self.lane is None else "fork"
 
 
 @dataclass(frozen=True, slots=True)

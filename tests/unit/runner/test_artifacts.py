@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,21 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def find(files: int, size: int) -> Iterator[artifacts.Found]:
+    folder = artifacts.open_folder()
+    assert folder is not None
+    try:
+        yield from artifacts.find(folder, files, size)
+    finally:
+        os.close(folder)
+
+
 def taken(files: int = 100, size: int = 1000) -> dict[str, bytes]:
-    return {found.name: os.read(found.fd, 10_000) for found in artifacts.find(files, size) if found.rejected is None}
+    return {found.name: os.read(found.fd, 10_000) for found in find(files, size) if found.rejected is None}
 
 
 def rejected(files: int = 100, size: int = 1000) -> dict[str, str]:
-    reasons = {found.name: found.rejected for found in artifacts.find(files, size) if found.rejected is not None}
+    reasons = {found.name: found.rejected for found in find(files, size) if found.rejected is not None}
     assert set(reasons.values()) <= set(FRAMES["rejections"])
     return reasons
 
@@ -95,7 +105,7 @@ def test_refusals_are_listed_up_to_a_number_and_good_files_behind_them_still_tak
     for number in range(200):
         (out / f"a{number}").symlink_to("x")
     (out / "z").write_bytes(b"good")
-    found = [(one.name, one.rejected) for one in artifacts.find(10, 1000)]
+    found = [(one.name, one.rejected) for one in find(10, 1000)]
     assert len([reason for _, reason in found if reason]) == artifacts.MAX_REJECTED
     assert ("z", None) in found
     assert found[-1] == ("", "not_examined")
@@ -129,4 +139,4 @@ def test_exactly_as_many_entries_as_are_examined_are_whole(out: Path, monkeypatc
 
 def test_without_a_folder_there_is_nothing(out: Path) -> None:
     out.rmdir()
-    assert list(artifacts.find(1, 1)) == []
+    assert artifacts.open_folder() is None

@@ -32,7 +32,8 @@ def feed():
 
     def receive(data: bytes):
         os.write(to_runner, data)
-        return main._receive_call(link, time.monotonic() + 0.2)
+        until = time.monotonic() + 0.2
+        return main._receive_call(link, until, link.next_frames(until))
 
     yield receive
     for fd in (source, to_runner, from_runner, sink):

@@ -51,9 +51,11 @@ def test_artifacts_arrive_as_the_gateway_expects_them(tmp_path: Path, monkeypatc
     (tmp_path / ("ü" * 100)).write_bytes(b"x")
     limits = Limits(artifacts=5, artifacts_kb=200)
     collector = Collector(limits, lambda _name, _data: None)
-    stream = (
-        wire.encode(wire.SEAL, SEAL) + wire.encode(wire.EXIT, ENDED) + b"".join(run._artifact_frames(a_call(limits)))
-    )
+    folder = artifacts.open_folder()
+    assert folder is not None
+    files = b"".join(run._artifact_frames(folder, a_call(limits)))
+    os.close(folder)
+    stream = wire.encode(wire.SEAL, SEAL) + wire.encode(wire.EXIT, ENDED) + files
     for frame in FrameDecoder().feed(stream + wire.encode(wire.BYE, b"")):
         collector.add(frame)
     outcome = collector.outcome(Cause.EXITED, "")

@@ -70,7 +70,7 @@ def test_unknown_key_is_refused_at_every_level(fields: dict[str, Any], place: st
         {"egress": [{"host": "example.com"}]},
         {"retry": {"attempts": 2}},
         {"fallback": "other.tool"},
-        {"isolation": "fork"},
+        {"isolation": "vm"},
         {"secrets": [SECRET | {"deliver": "egress"}]},
         {"secrets": [SECRET | {"deliver": "env"}]},
     ],
