@@ -270,9 +270,13 @@ class Seen:
     refusals: list[tuple[str, Reason]] = field(default_factory=list)
     ends: list[tuple[str, State]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    starts: list[tuple[str, str]] = field(default_factory=list)
 
     def refused(self, tool: str, reason: Reason) -> None:
         self.refusals.append((tool, reason))
+
+    def started(self, call_id: str, tool: str, sandbox: str) -> None:
+        self.starts.append((call_id, sandbox))
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         self.ends.append((tool, state))
