@@ -2,11 +2,12 @@
 
 Decides how a folder becomes an image: its Dockerfile on our base, then its packages, the runner and its tools,
 compiled, all of it passed through `seal.py` and checked as the engine gives it back. Does not decide which
-folders there are, nor where digests are kept. What an image is made of is hashed into a label: what did not
-change is not built again.
+folders there are, nor where digests are kept. What an image is made of is hashed, and the hash is its tag: what
+did not change is not built again, and deployments with other images of the same name do not disturb each other.
+No finished image is ever removed here, since a gateway may still run with it.
 
-    Debian root ─ base/Dockerfile ─► callgate/base:open ─ NAME/Dockerfile ─► callgate/NAME:open
-    callgate/NAME:open ─ packages, runner, tools ─► :unsealed ─ seal ─► :latest     (the one before stays: :previous)
+    Debian root ─ base/Dockerfile ─► callgate/base:open-HASH ─ NAME/Dockerfile ─► callgate/NAME:open-HASH
+    callgate/NAME:open-HASH ─ packages, runner, tools ─► :unsealed-HASH ─ seal ─► callgate/NAME:HASH
 """
 
 import fcntl
@@ -39,6 +40,7 @@ _TIMEOUT_S: Final = 900
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 _LAST_LINES: Final = 12
 _CHUNK: Final = 1 << 20
+_TAG_LENGTH: Final = 16
 
 # What is done to every image after its own Dockerfile, without a network. Compiled here because the root is
 # read-only when a tool runs; unchecked because nothing can change a source then. Our code and the tools must compile;
@@ -134,27 +136,30 @@ class _Build:
         own = {path: file for path, file in files.items() if not context.is_installed(path)}
         dockerfile = files[context.DOCKERFILE].read_text("utf-8")
         source = context.digest(own, dockerfile, parent)
-        found = self._find(f"callgate/{name}:open")
+        reference = f"callgate/{name}:open-{source[:_TAG_LENGTH]}"
+        found = self._find(reference)
         if found and found[1] == source:
             return found[0]
         self._progress(f"image {name}: building")
-        return self._built(f"callgate/{name}:open", dockerfile, own, parent, source)
+        return self._built(reference, dockerfile, own, parent, source)
 
     def _finished(self, name: str, files: Files, opened: str) -> str:
         """The image with packages, tools and runner, sealed and checked."""
         source = context.digest(files, _ENDING, opened, seal.rules_digest())
-        found = self._find(f"callgate/{name}:latest")
+        tag = source[:_TAG_LENGTH]
+        found = self._find(f"callgate/{name}:{tag}")
         if found and found[1] == source:
             return found[0]
         self._progress(f"image {name}: installing packages and tools")
         if context.REQUIREMENTS in files:
             files = {**files, **self._packages(files[context.REQUIREMENTS], opened)}
-        unsealed = self._built(f"callgate/{name}:unsealed", _ENDING, files, opened, source, network="none")
+        unsealed = self._built(f"callgate/{name}:unsealed-{tag}", _ENDING, files, opened, source, network="none")
         self._progress(f"image {name}: sealing and checking")
         with self._exported(unsealed) as archive:
             digest = self._imported(seal.sealed(archive), source)
+        self._forget(f"callgate/{name}:unsealed-{tag}")
         self._refuse_faulty(name, digest)
-        self._publish(f"callgate/{name}", digest)
+        self._engine.tag(digest, f"callgate/{name}", tag, force=True)
         self._progress(f"image {name}: ready")
         return digest
 
@@ -164,15 +169,6 @@ class _Build:
         if faults:
             self._forget(digest)
             raise RuntimeError(f"image {name} is not fit for a sandbox: " + "; ".join(faults[:_LAST_LINES]))
-
-    def _publish(self, repository: str, digest: str) -> None:
-        """Tag the new image. The one before stays, for gateways that still run with it; the one before that goes."""
-        current, outdated = self._find(f"{repository}:latest"), self._find(f"{repository}:previous")
-        self._engine.tag(digest, repository, "latest", force=True)
-        if current:
-            self._engine.tag(current[0], repository, "previous", force=True)
-        if outdated and current:
-            self._forget(outdated[0])
 
     def _rootfs(self) -> str:
         source = hashlib.sha256(f"{self._base_image} {_SUITE}".encode()).hexdigest()
@@ -204,7 +200,6 @@ class _Build:
         self, reference: str, dockerfile: str, files: Files, parent: str, source: str, *, network: str | None = None
     ) -> str:
         """Run a Dockerfile and return the id of what it made, tagged `reference`."""
-        before = self._find(reference)
         with tempfile.TemporaryFile(dir=self._state) as tar:
             context.write(files, dockerfile, tar)
             steps = self._engine.build(
@@ -222,8 +217,6 @@ class _Build:
         built = self._find(reference)
         if built is None:
             raise RuntimeError(f"the engine built {reference} and does not have it")
-        if before and before[0] != built[0]:
-            self._forget(before[0])
         return built[0]
 
     def _packages(self, lock: Path, parent: str) -> dict[str, Path]:
