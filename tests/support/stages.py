@@ -94,6 +94,7 @@ class MemoryLedger:
     keys: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    completions: list[Completion] = field(default_factory=list)
 
     def _write(self, what: str) -> None:
         if what in self.failing:
@@ -132,6 +133,7 @@ class MemoryLedger:
         self._write("replayed")
 
     async def complete(self, completion: Completion) -> None:
+        self.completions.append(completion)
         self._write(f"complete:{completion.state.value}")
         row = self.rows[completion.call_id]
         self.rows[completion.call_id] = replace(
@@ -242,10 +244,16 @@ class Sandboxes:
     frames: list[bytes] = field(default_factory=lambda: success("done", b"hello\n"))
     error: CallError | None = None
     gate: asyncio.Event | None = None
+    # Set: a call waits here before it gets its sandbox.
+    turn: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[ScriptedSandbox] = field(default_factory=list)
     requests: list[SandboxRequest] = field(default_factory=list)
 
     async def open(self, request: SandboxRequest) -> ScriptedSandbox:
+        self.asked.set()
+        if self.turn is not None:
+            await self.turn.wait()
         if self.error:
             raise self.error
         self.journal.append("acquire")
