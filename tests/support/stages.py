@@ -152,7 +152,7 @@ class MemoryLedger:
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
         own = [row for row in self.rows.values() if row.caller == caller]
-        return sorted(own, key=lambda row: row.call_id, reverse=True)[:limit]
+        return sorted(own, key=lambda row: row.received_at, reverse=True)[:limit]
 
     async def verify(self) -> ChainReport:
         return ChainReport(len(self.rows), "", None)
