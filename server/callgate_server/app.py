@@ -52,7 +52,7 @@ REVOKE_TIMEOUT_S: Final = 2.0
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
 # The names by which a loopback listener may be addressed, so that a web page cannot reach it under its own name.
-LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # Without these the gateway cannot serve any call; others fail only the calls that need them.
 ESSENTIAL: Final = ("engine", "runtime", "ledger")
 T = TypeVar("T")
@@ -278,7 +278,7 @@ class _Edges:
 def _http_server(http: Http, gate: Gate, limits: TransportLimits) -> HttpServer:
     hosts = frozenset(http.allowed_hosts)
     if not hosts and ip_address(http.host).is_loopback:
-        hosts = LOOPBACK_NAMES
+        hosts = LOOPBACK_NAMES | {http.host}
     app = http_app(gate, limits, hosts=hosts, origins=frozenset(http.allowed_origins))
     return HttpServer(app, http.host, http.port, limits, tls=_tls(http.tls))
 

@@ -112,10 +112,11 @@ class Pipeline:
             try:
                 answer = await self._execute(running, call, cleanup)
             except CallError as failure:
-                await self._fail(running, call, failure)
+                late = failure.reason is Reason.DEADLINE_EXCEEDED
+                await self._fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)
             except Exception as error:  # whatever it was, the claim must not stay open
                 self.watch.unexpected(running.call_id, error)
-                await self._fail(running, call, internal(running.call_id))
+                await self._fail(running, call, internal(running.call_id), call.state_after_a_defect)
             else:
                 await self._answer(running, call, answer)
 
@@ -162,10 +163,9 @@ class Pipeline:
         self.watch.finished(call.tool.name, answer.state, answer.usage)
         running.answer(document)
 
-    async def _fail(self, running: Running, call: Admitted, failure: CallError) -> None:
-        """End a claimed call whose tool never started."""
+    async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
+        """End a claimed call that has no answer."""
         failure.call_id = running.call_id
-        state = State.TIMED_OUT if failure.reason is Reason.DEADLINE_EXCEEDED else State.FAILED
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
             await self.ledger.complete(end)

@@ -106,6 +106,12 @@ class Admitted:
             deadline_at=self.deadline_at,
         )
 
+    @property
+    def state_after_a_defect(self) -> State:
+        """Where a defect of ours leaves the call: once a sandbox was there, an unsafe tool may have taken effect."""
+        may_have_run = "acquire" in self.ticket.phases.ms and self.tool.manifest.effect == "unsafe"
+        return State.UNKNOWN if may_have_run else State.FAILED
+
     def blank(self, sandbox: SandboxInfo) -> Answer:
         """The answer as far as it is known before the end."""
         decision = Decision(self.decision_id, self.verdict.policies)

@@ -13,6 +13,7 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
+from callgate_server.ledger.claims import holds_key
 from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
@@ -144,7 +145,7 @@ class MemoryLedger:
             answer_json=completion.answer_json,
             finished_at=datetime.now(UTC),
         )
-        if completion.answer_json is None:
+        if not holds_key(completion.state, answered=completion.answer_json is not None):
             self.keys = {key: holder for key, holder in self.keys.items() if holder != completion.call_id}
 
     async def get(self, call_id: str) -> StoredCall | None:

@@ -37,7 +37,14 @@ def explained(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        fail(str(error))
+        fail(_said(error))
+
+
+def _said(error: Exception) -> str:
+    """The text of an error, without the number that the system's own ones begin with."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 Progress = Callable[[str], None]

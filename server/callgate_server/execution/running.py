@@ -183,7 +183,9 @@ class RunningCalls:
     async def _guard(self, running: Running, carry: Callable[[Running], Awaitable[None]]) -> None:
         try:
             await carry(running)
-        except Exception as error:  # the last border: nothing may escape into the task group
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the last border: an engine's panic must not end the other calls
             self._report(running.call_id, error)
         finally:
             if not running.ended:

@@ -93,8 +93,9 @@ REASONS: dict[Reason, ReasonSpec] = {
     Reason.CANCELLED: ReasonSpec("CANCELLED", 200, False, "Cancelled"),
     Reason.SANDBOX_LOST: ReasonSpec("UNAVAILABLE", 200, False, "The sandbox was lost while the tool ran"),
     Reason.INTERRUPTED: ReasonSpec("ABORTED", 200, True, "The gateway stopped while the tool ran; safe to run again"),
+    # Of the call itself an outcome, and of another one with its key a refusal.
     Reason.EFFECT_UNKNOWN: ReasonSpec(
-        "ABORTED", 200, False, "The gateway stopped while the tool ran; its effect is unknown"
+        "ABORTED", 409, False, "The gateway stopped while the tool ran; its effect is unknown"
     ),
 }
 

@@ -130,6 +130,22 @@ async def test_a_defect_ends_the_claim_and_tells_the_caller_only_the_call_id() -
     assert world.journal[-1] == "complete:failed"
 
 
+@pytest.mark.parametrize(("effect", "state"), [("read", State.FAILED), ("unsafe", State.UNKNOWN)])
+async def test_a_defect_after_an_unsafe_tool_ran_leaves_its_effect_unknown_and_its_key_held(
+    effect: str, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr("callgate_server.pipeline.conclude", broken)
+    async with World(tool(effect=effect)) as world:
+        error = await refusal(world, request(idempotency_key="k"))
+        again = await refusal(world, request(idempotency_key="k"))
+    assert error.call_id is not None
+    assert world.ledger.rows[error.call_id].state is state
+    assert again.reason is (Reason.EFFECT_UNKNOWN if effect == "unsafe" else Reason.INTERNAL)
+
+
 async def test_a_finished_call_is_replayed_and_nothing_runs_again() -> None:
     async with World() as world:
         first = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()

@@ -1,6 +1,7 @@
 """One container with its wire: bytes in and out, its end, its removal."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,8 @@ RECEIVE_LIMIT: Final = 256 * 1024
 KILL_S: Final = 3.0
 # Already gone, or somebody is removing it this moment.
 _GONE: Final = (404, 409)
+_KILLED: Final = 137
+_NOTICE_S: Final = 0.3
 
 
 class DockerSandbox:
@@ -86,10 +89,10 @@ class DockerSandbox:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._engine.run(partial(_wait, self._id, timeout_s), timeout_s)
-                inspected = await self._engine.run(partial(_inspect, self._id), timeout_s)
+                state = await self._engine.run(partial(_state, self._id), timeout_s)
         except (DockerException, OSError) as error:
             return unknown_exit(error, self._stream.diagnostics)
-        return exit_report(inspected["State"], self._stream.diagnostics)
+        return exit_report(state, self._stream.diagnostics)
 
     async def kill(self) -> None:
         """Kill everything in the container. Never raises."""
@@ -132,9 +135,24 @@ def _wait(container_id: str, timeout_s: float, client: APIClient) -> None:
     client.wait(container_id, timeout=timeout_s)  # type: ignore[arg-type]  # the stub knows only whole seconds
 
 
-def _inspect(container_id: str, client: APIClient) -> dict[str, Any]:
-    state: dict[str, Any] = client.inspect_container(container_id)
+def _state(container_id: str, client: APIClient) -> dict[str, Any]:
+    state: dict[str, Any] = client.inspect_container(container_id)["State"]
+    if state.get("ExitCode") == _KILLED and not state.get("OOMKilled"):
+        state["OOMKilled"] = _noted_for_memory(container_id, client)
     return state
+
+
+def _noted_for_memory(container_id: str, client: APIClient) -> bool:
+    """Whether the engine has noted an out-of-memory kill, or does within a moment.
+
+    It hears of the kill and of the end on different ways. Where the end came first, `OOMKilled` stays false for
+    ever, but the event is there (moby, daemon/monitor.go).
+    """
+    wanted = {"container": container_id, "event": "oom"}
+    # From its beginning, which is as far as the engine remembers: some hundreds of events.
+    until = time.time() + _NOTICE_S
+    events = client.events(since=1, until=until, filters=wanted, decode=True)  # type: ignore[call-overload]  # the stub knows only whole seconds
+    return bool(list(events))
 
 
 def _kill(container_id: str, client: APIClient) -> None:

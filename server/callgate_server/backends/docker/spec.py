@@ -30,6 +30,8 @@ _SMALLEST_CPU_QUOTA_US: Final = 1_000
 _SHM_MIB: Final = 16
 _SHM_FILES: Final = 256
 _SECRETS_FILES: Final = 128
+# What the runner needs for itself (`runner_open_files` of the wire's description); it holds the tool to its own limit.
+_RUNNER_OPEN_FILES: Final = 64
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
@@ -187,7 +189,7 @@ def _process_limits(shape: Shape, *, guest_kernel: bool) -> dict[str, Any]:
     sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
     host sees of it are its own threads.
     """
-    ulimits = {"nofile": shape.open_files, "core": 0}
+    ulimits = {"nofile": max(shape.open_files, _RUNNER_OPEN_FILES), "core": 0}
     host_pids = shape.pids
     if guest_kernel:
         ulimits["nproc"] = shape.pids

@@ -133,3 +133,22 @@ async def test_a_failed_event_carries_the_error() -> None:
     events = [event async for event in running.events()]
     assert isinstance(events[0], Failed)
     assert running.ended
+
+
+async def test_a_panic_of_a_native_library_ends_its_call_and_no_other() -> None:
+    class PanicError(BaseException):
+        """As PyO3 raises it: not an `Exception`."""
+
+    reported: list[str] = []
+
+    async def panics(running: Running) -> None:
+        raise PanicError
+
+    async def lives(running: Running) -> None:
+        running.answer({"state": "succeeded"})
+
+    async with RunningCalls(lambda call_id, error: reported.append(call_id)) as calls:
+        with pytest.raises(CallError):
+            await calls.spawn("c1", None, panics).wait()
+        assert (await calls.spawn("c2", None, lives).wait())["state"] == "succeeded"
+    assert reported == ["c1"]

@@ -4,6 +4,7 @@ import asyncio
 import socketserver
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -106,6 +107,26 @@ async def test_a_cancelled_wait_disposes_of_the_late_result_too(engine: Engine) 
         await task
     go.set()
     assert await asyncio.to_thread(disposed.wait, 10)
+
+
+async def test_a_clean_up_that_comes_due_in_the_event_loops_thread_does_not_block_it(engine: Engine) -> None:
+    finished, disposed = threading.Event(), threading.Event()
+    where = []
+
+    def late(*_: object) -> None:
+        where.append(threading.get_ident())
+        disposed.set()
+
+    task = asyncio.create_task(engine.run(lambda _: finished.set(), 30, late=late))
+    await asyncio.sleep(0)
+    # The loop is held on purpose, so that it has not yet heard of the end when the wait is cancelled.
+    finished.wait(10)
+    time.sleep(0.1)  # noqa: ASYNC251
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(disposed.wait, 10)
+    assert where[0] != threading.get_ident()
 
 
 async def test_time_in_the_queue_counts(engine: Engine) -> None:

@@ -153,3 +153,10 @@ def test_a_guest_kernel_counts_processes_itself() -> None:
 def test_the_deadline_label_is_wall_time_with_its_zone() -> None:
     labels = arguments_for()["Labels"]
     assert datetime.fromisoformat(labels["callgate.deadline"]) == request().deadline_at
+
+
+def test_the_runner_keeps_the_descriptors_it_needs_whatever_the_tool_may_have() -> None:
+    description = json.loads((Path(__file__).parents[5] / "proto/callgate_proto/frames.json").read_text())
+    needed = description["runner_open_files"]
+    ulimits = host_config(limits=Limits(open_files=16))["Ulimits"]
+    assert {"Name": "nofile", "Soft": needed, "Hard": needed} in ulimits
