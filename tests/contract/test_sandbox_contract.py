@@ -35,6 +35,8 @@ async def box(engine: Rig, request: pytest.FixtureRequest) -> AsyncIterator[Rig]
     else:
         async with pooled(engine, request_for(engine.image).shape, ready=2) as made:
             yield made
+        # The pool gave up what it was starting, and that cleans up after itself.
+        await settled(engine)
     assert engine.containers() == []
 
 
