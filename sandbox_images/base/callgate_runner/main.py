@@ -12,8 +12,10 @@ from callgate_runner import kernel, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_runner.run import Run
 
-# How long to wait for a call. A gateway that died without closing the wire must not leave us waiting forever.
-_CALL_WAIT_S = 60.0
+# How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
+# may be started long before there is a call for it, and the end of the wire ends it.
+_GREETING_S = 60.0
+_PRELOADED = ("base64", "contextlib", "traceback", "typing")
 _FAULT = 70
 _GATEWAY_GONE = 71
 
@@ -38,21 +40,31 @@ def _serve() -> int:
     kernel.set_dumpable(dumpable=False)
     link = wire.Wire.take_over()
     waking = kernel.ignore_signals()
-    until = time.monotonic() + _CALL_WAIT_S
     link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
-    link.flush(until)
-    call, secrets, deadline = _receive_call(link, until)
+    link.flush(time.monotonic() + _GREETING_S)
+    _preload()
+    call, secrets, deadline = _receive_call(link)
     run = Run(link, call, call.stdin(secrets), waking, deadline)
     run.supervise()
     run.account()
     return 0
 
 
-def _receive_call(link: wire.Wire, until: float) -> tuple[Call, dict[str, str], float]:
+def _preload() -> None:
+    """Import, while nobody waits, what practically every Python tool imports: a fork of this process has it then.
+
+    Only ever modules of the standard library, which this process is made of anyway: not a line of a tool or of a
+    package that it brings may run here.
+    """
+    for name in _PRELOADED:
+        __import__(name)
+
+
+def _receive_call(link: wire.Wire) -> tuple[Call, dict[str, str], float]:
     """Return the call, the secrets for its standard input, and its deadline in monotonic time."""
     secrets: dict[str, str] = {}
     while True:
-        frames = link.next_frames(until)
+        frames = link.next_frames()
         for number, (kind, payload) in enumerate(frames, start=1):
             if kind == wire.SECRET:
                 accept_secret(payload, secrets)

@@ -8,11 +8,51 @@ speaks the protocol over the wire, so that every backend behaves the same. The c
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.manifest import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a sandbox is built from, and nothing else: every call of the same shape fits into it.
+
+    The limits are those that are built in; what only the runner counts (output, result, time) comes with the call.
+    """
+
+    image_digest: str
+    runtime: str | None
+    cpu: float
+    memory_mb: int
+    pids: int
+    open_files: int
+    scratch_mb: int
+    scratch_files: int
+    artifacts: int
+    artifacts_kb: int
+
+    @classmethod
+    def of(cls, image_digest: str, runtime: str | None, limits: Limits) -> Self:
+        return cls(
+            image_digest,
+            runtime,
+            cpu=limits.cpu,
+            memory_mb=limits.memory_mb,
+            pids=limits.pids,
+            open_files=limits.open_files,
+            scratch_mb=limits.scratch_mb,
+            scratch_files=limits.scratch_files,
+            artifacts=limits.artifacts,
+            artifacts_kb=limits.artifacts_kb,
+        )
+
+    def __str__(self) -> str:
+        """A name for operators, short enough for a label: two shapes may share it."""
+        image = self.image_digest.removeprefix("sha256:")[:12]
+        runtime = f"/{self.runtime}" if self.runtime else ""
+        return f"{image}/{self.memory_mb}mb/{self.cpu:g}cpu{runtime}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +71,10 @@ class SandboxRequest:
     limits: Limits
     deadline: Deadline
     deadline_at: datetime
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.image_digest, self.runtime, self.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +121,8 @@ class Sandbox(Protocol):
     async def receive(self) -> bytes:
         """Return the next bytes of the wire, at most 256 KiB, or b"" at its end.
 
+        One task at a time. Cancelling it loses no byte: the next one gets it.
+
         Raises:
             ConnectionError: the wire broke.
         """
@@ -115,3 +161,22 @@ class SandboxBackend(Protocol):
 
     async def close(self) -> None:
         """Release connections and threads."""
+
+
+class AnonymousStarts(Protocol):
+    """A backend that can start a sandbox before it is known for whom. What `WarmPool` stands on."""
+
+    async def start(self, shape: Shape, deadline: Deadline) -> Sandbox:
+        """Start a fresh sandbox that carries nothing of any call or tenant, with its wire attached.
+
+        Everything else is as for `open`, which starts one for a known call.
+
+        Raises:
+            CallError: as `open`.
+        """
+
+    async def reap(self) -> int: ...
+
+    async def health(self) -> Mapping[str, Health]: ...
+
+    async def close(self) -> None: ...
