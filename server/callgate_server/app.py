@@ -7,7 +7,7 @@ way: admit nothing, let calls finish within the grace, cancel the rest, close th
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,13 +29,15 @@ from callgate_server.backends.jwks import JwksFile, JwksUrl
 from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
-from callgate_server.backends.telemetry import Telemetry
+from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.levels import Levels
+from callgate_server.execution.pool import WarmPool
+from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.running import RunningCalls
-from callgate_server.execution.sandbox import Health, SandboxBackend
+from callgate_server.execution.sandbox import Health, SandboxBackend, Shape
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError
 from callgate_server.pipeline import Pipeline
@@ -92,21 +94,22 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     catalog = load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(
         {name: tool.isolation for name, tool in settings.tools.items()}
     )
-    rules = _lane_rules(settings.lanes, catalog)
+    rules = _lane_rules(settings.execution.lanes, catalog)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(*_authenticators(settings.auth, purpose))
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         store = _secret_store(settings.secrets)
-        engine = DockerBackend(_docker_options(settings, catalog))
-        held.push_async_callback(engine.close)
+        docker = DockerBackend(_docker_options(settings, catalog))
+        held.push_async_callback(docker.close)
         if store is not None:
             held.push_async_callback(store.close)
-        await _settle(ledger, store, engine, telemetry)
+        await _settle(ledger, store, docker, telemetry)
+        pool = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
+        lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
+        sandboxes = Levels(container=pool, fork=lanes)
         rounds = await held.enter_async_context(_Rounds(telemetry))
-        lanes = await held.enter_async_context(Lanes(engine, rules, telemetry.unexpected))
-        sandboxes = Levels(container=engine, fork=lanes)
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
             authentication=authentication,
@@ -125,7 +128,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         await health.look()
         rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
         rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
-        rounds.carry("reap", partial(_reap, engine, telemetry), pause_s=settings.engine.reap_every_s)
+        rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
@@ -136,6 +139,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
         )
+        telemetry.readings(partial(_pool_readings, pool))
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))
         edges = _Edges(settings, gate)
         held.push_async_callback(edges.close)
@@ -218,7 +222,7 @@ async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:
     return ledger
 
 
-async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: DockerBackend, telemetry: Telemetry) -> None:
+async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     """Clear up after an earlier life: its calls, its leases, its containers. What cannot be reached now is retried."""
     for lease in await ledger.settle_orphans():
         if store is None:
@@ -236,7 +240,7 @@ async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: Docker
         telemetry.warning("containers of an earlier life are not removed yet", detail=error.message)
 
 
-async def _reap(sandboxes: DockerBackend, telemetry: Telemetry) -> None:
+async def _reap(sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     removed = await sandboxes.reap()
     if removed:
         telemetry.warning("removed containers that no call owned", removed=removed)
@@ -362,7 +366,7 @@ def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
     """
     for tool in catalog:
         if tool.manifest.isolation == "fork" and tool.manifest.limits.memory_mb > settings.memory_mb:
-            raise ValueError(f"`lanes.memory_mb` is less than {tool.name} needs; raise it")
+            raise ValueError(f"`execution.lanes.memory_mb` is less than {tool.name} needs; raise it")
     return LaneRules(
         calls=settings.calls,
         idle_s=settings.idle_s,
@@ -371,6 +375,40 @@ def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
         per_key=settings.per_tool or cores(),
         waiting=settings.waiting,
     )
+
+
+def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry: Telemetry) -> WarmPool:
+    execution = settings.execution
+    pool = execution.pool
+    bounds = Bounds(
+        sandboxes=execution.sandboxes,
+        waiting=settings.limits.calls,
+        starts=execution.starts,
+        refills=pool.refill_concurrency,
+        per_shape=pool.per_shape if pool.enabled else 0,
+        spare=pool.spare,
+        memory_mb=pool.memory_mb,
+        cpus=pool.cpus,
+        idle_s=pool.idle_s,
+    )
+    shapes = {
+        Shape.of(tool.image_digest, tool.manifest.runtime, tool.manifest.limits): tool.name
+        for tool in sorted(catalog, key=lambda tool: tool.name)
+        if tool.manifest.isolation == "container"
+    }
+    return WarmPool(docker, bounds, shapes, telemetry.unexpected)
+
+
+def _pool_readings(pool: WarmPool) -> Iterable[Reading]:
+    figures = pool.figures()
+    yield Reading("gauge", "pool_ready", "Sandboxes that wait for a call", figures.ready, "shape")
+    yield Reading("gauge", "pool_starting", "Sandboxes in the making", {"": figures.starting})
+    yield Reading("gauge", "pool_held", "Sandboxes that calls hold", {"": figures.held})
+    yield Reading("gauge", "pool_waiting", "Calls that wait for a sandbox", {"": figures.waiting})
+    claims = {"warm": figures.warm, "waited": figures.waited}
+    yield Reading("counter", "pool_claims", "Calls that got a sandbox at once, or had to wait", claims, "how")
+    yield Reading("counter", "pool_failed_starts", "Sandboxes that did not start", {"": figures.failed_starts})
+    yield Reading("counter", "pool_deaths", "Sandboxes that ended before they had a call", {"": figures.died})
 
 
 def _utc_now() -> datetime:

@@ -185,6 +185,32 @@ class LaneSettings(_Strict):
     waiting: Annotated[int, Field(ge=0, le=10_000)] = 64
 
 
+class PoolSettings(_Strict):
+    """Sandboxes started ahead of the calls that use them: each serves one call and is destroyed.
+
+    Of each shape (image, runtime and limits) there are as many as calls came in the busiest second of the last
+    `idle_s`, at most `per_shape`; and `spare` of each shape of the catalog without any call. All of them together
+    stay within `memory_mb` and `cpus`, counted by their tools' limits.
+    """
+
+    enabled: bool = True
+    per_shape: Annotated[int, Field(ge=1, le=256)] = 4
+    spare: Annotated[int, Field(ge=0, le=256)] = 1
+    memory_mb: Annotated[int, Field(ge=0)] = 3072
+    cpus: Annotated[float, Field(ge=0)] = 12
+    refill_concurrency: Annotated[int, Field(ge=1, le=64)] = 1
+    idle_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+
+
+class ExecutionSettings(_Strict):
+    """How many sandboxes calls may hold at once, and how many may be in the making. Calls beyond wait their turn."""
+
+    sandboxes: Annotated[int, Field(ge=1)] = 32
+    starts: Annotated[int, Field(ge=1, le=64)] = 4
+    pool: PoolSettings = PoolSettings()
+    lanes: LaneSettings = LaneSettings()
+
+
 class ToolSettings(_Strict):
     """What the operator decides for one tool, over its manifest."""
 
@@ -199,8 +225,8 @@ class LedgerSettings(_Strict):
 class LimitSettings(_Strict):
     """The server's ceilings. What a caller or a manifest asks for is cut to these."""
 
-    calls: Annotated[int, Field(ge=1)] = 32
-    calls_per_tenant: Annotated[int, Field(ge=1)] = 16
+    calls: Annotated[int, Field(ge=1)] = 256
+    calls_per_tenant: Annotated[int, Field(ge=1)] = 128
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     body_kb: Annotated[int, Field(ge=1, le=65536)] = 1024
     concurrent_requests: Annotated[int, Field(ge=1)] = 256
@@ -221,7 +247,7 @@ class Settings(_Strict):
     catalog: CatalogSettings
     secrets: SecretStoreSettings | None = None
     engine: Engine = Engine()
-    lanes: LaneSettings = LaneSettings()
+    execution: ExecutionSettings = ExecutionSettings()
     tools: dict[str, ToolSettings] = {}
     ledger: LedgerSettings
     limits: LimitSettings = LimitSettings()

@@ -19,7 +19,7 @@ from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.execution.running import Running, RunningCalls, internal
 from callgate_server.execution.sandbox import SandboxBackend
-from callgate_server.execution.supervise import supervise
+from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.ledger.claims import replayable
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
 from callgate_server.model.answer import Answer, to_document
@@ -132,9 +132,13 @@ class Pipeline:
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)
         with ticket.phases.measure("acquire"):
-            sandbox = await self.sandboxes.open(call.sandbox_request())
-            cleanup.push_async_callback(sandbox.destroy)
+            sandbox = await unless_cancelled(self.sandboxes.open(call.sandbox_request()), running.cancelled)
         queue_ms = ticket.phases.since_start_ms()
+        if sandbox is None:
+            return call.cancelled_early().timed(queue_ms, ticket.phases.ms)
+        cleanup.push_async_callback(sandbox.destroy)
+        ticket.sandbox = sandbox.id
+        self.watch.started(ticket.id, tool.name, sandbox.id)
         with ticket.phases.measure("run"):
             job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
             live = LiveViews(redactor, running.output)
@@ -149,7 +153,7 @@ class Pipeline:
         document = to_document(answer)
         reason = answer.error.reason if answer.error else None
         message = answer.error.message if answer.error else ""
-        completion = Completion(running.call_id, answer.state, reason, message, encode(document))
+        completion = Completion(running.call_id, answer.state, reason, message, encode(document), call.ticket.sandbox)
         try:
             await self.ledger.complete(completion)
         except CallError as unrecorded:
@@ -163,7 +167,8 @@ class Pipeline:
         """End a claimed call that has no answer."""
         failure.call_id = running.call_id
         try:
-            await self.ledger.complete(Completion(running.call_id, state, failure.reason, failure.message, None))
+            end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
+            await self.ledger.complete(end)
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded

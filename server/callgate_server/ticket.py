@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
 from callgate_server.ledger.store import Intent, Refusal
-from callgate_server.model.answer import Answer, Decision, SandboxInfo
+from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo
 from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.catalog import Tool
-from callgate_server.model.errors import CallError
+from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import Json
@@ -35,6 +35,8 @@ class Ticket:
     tool: Tool | None = None
     arguments: dict[str, Json] = field(default_factory=dict)
     verdict: Verdict | None = None
+    # The backend's own name for the sandbox that the call got.
+    sandbox: str = ""
 
     @property
     def tool_name(self) -> str:
@@ -127,3 +129,9 @@ class Admitted:
         """The answer as far as it is known before the end."""
         decision = Decision(self.decision_id, self.verdict.policies)
         return Answer(self.ticket.id, self.tool.name, self.tool.manifest.version, State.RUNNING, decision, sandbox)
+
+    def cancelled_early(self) -> Answer:
+        """The answer of a call that was cancelled while it waited for a sandbox."""
+        failure = Failure(Reason.CANCELLED, "The call was cancelled before there was a sandbox for it.")
+        blank = self.blank(SandboxInfo("", "", self.tool.manifest.isolation))
+        return replace(blank, state=State.CANCELLED, error=failure)

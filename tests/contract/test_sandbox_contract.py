@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
 import pytest
@@ -11,7 +11,7 @@ from callgate_server.execution.sandbox import Sandbox
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits
 from support.probe import Probe, probe, request_for
-from support.sandboxes import RUNTIMES, Rig, rig
+from support.sandboxes import RUNTIMES, Rig, pooled, rig
 
 ECHO = """
 import sys
@@ -22,15 +22,22 @@ while size := int.from_bytes(sys.stdin.buffer.read(4)):
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def box(request: pytest.FixtureRequest) -> Iterator[Rig]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Rig]:
     with rig(request.param) as made:
         yield made
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left(box: Rig) -> Iterator[None]:
-    yield
-    assert box.containers() == []
+@pytest.fixture(params=["alone", "pooled"])
+async def box(engine: Rig, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """The backend as it is, and behind a pool that has two sandboxes of the usual shape ready."""
+    if request.param == "alone":
+        yield engine
+    else:
+        async with pooled(engine, request_for(engine.image).shape, ready=2) as made:
+            yield made
+        # The pool gave up what it was starting, and that cleans up after itself.
+        await settled(engine)
+    assert engine.containers() == []
 
 
 async def drain(sandbox: Sandbox) -> bytes:

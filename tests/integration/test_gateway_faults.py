@@ -73,7 +73,7 @@ def serves_what_needs_no_engine(gateway: RunningGateway, ended: str) -> None:
 def test_a_call_whose_container_is_killed_from_outside_is_lost_and_keeps_its_output(gateway: RunningGateway) -> None:
     with live(gateway, "probe.run") as call:
         call.until_printed("ready")
-        (name,) = [name for name in gateway.deployment.containers() if call.call_id in name]
+        name = gateway.deployment.sandboxes()[call.call_id]
         client = docker.APIClient(base_url=ENGINE, version="auto")
         client.kill(name.removeprefix("/"))
         client.close()

@@ -113,7 +113,7 @@ def test_inspect_environment_and_command_line_hold_no_secret_while_the_tool_runs
                 break
             if "call_id" in line:
                 call_id = json.loads(line.removeprefix("data: "))["call_id"]
-        (name,) = [name for name in leaky.deployment.containers() if call_id in name]
+        name = leaky.deployment.sandboxes()[call_id]
         inspected = engine.inspect_container(name)
         processes = engine.top(name)["Processes"]
         pids = [process[1] for process in processes]

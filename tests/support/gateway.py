@@ -153,14 +153,28 @@ class Deployment:
             if call_id in (None, event.call_id)
         ]
 
-    def containers(self) -> list[str]:
-        """Names of containers with this instance's label, in any state."""
+    def found(self) -> dict[str, str]:
+        """All containers with this instance's label, in any state: names by id."""
         engine = docker.APIClient(base_url=self.settings.get("engine", {}).get("socket", ENGINE), version="auto")
         try:
             found = engine.containers(all=True, filters={"label": f"callgate.instance={self.instance}"})
         finally:
             engine.close()
-        return [container["Names"][0] for container in found]
+        return {container["Id"]: container["Names"][0].removeprefix("/") for container in found}
+
+    def sandboxes(self) -> dict[str, str]:
+        """Ids of the containers that calls got, by call, as the log has them."""
+        lines = (json.loads(line) for line in self.log_text().splitlines() if line.startswith("{"))
+        return {line["call_id"]: line["sandbox"] for line in lines if line.get("event") == "started"}
+
+    def containers(self) -> list[str]:
+        """Names of the containers that a call has or had; those that wait for one are not among them."""
+        used = set(self.sandboxes().values())
+        return [name for container_id, name in self.found().items() if container_id in used]
+
+    def waiting_containers(self) -> list[str]:
+        """Ids of the containers that no call has had yet."""
+        return sorted(self.found().keys() - set(self.sandboxes().values()))
 
     def wait_until_clean(self, timeout_s: float = 20) -> None:
         """Wait until no container of ours is left; a call's answer does not wait for its removal."""

@@ -95,6 +95,7 @@ class MemoryLedger:
     keys: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    completions: list[Completion] = field(default_factory=list)
 
     def _write(self, what: str) -> None:
         if what in self.failing:
@@ -133,6 +134,7 @@ class MemoryLedger:
         self._write("replayed")
 
     async def complete(self, completion: Completion) -> None:
+        self.completions.append(completion)
         self._write(f"complete:{completion.state.value}")
         row = self.rows[completion.call_id]
         self.rows[completion.call_id] = replace(
@@ -151,7 +153,7 @@ class MemoryLedger:
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
         own = [row for row in self.rows.values() if row.caller == caller]
-        return sorted(own, key=lambda row: row.call_id, reverse=True)[:limit]
+        return sorted(own, key=lambda row: row.received_at, reverse=True)[:limit]
 
     async def verify(self) -> ChainReport:
         return ChainReport(len(self.rows), "", None)
@@ -243,10 +245,16 @@ class Sandboxes:
     frames: list[bytes] = field(default_factory=lambda: success("done", b"hello\n"))
     error: CallError | None = None
     gate: asyncio.Event | None = None
+    # Set: a call waits here before it gets its sandbox.
+    turn: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[ScriptedSandbox] = field(default_factory=list)
     requests: list[SandboxRequest] = field(default_factory=list)
 
     async def open(self, request: SandboxRequest) -> ScriptedSandbox:
+        self.asked.set()
+        if self.turn is not None:
+            await self.turn.wait()
         if self.error:
             raise self.error
         self.journal.append("acquire")
@@ -271,9 +279,13 @@ class Seen:
     refusals: list[tuple[str, Reason]] = field(default_factory=list)
     ends: list[tuple[str, State]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    starts: list[tuple[str, str]] = field(default_factory=list)
 
     def refused(self, tool: str, reason: Reason) -> None:
         self.refusals.append((tool, reason))
+
+    def started(self, call_id: str, tool: str, sandbox: str) -> None:
+        self.starts.append((call_id, sandbox))
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         self.ends.append((tool, state))

@@ -15,8 +15,10 @@ from callgate_runner.child import Child
 from callgate_runner.fault import describe
 from callgate_runner.run import Run
 
-# How long to wait for a call. A gateway that died without closing the wire must not leave us waiting forever.
-_CALL_WAIT_S = 60.0
+# How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
+# may be started long before there is a call for it, and the end of the wire ends it.
+_GREETING_S = 60.0
+_PRELOADED = ("base64", "contextlib", "traceback", "typing")
 _FAULT = 70
 _GATEWAY_GONE = 71
 
@@ -41,23 +43,33 @@ def _serve() -> int:
     kernel.set_dumpable(dumpable=False)
     link = wire.Wire.take_over()
     waking = kernel.ignore_signals()
-    until = time.monotonic() + _CALL_WAIT_S
     link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
-    link.flush(until)
-    frames = link.next_frames(until)
+    link.flush(time.monotonic() + _GREETING_S)
+    _preload()
+    frames = link.next_frames()
     if frames[0][0] == wire.LANE:
         # Only here: a call with a container of its own does not pay for these imports.
         from callgate_runner import lane
 
         return lane.serve(link, waking, frames)
-    call, secrets, deadline = _receive_call(link, until, frames)
+    call, secrets, deadline = _receive_call(link, frames)
     run = Run(link, call, call.stdin(secrets), waking, deadline, partial(Child, call))
     run.supervise()
     run.account()
     return 0
 
 
-def _receive_call(link: wire.Wire, until: float, frames: list[tuple[int, bytes]]) -> tuple[Call, dict[str, str], float]:
+def _preload() -> None:
+    """Import, while nobody waits, what practically every Python tool imports: a fork of this process has it then.
+
+    Only ever modules of the standard library, which this process is made of anyway: not a line of a tool or of a
+    package that it brings may run here.
+    """
+    for name in _PRELOADED:
+        __import__(name)
+
+
+def _receive_call(link: wire.Wire, frames: list[tuple[int, bytes]]) -> tuple[Call, dict[str, str], float]:
     """Return the call, the secrets for its standard input, and its deadline in monotonic time.
 
     `frames` are the first, which have come in already.
@@ -72,7 +84,7 @@ def _receive_call(link: wire.Wire, until: float, frames: list[tuple[int, bytes]]
                 return call, secrets, time.monotonic() + call.deadline_s
             else:
                 raise ValueError("a frame that may not precede the tool")
-        frames = link.next_frames(until)
+        frames = link.next_frames()
 
 
 def _report(error: BaseException) -> None:

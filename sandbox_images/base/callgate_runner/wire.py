@@ -179,29 +179,28 @@ class Wire:
             self._wait(select.POLLOUT, until)
             self.pump()
 
-    def next_frames(self, until: float) -> list[tuple[int, bytes]]:
-        """Return the next frames, waiting at most until monotonic `until`.
+    def next_frames(self) -> list[tuple[int, bytes]]:
+        """Return the next frames, waiting for them as long as the wire is held.
 
         Raises:
             ConnectionError: the gateway is gone.
-            TimeoutError: nothing came in time.
             ValueError: it broke the protocol.
         """
         while True:
-            self._wait(0, until)
+            self._wait(0, None)
             frames = self.receive()
             if frames:
                 return frames
 
-    def _wait(self, sink_events: int, until: float) -> None:
+    def _wait(self, sink_events: int, until: float | None) -> None:
         """Wait until the wire can be read, or written where `sink_events` asks for it."""
         poll = select.poll()
         poll.register(self.sink, sink_events)
         poll.register(self.source, 0 if sink_events else select.POLLIN)
-        remaining = until - time.monotonic()
-        if remaining <= 0:
+        remaining = None if until is None else until - time.monotonic()
+        if remaining is not None and remaining <= 0:
             raise TimeoutError("the gateway did not keep up")
-        for fd, event in poll.poll(remaining * 1000):
+        for fd, event in poll.poll(None if remaining is None else remaining * 1000):
             if (fd == self.sink and event & (select.POLLERR | select.POLLNVAL)) or (
                 fd == self.source and sink_events and event & select.POLLHUP
             ):

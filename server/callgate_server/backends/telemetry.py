@@ -9,17 +9,21 @@ log level.
 import logging
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from callgate_server.model.answer import Usage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 
 _BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+_FAMILIES: Final = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
 METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -38,6 +42,33 @@ class _Forwarded(logging.Handler):
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
         text = record.getMessage() if ours else str(record.msg)
         self._telemetry.warning(text, logger=record.name, **({"type": error} if error else {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A figure that is kept elsewhere: a `gauge`, or a `counter`, which only grows.
+
+    `values` are by the values of `label`; without a label there is one, under the empty name.
+    """
+
+    kind: Literal["gauge", "counter"]
+    name: str
+    text: str
+    values: Mapping[str, float]
+    label: str = ""
+
+
+class _Readings(Collector):
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        for reading in self._read():
+            labels = [reading.label] if reading.label else []
+            family = _FAMILIES[reading.kind](f"callgate_{reading.name}", reading.text, labels=labels)
+            for value in reading.values:
+                family.add_metric([value] if labels else [], reading.values[value])
+            yield family
 
 
 class Telemetry:
@@ -74,6 +105,10 @@ class Telemetry:
         """Expose a figure that is read when the metrics are."""
         Gauge(f"callgate_{name}", text, registry=self.registry).set_function(read)
 
+    def readings(self, read: Callable[[], Iterable[Reading]]) -> None:
+        """Expose figures that somebody else keeps; they are read when the metrics are."""
+        self.registry.register(_Readings(read))
+
     def metrics(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
@@ -81,6 +116,9 @@ class Telemetry:
     def refused(self, tool: str, reason: Reason) -> None:
         self._refusals.labels(tool, reason.value).inc()
         self._log.info("refused", tool=tool, reason=reason.value)
+
+    def started(self, call_id: str, tool: str, sandbox: str) -> None:
+        self._log.info("started", call_id=call_id, tool=tool, sandbox=sandbox)
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         self._calls.labels(tool, state.value).inc()

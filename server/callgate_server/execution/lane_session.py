@@ -7,31 +7,22 @@ lane's own next hello; either can end it.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
 
-from callgate_server.execution.framing import (
-    HEADER,
-    RECEIVED,
-    FrameDecoder,
-    FrameType,
-    decode_exit,
-    decode_hello,
-)
+from callgate_server.execution.framing import HEADER, RECEIVED, FrameType, decode_exit
+from callgate_server.execution.greeting import greeting
 from callgate_server.execution.lane_board import Slot
-from callgate_server.execution.sandbox import ExitReport, Sandbox
+from callgate_server.execution.sandbox import ExitReport, LastingSandbox
 from callgate_server.model.answer import SandboxInfo
-
-_HELLO_BYTES: Final = HEADER.size + RECEIVED[FrameType.HELLO][1]
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
     """A started sandbox that serves one call after another. `pending` came after the end of the last session."""
 
-    sandbox: Sandbox
+    sandbox: LastingSandbox
     slot: Slot
-    pending: bytearray = field(default_factory=bytearray)
+    pending: bytes = b""
 
     async def ready(self) -> None:
         """Wait for the lane's hello. It stays, for the session that comes.
@@ -40,26 +31,18 @@ class Lane:
             ConnectionError: the lane ended instead.
             ValueError: it said something else.
         """
-        while True:
-            for frame in FrameDecoder().feed(bytes(self.pending)):
-                if frame.type is not FrameType.HELLO or len(self.pending) > HEADER.size + len(frame.payload):
-                    raise ValueError("a lane between two calls says hello, and nothing else")
-                decode_hello(frame.payload)
-                return
-            if len(self.pending) > _HELLO_BYTES:
-                raise ValueError("a lane's hello is too long")
-            self.pending += await self.receive()
+        self.pending = await greeting(self)
 
     async def receive(self) -> bytes:
         """Return the next bytes of the wire.
 
         Raises:
-            ConnectionError: the wire ended or broke.
+            ConnectionError: the wire broke.
         """
-        data = await self.sandbox.receive()
-        if not data:
-            raise ConnectionError("the lane ended")
-        return data
+        if self.pending:
+            data, self.pending = self.pending, b""
+            return data
+        return await self.sandbox.receive()
 
 
 class SessionEnd:
@@ -134,10 +117,6 @@ class LaneSession:
         return self._lane.sandbox.info
 
     @property
-    def alive(self) -> bool:
-        return self._lane.sandbox.alive
-
-    @property
     def lane(self) -> Lane:
         return self._lane
 
@@ -171,13 +150,9 @@ class LaneSession:
         if self._destroyed or self._end.over:
             return b""
         self._touched = True
-        if self._lane.pending:
-            data = bytes(self._lane.pending)
-            self._lane.pending.clear()
-        else:
-            data = await self._lane.sandbox.receive()
+        data = await self._lane.receive()
         ours = self._end.feed(data)
-        self._lane.pending += data[ours:]
+        self._lane.pending = data[ours:]
         return data[:ours]
 
     async def wait_exit(self, timeout_s: float) -> ExitReport:

@@ -201,8 +201,8 @@ class Lanes:
         try:
             async with asyncio.timeout(until - self._clock()):
                 await lane.ready()
-                lane.pending.clear()
-                order = self._backend.confinement(own)
+                lane.pending = b""
+                order = self._backend.confinement(own.shape)
                 run = _terms(own).run
                 await lane.sandbox.send(encode_lane(run, own.limits, order, self._rules.idle_s + 60))
                 await lane.ready()

@@ -8,7 +8,7 @@ speaks the protocol over the wire, so that every backend behaves the same. The c
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import Deadline
@@ -25,6 +25,48 @@ class LaneTerms:
     tool_digest: str
     run: Run
     secrets: tuple[SecretRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a sandbox is built from, and nothing else: every call of the same shape fits into it.
+
+    The limits are those that are built in; what only the runner counts (output, result, time) comes with the call.
+    """
+
+    image_digest: str
+    runtime: str | None
+    cpu: float
+    memory_mb: int
+    pids: int
+    open_files: int
+    scratch_mb: int
+    scratch_files: int
+    artifacts: int
+    artifacts_kb: int
+    isolation: Isolation = "container"
+
+    @classmethod
+    def of(cls, image_digest: str, runtime: str | None, limits: Limits, isolation: Isolation = "container") -> Self:
+        return cls(
+            image_digest,
+            runtime,
+            cpu=limits.cpu,
+            memory_mb=limits.memory_mb,
+            pids=limits.pids,
+            open_files=limits.open_files,
+            scratch_mb=limits.scratch_mb,
+            scratch_files=limits.scratch_files,
+            artifacts=limits.artifacts,
+            artifacts_kb=limits.artifacts_kb,
+            isolation=isolation,
+        )
+
+    def __str__(self) -> str:
+        """A name for operators, short enough for a label: two shapes may share it."""
+        image = self.image_digest.removeprefix("sha256:")[:12]
+        runtime = f"/{self.runtime}" if self.runtime else ""
+        return f"{image}/{self.memory_mb}mb/{self.cpu:g}cpu{runtime}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +91,10 @@ class SandboxRequest:
     @property
     def isolation(self) -> Isolation:
         return "container" if self.lane is None else "fork"
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.image_digest, self.runtime, self.limits, self.isolation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +131,6 @@ class Sandbox(Protocol):
     @property
     def info(self) -> SandboxInfo: ...
 
-    @property
-    def alive(self) -> bool:
-        """Whether nothing has shown that the wire is gone. Costs nothing; what it does not see, reading will."""
-
     async def send(self, data: bytes) -> None:
         """Write to the wire.
 
@@ -98,6 +140,8 @@ class Sandbox(Protocol):
 
     async def receive(self) -> bytes:
         """Return the next bytes of the wire, at most 256 KiB, or b"" at its end.
+
+        One task at a time. Cancelling it loses no byte: the next one gets it.
 
         Raises:
             ConnectionError: the wire broke.
@@ -139,6 +183,25 @@ class SandboxBackend(Protocol):
         """Release connections and threads."""
 
 
+class AnonymousStarts(Protocol):
+    """A backend that can start a sandbox before it is known for whom. What `WarmPool` stands on."""
+
+    async def start(self, shape: Shape, deadline: Deadline) -> Sandbox:
+        """Start a fresh sandbox that carries nothing of any call or tenant, with its wire attached.
+
+        Everything else is as for `open`, which starts one for a known call.
+
+        Raises:
+            CallError: as `open`.
+        """
+
+    async def reap(self) -> int: ...
+
+    async def health(self) -> Mapping[str, Health]: ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CellMount:
     """An empty file system in memory that every call of a lane gets for itself. `options` are those of tmpfs."""
@@ -157,7 +220,23 @@ class Confinement:
     filters: Mapping[str, bytes]
 
 
-class LaneBackend(SandboxBackend, Protocol):
-    """A backend whose sandboxes can be lanes: a request with isolation `fork` starts one."""
+class LastingSandbox(Sandbox, Protocol):
+    """A sandbox that is kept from call to call."""
 
-    def confinement(self, request: SandboxRequest) -> Confinement: ...
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has shown that the wire is gone. Costs nothing; what it does not see, reading will."""
+
+
+class LaneBackend(Protocol):
+    """A backend whose sandboxes can be lanes: a request with isolation `fork` starts one. What `Lanes` stands on."""
+
+    async def open(self, request: SandboxRequest) -> LastingSandbox:
+        """As of `SandboxBackend`."""
+
+    def confinement(self, shape: Shape) -> Confinement:
+        """What each call of such a lane is put into."""
+
+    async def reap(self) -> int: ...
+
+    async def close(self) -> None: ...

@@ -13,15 +13,8 @@ from enum import Enum
 from typing import Any, Final, TypeVar, assert_never
 
 from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason
-from callgate_server.execution.framing import (
-    Frame,
-    FrameDecoder,
-    FrameType,
-    decode_hello,
-    encode_call,
-    encode_cancel,
-    encode_secret,
-)
+from callgate_server.execution.framing import FrameDecoder, encode_call, encode_cancel, encode_secret
+from callgate_server.execution.greeting import greeting
 from callgate_server.execution.sandbox import Sandbox
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.run import Cause, DeliveredSecret, Job, OutputListener, RunOutcome
@@ -34,6 +27,25 @@ CANCEL_GRACE_S: Final = 1.0
 EXIT_WAIT_S: Final = 2.0
 
 _T = TypeVar("_T")
+
+
+async def unless_cancelled(work: Coroutine[Any, Any, _T], cancelled: asyncio.Event) -> _T | None:
+    """Await `work`, or give it up as soon as the call is cancelled; None then."""
+    try:
+        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+            watcher = group.create_task(_expire_when_set(limit, cancelled))
+            result = await work
+            watcher.cancel()
+            return result
+    except TimeoutError:
+        return None
+    except BaseExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
+
+
+async def _expire_when_set(limit: asyncio.Timeout, cancelled: asyncio.Event) -> None:
+    await cancelled.wait()
+    limit.reschedule(asyncio.get_running_loop().time())
 
 
 class _Ending(Enum):
@@ -146,21 +158,9 @@ class _Run:
                 assert_never(ending)
 
     async def _greet_and_hand_over(self) -> None:
-        decode_hello((await self._first_frame()).payload)
+        await greeting(self._sandbox)
         for secret in self._job.secrets:
             await self._sandbox.send(_secret_frame(secret))
-
-    async def _first_frame(self) -> Frame:
-        while True:
-            data = await self._sandbox.receive()
-            if not data:
-                raise ConnectionError("the wire ended before the greeting")
-            frames = list(self._decoder.feed(data))
-            if frames:
-                # Before the call there is nothing else to say.
-                if len(frames) > 1 or frames[0].type is not FrameType.HELLO:
-                    raise ValueError("the runner did not open with hello")
-                return frames[0]
 
     async def _send_call(self, frame: bytes) -> None:
         # A wire that breaks here may have carried the whole frame before: the end of the wire will tell.

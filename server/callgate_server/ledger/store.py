@@ -62,13 +62,17 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started."""
+    """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started.
+
+    `sandbox` is the backend's own name for the sandbox the call had, empty when it had none.
+    """
 
     call_id: str
     state: State
     reason: Reason | None
     message: str
     answer_json: bytes | None
+    sandbox: str = ""
 
 
 @dataclass(frozen=True, slots=True)

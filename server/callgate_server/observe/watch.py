@@ -13,6 +13,9 @@ class Watch(Protocol):
     def refused(self, tool: str, reason: Reason) -> None:
         """A call ended before its tool started. `tool` is a name of the catalog, or empty."""
 
+    def started(self, call_id: str, tool: str, sandbox: str) -> None:
+        """A call has its sandbox; `sandbox` is the backend's own name for it."""
+
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         """A call's tool was started, and the call has ended."""
 

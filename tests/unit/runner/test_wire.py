@@ -120,15 +120,10 @@ def test_a_peer_that_does_not_read_costs_no_more_than_the_limit(pipes: Pipes) ->
     assert 0 < pipes.wire.pending < 1_000_000
 
 
-def test_a_peer_that_does_not_write_costs_no_more_than_the_limit(pipes: Pipes) -> None:
-    with pytest.raises(TimeoutError):
-        pipes.wire.next_frames(time.monotonic() + 0.05)
-
-
 def test_a_closed_wire_is_noticed_while_reading(pipes: Pipes) -> None:
     os.close(pipes.to_runner)
     with pytest.raises(ConnectionError):
-        pipes.wire.next_frames(time.monotonic() + 10)
+        pipes.wire.next_frames()
 
 
 @pytest.mark.parametrize("end", ["to_runner", "from_runner"])

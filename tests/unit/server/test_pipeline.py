@@ -251,6 +251,29 @@ async def test_the_deadline_is_the_smallest_of_the_clients_the_manifests_and_the
             assert (sent.deadline_at - row.received_at).total_seconds() == pytest.approx(expected_s, abs=0.01)
 
 
+async def test_a_call_cancelled_while_it_waits_for_a_sandbox_gets_none() -> None:
+    async with World() as world:
+        world.sandboxes.turn = asyncio.Event()
+        running = await world.pipeline.start("agent", request())
+        await world.sandboxes.asked.wait()
+        running.cancel()
+        answer = await running.wait()
+        await running.finished.wait()
+    assert answer["state"] == "cancelled"
+    assert answer["error"]["reason"] == "cancelled"
+    assert world.sandboxes.opened == []
+    assert world.journal[-1] == "complete:cancelled"
+    assert "run" not in world.journal
+
+
+async def test_which_sandbox_a_call_got_is_watched_and_recorded() -> None:
+    async with World() as world:
+        running = await world.pipeline.start("agent", request())
+        await running.wait()
+    assert world.watch.starts == [(running.call_id, world.sandboxes.opened[0].id)]
+    assert [(end.call_id, end.sandbox) for end in world.ledger.completions] == world.watch.starts
+
+
 async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
     async with World() as world:
         world.sandboxes.gate = asyncio.Event()

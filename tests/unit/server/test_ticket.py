@@ -3,6 +3,7 @@ from datetime import timedelta
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import CallRequest, Deadline
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State
 from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.ticket import Admitted, Ticket
 from support.stages import AGENT, tool
@@ -48,3 +49,9 @@ def test_intent_sandbox_and_answer_agree_on_the_call() -> None:
     assert request.tenant == "acme"
     assert intent.deadline_at == request.deadline_at
     assert abs(intent.deadline_at - call.ticket.received_at - timedelta(seconds=5)) < timedelta(milliseconds=1)
+
+
+def test_a_call_cancelled_before_it_had_a_sandbox_is_answered_without_one() -> None:
+    answer = admitted().cancelled_early()
+    assert (answer.state, answer.error and answer.error.reason) == (State.CANCELLED, Reason.CANCELLED)
+    assert answer.sandbox == SandboxInfo("", "", "container")

@@ -8,6 +8,7 @@ after its call had given up from one that is in use.
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +22,16 @@ from callgate_server.backends.docker.engine import Engine
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
-from callgate_server.backends.docker.spec import INSTANCE_LABEL, confinement, container_name, create_arguments
-from callgate_server.execution.sandbox import Confinement, Health, Sandbox, SandboxRequest
+from callgate_server.backends.docker.spec import (
+    INSTANCE_LABEL,
+    anonymous_name,
+    call_labels,
+    confinement,
+    container_name,
+    create_arguments,
+    pool_labels,
+)
+from callgate_server.execution.sandbox import Confinement, Health, Sandbox, SandboxRequest, Shape
 from callgate_server.model.answer import SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
@@ -32,7 +41,10 @@ _WIRE: Final = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
 
 
 class DockerBackend:
-    """Implements `SandboxBackend`. Starting and ending have their own threads: a flood of starts delays no kill."""
+    """Implements `SandboxBackend` and `AnonymousStarts`.
+
+    Starting and ending have their own threads: a flood of starts delays no kill.
+    """
 
     def __init__(self, options: DockerOptions) -> None:
         self._options = options
@@ -47,8 +59,8 @@ class DockerBackend:
         self._runtimes: frozenset[str] = frozenset()
         self._images: set[str] = set()
 
-    async def open(self, request: SandboxRequest) -> Sandbox:
-        """Start a fresh container with the runner as process 1.
+    async def open(self, request: SandboxRequest) -> DockerSandbox:
+        """Start a fresh container for one call, with the runner as process 1.
 
         Raises:
             CallError: `sandbox_unavailable`, `image_missing`, `runtime_missing`, `deadline_exceeded`.
@@ -56,15 +68,19 @@ class DockerBackend:
         name = container_name(self._options.instance, request.call_id)
         if name in self._owned:
             raise CallError(Reason.SANDBOX_UNAVAILABLE, "A sandbox of this call exists already.")
-        self._owned.add(name)
-        try:
-            return await self._open(name, request)
-        except BaseException:
-            self._owned.discard(name)
-            raise
+        return await self._start(name, request.shape, call_labels(request, self._options), request.deadline)
 
-    def confinement(self, request: SandboxRequest) -> Confinement:
-        return confinement(request)
+    async def start(self, shape: Shape, deadline: Deadline) -> Sandbox:
+        """Start a fresh container for no call in particular, with the runner as process 1.
+
+        Raises:
+            CallError: `sandbox_unavailable`, `image_missing`, `runtime_missing`, `deadline_exceeded`.
+        """
+        name = anonymous_name(self._options.instance, secrets.token_hex(8))
+        return await self._start(name, shape, pool_labels(shape, self._options), deadline)
+
+    def confinement(self, shape: Shape) -> Confinement:
+        return confinement(shape)
 
     async def reap(self) -> int:
         """Remove this instance's containers that no live sandbox owns: of dead runs, and such as came late.
@@ -111,15 +127,23 @@ class DockerBackend:
         """Release connections and threads; waits for requests under way."""
         await asyncio.gather(asyncio.to_thread(self._opening.close), asyncio.to_thread(self._ending.close))
 
-    async def _open(self, name: str, request: SandboxRequest) -> Sandbox:
-        runtime = request.runtime or self._options.default_runtime
-        await self._require_runtime(runtime, request.deadline)
-        await self._require_image(request.image_digest, request.deadline)
-        container_id = await self._create(name, request)
+    async def _start(self, name: str, shape: Shape, labels: dict[str, str], deadline: Deadline) -> DockerSandbox:
+        self._owned.add(name)
         try:
-            wire = await self._attach(container_id, request.deadline)
+            return await self._start_owned(name, shape, labels, deadline)
+        except BaseException:
+            self._owned.discard(name)
+            raise
+
+    async def _start_owned(self, name: str, shape: Shape, labels: dict[str, str], deadline: Deadline) -> DockerSandbox:
+        runtime = shape.runtime or self._options.default_runtime
+        await self._require_runtime(runtime, deadline)
+        await self._require_image(shape.image_digest, deadline)
+        container_id = await self._create(name, shape, labels, deadline)
+        try:
+            wire = await self._attach(container_id, deadline)
             try:
-                await self._step(Step.START, partial(_start, container_id), request.deadline)
+                await self._step(Step.START, partial(_start, container_id), deadline)
             except BaseException:
                 wire[1].transport.abort()
                 raise
@@ -128,7 +152,7 @@ class DockerBackend:
             raise
         return DockerSandbox(
             container_id,
-            SandboxInfo(backend="docker", runtime=runtime, isolation=request.isolation),
+            SandboxInfo(backend="docker", runtime=runtime, isolation=shape.isolation),
             wire,
             self._ending,
             end_s=self._options.end_s,
@@ -156,13 +180,13 @@ class DockerBackend:
             )
         self._images.add(digest)
 
-    async def _create(self, name: str, request: SandboxRequest) -> str:
-        arguments = create_arguments(request, self._options)
+    async def _create(self, name: str, shape: Shape, labels: dict[str, str], deadline: Deadline) -> str:
+        arguments = create_arguments(shape, labels, self._options)
         try:
-            return await self._step(Step.CREATE, partial(_create, name, arguments), request.deadline, late=_remove_late)
+            return await self._step(Step.CREATE, partial(_create, name, arguments), deadline, late=_remove_late)
         except CallError as error:
             if error.reason is Reason.IMAGE_MISSING:
-                self._images.discard(request.image_digest)
+                self._images.discard(shape.image_digest)
             raise
 
     async def _attach(self, container_id: str, deadline: Deadline) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

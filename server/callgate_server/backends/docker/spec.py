@@ -8,18 +8,19 @@ runner starts, and images that declare volumes are refused by the backend (a vol
 
 import math
 import re
+from dataclasses import replace
 from datetime import UTC
 from typing import Any, Final
 
 from callgate_server.backends.docker.bpf import programs
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.seccomp import profile_json
-from callgate_server.execution.sandbox import CellMount, Confinement, SandboxRequest
-from callgate_server.model.manifest import Limits
+from callgate_server.execution.sandbox import CellMount, Confinement, SandboxRequest, Shape
 
 INSTANCE_LABEL: Final = "callgate.instance"
 BOOT_LABEL: Final = "callgate.boot"
 CALL_LABEL: Final = "callgate.call"
+POOL_LABEL: Final = "callgate.pool"
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SANDBOX_ID: Final = 65532
@@ -39,8 +40,6 @@ _GUEST_KERNEL_THREADS: Final = 64
 
 # In a lane, beside the tool and the runner: the zygote, and process 1 of the cell.
 _LANE_PROCESSES: Final = 2
-# A lane's own file systems are only the places on which each call's are mounted.
-_NO_ROOM: Final = Limits(scratch_mb=1, scratch_files=16)
 
 # The runner is started by its own path with an isolated interpreter: nothing of the image's site, nothing of
 # the environment or the working directory can put itself before it.
@@ -100,16 +99,21 @@ def container_name(instance: str, call_id: str) -> str:
     return f"callgate-{instance}-{call_id}"
 
 
-def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
+def anonymous_name(instance: str, number: str) -> str:
+    """Name of a container that is started for no call in particular; `number` is random."""
+    return f"callgate-{instance}-pool-{number}"
+
+
+def create_arguments(shape: Shape, labels: dict[str, str], options: DockerOptions) -> dict[str, Any]:
     """Return the body of the engine's `POST /containers/create`.
 
     Raises:
         ValueError: the image is not named by its digest.
     """
-    if not _DIGEST.fullmatch(request.image_digest):
+    if not _DIGEST.fullmatch(shape.image_digest):
         raise ValueError("an image is named by its digest and by nothing else")
     return {
-        "Image": request.image_digest,
+        "Image": shape.image_digest,
         "Entrypoint": list(ENTRYPOINT),
         "Cmd": [],
         "Env": list(_ENVIRONMENT),
@@ -127,21 +131,26 @@ def create_arguments(request: SandboxRequest, options: DockerOptions) -> dict[st
         "NetworkDisabled": True,
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGKILL",
-        "Labels": _labels(request, options),
-        "HostConfig": _host_config(request, options),
+        "Labels": labels,
+        "HostConfig": _host_config(shape, options),
     }
 
 
-def confinement(request: SandboxRequest) -> Confinement:
+def confinement(shape: Shape) -> Confinement:
     """Return what a lane puts each call into: the same file systems that a container gets, and the same filter.
 
     Where the container of a lane would show one call what another did, there is nothing: /proc (a fresh one cannot
     be mounted inside where the engine masks parts of it) and the figures of the cgroup, which both calls share.
     """
-    mounts = [_cell_mount(path, options) for path, options in _tmpfs(request.limits).items()]
+    mounts = [_cell_mount(path, options) for path, options in _tmpfs(shape).items()]
     nothing = "size=4096,nr_inodes=1,mode=0555"
     mounts += [CellMount(path, nothing, execute=False, writable=False) for path in ("/proc", "/sys/fs/cgroup")]
     return Confinement(tuple(mounts), programs())
+
+
+def _without_room(shape: Shape) -> Shape:
+    """A lane's own file systems are only the places on which each call's are mounted."""
+    return replace(shape, scratch_mb=1, scratch_files=16, artifacts=0)
 
 
 def _cell_mount(path: str, options: str) -> CellMount:
@@ -150,7 +159,8 @@ def _cell_mount(path: str, options: str) -> CellMount:
     return CellMount(path, ",".join(word for word in words if "=" in word), execute="exec" in words, writable=True)
 
 
-def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
+def call_labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
+    """Return the labels of a container that was started for one call."""
     return {
         INSTANCE_LABEL: options.instance,
         BOOT_LABEL: options.boot_id,
@@ -161,18 +171,25 @@ def _labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
     }
 
 
-def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, Any]:
-    limits = request.limits
-    lane = request.isolation == "fork"
-    memory_bytes = limits.memory_mb * _MIB
-    runtime = request.runtime or options.default_runtime
+def pool_labels(shape: Shape, options: DockerOptions) -> dict[str, str]:
+    """Return the labels of a container that was started for no call in particular: nobody's name is on it.
+
+    A container's labels are fixed when it is made. Which call got it is in the record.
+    """
+    return {INSTANCE_LABEL: options.instance, BOOT_LABEL: options.boot_id, POOL_LABEL: str(shape)}
+
+
+def _host_config(shape: Shape, options: DockerOptions) -> dict[str, Any]:
+    lane = shape.isolation == "fork"
+    memory_bytes = shape.memory_mb * _MIB
+    runtime = shape.runtime or options.default_runtime
     return {
         "Runtime": runtime,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={profile_json(lane=lane)}"],
         "Privileged": False,
         "ReadonlyRootfs": True,
-        "Tmpfs": {path: f"rw,{options}" for path, options in _tmpfs(_NO_ROOM if lane else limits).items()},
+        "Tmpfs": {path: f"rw,{options}" for path, options in _tmpfs(_without_room(shape) if lane else shape).items()},
         "NetworkMode": "none",
         "IpcMode": "private",
         "CgroupnsMode": "private",
@@ -180,8 +197,8 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
         "MemorySwap": memory_bytes,
         # The quota, not NanoCpus: the engine refuses more NanoCpus than it has, where a quota simply never binds.
         "CpuPeriod": _CPU_PERIOD_US,
-        "CpuQuota": max(_SMALLEST_CPU_QUOTA_US, math.floor(limits.cpu * _CPU_PERIOD_US)),
-        **_process_limits(limits, guest_kernel=runtime in options.guest_kernels, lane=lane),
+        "CpuQuota": max(_SMALLEST_CPU_QUOTA_US, math.floor(shape.cpu * _CPU_PERIOD_US)),
+        **_process_limits(shape, guest_kernel=runtime in options.guest_kernels),
         # When the host itself runs out of memory, sandboxes go before anything else does.
         "OomScoreAdj": 500,
         "LogConfig": {"Type": "none", "Config": {}},
@@ -194,35 +211,35 @@ def _host_config(request: SandboxRequest, options: DockerOptions) -> dict[str, A
     }
 
 
-def _process_limits(limits: Limits, *, guest_kernel: bool, lane: bool) -> dict[str, Any]:
+def _process_limits(shape: Shape, *, guest_kernel: bool) -> dict[str, Any]:
     """Processes and open files.
 
     The host counts processes per container, where one kernel is shared: a limit per user would count all
     sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
     host sees of it are its own threads.
     """
-    ulimits = {"nofile": max(limits.open_files, _RUNNER_OPEN_FILES), "core": 0}
-    host_pids = limits.pids + (_LANE_PROCESSES if lane else 0)
+    ulimits = {"nofile": max(shape.open_files, _RUNNER_OPEN_FILES), "core": 0}
+    host_pids = shape.pids + (_LANE_PROCESSES if shape.isolation == "fork" else 0)
     if guest_kernel:
-        ulimits["nproc"] = limits.pids
-        host_pids = _GUEST_KERNEL_THREADS_EACH * limits.pids + _GUEST_KERNEL_THREADS
+        ulimits["nproc"] = shape.pids
+        host_pids = _GUEST_KERNEL_THREADS_EACH * shape.pids + _GUEST_KERNEL_THREADS
     return {
         "PidsLimit": host_pids,
         "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in ulimits.items()],
     }
 
 
-def _tmpfs(limits: Limits) -> dict[str, str]:
+def _tmpfs(shape: Shape) -> dict[str, str]:
     """All that can be written to. The pages are charged to the sandbox's memory.
 
     /tmp may execute: noexec would break compiled helpers and `./script`, and is no boundary beside an
     interpreter. Where nothing needs to be executed, nothing can be.
     """
-    artifact_bytes = limits.artifacts_kb * _KIB + limits.artifacts * _PAGE
+    artifact_bytes = shape.artifacts_kb * _KIB + shape.artifacts * _PAGE
     # One inode is the folder itself: without artifacts, no file can be made.
-    out = (artifact_bytes, 2 * limits.artifacts + 1) if limits.artifacts else (_PAGE, 1)
+    out = (artifact_bytes, 2 * shape.artifacts + 1) if shape.artifacts else (_PAGE, 1)
     return {
-        "/tmp": _mount(limits.scratch_mb * _MIB, limits.scratch_files, mode="1777", execute=True),  # noqa: S108
+        "/tmp": _mount(shape.scratch_mb * _MIB, shape.scratch_files, mode="1777", execute=True),  # noqa: S108
         "/out": _mount(*out, mode="0700", execute=False),
         "/run/secrets": _mount(_MIB, _SECRETS_FILES, mode="0700", execute=False),
         # In place of the engine's own, which has a size but no limit of inodes.

@@ -124,8 +124,9 @@ def complete(transaction: Transaction, completion: Completion) -> None:
     row = read(transaction.connection, completion.call_id)
     if row is None:
         raise ValueError("the end of a call that is not in the record")
+    end: dict[str, Json] = {"sandbox": completion.sandbox}
     reason, answer = completion.reason, completion.answer_json
-    _end(transaction, "outcome", row, completion.state, reason, completion.message, answer)
+    _end(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
 
 
 def settle(transaction: Transaction, boot: str) -> list[OpenLease]:
@@ -148,6 +149,7 @@ def _end(
     reason: Reason | None,
     message: str,
     answer: bytes | None,
+    more: dict[str, Json] | None = None,
 ) -> None:
     moved = move(State(row.state), state)
     keeps_key = row.holds_key and holds_key(moved, answered=answer is not None)
@@ -163,6 +165,7 @@ def _end(
     body: dict[str, Json] = {
         "message": message,
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
+        **(more or {}),
     }
     update(transaction.connection, row, _append(transaction, kind, row, body))
 

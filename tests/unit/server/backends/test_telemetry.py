@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from callgate_server.backends.telemetry import Telemetry
+from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.model.answer import Usage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
@@ -36,6 +36,30 @@ def test_refusals_calls_and_phases_are_counted() -> None:
     assert 'callgate_calls_total{state="succeeded",tool="python.run"} 1.0' in text
     assert 'callgate_phase_ms_count{phase="run"} 1.0' in text
     assert "callgate_running_calls 7.0" in text
+
+
+def test_figures_that_are_kept_elsewhere_are_read_with_the_metrics() -> None:
+    telemetry = Telemetry("error")
+    ready = {"one": 1.0}
+    telemetry.readings(
+        lambda: [
+            Reading("gauge", "pool_ready", "Ready", ready, "shape"),
+            Reading("gauge", "pool_waiting", "Waiting", {"": 3}),
+            Reading("counter", "pool_deaths", "Deaths", {"": 2}),
+        ]
+    )
+    ready["two"] = 2.0
+    text = telemetry.metrics().decode()
+    assert 'callgate_pool_ready{shape="one"} 1.0' in text
+    assert 'callgate_pool_ready{shape="two"} 2.0' in text
+    assert "callgate_pool_waiting 3.0" in text
+    assert "callgate_pool_deaths_total 2.0" in text
+
+
+def test_the_log_ties_a_call_to_its_sandbox(capsys: pytest.CaptureFixture[str]) -> None:
+    Telemetry("info").started("call-1", "python.run", "c0ffee")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["call_id"], line["sandbox"]) == ("started", "call-1", "c0ffee")
 
 
 def test_the_level_silences_what_is_below_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from callgate_runner import wire
 from callgate_server.execution import supervise as module
 from callgate_server.execution.sandbox import ExitReport
-from callgate_server.execution.supervise import supervise
+from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.model.answer import Exit, SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
@@ -288,3 +288,56 @@ async def test_a_secret_is_on_the_wire_once_and_in_no_repr() -> None:
     outcome = await run(sandbox, secrets=(DeliveredSecret("key", "file", Sealed(b"hunter2")),))
     assert json.dumps([payload.decode("latin-1") for _, payload in sandbox.received]).count("hunter2") == 1
     assert "hunter2" not in repr(outcome)
+
+
+# --- what a cancelled call waits for -----------------------------------------------------------------------------
+
+
+async def test_work_is_done_unless_the_call_is_cancelled() -> None:
+    async def work() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    assert await unless_cancelled(work(), asyncio.Event()) == "done"
+
+
+async def test_work_is_given_up_when_the_call_is_cancelled() -> None:
+    cancelled, begun, given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    waiting = asyncio.ensure_future(unless_cancelled(work(), cancelled))
+    await begun.wait()
+    cancelled.set()
+    async with asyncio.timeout(10):
+        assert await waiting is None
+    assert given_up.is_set()
+
+
+@pytest.mark.parametrize("error", [CallError(Reason.OVERLOADED, "full"), TimeoutError("of its own")])
+async def test_a_failure_of_the_work_comes_out_as_it_is(error: Exception) -> None:
+    async def work() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        await unless_cancelled(work(), asyncio.Event())
+    assert raised.value is error
+
+
+async def test_the_end_of_the_waiter_is_the_end_of_the_work() -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.ensure_future(unless_cancelled(work(), asyncio.Event()))
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -9,7 +9,13 @@ import pytest
 
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.seccomp import profile_json
-from callgate_server.backends.docker.spec import container_name, create_arguments
+from callgate_server.backends.docker.spec import (
+    anonymous_name,
+    call_labels,
+    container_name,
+    create_arguments,
+    pool_labels,
+)
 from callgate_server.execution.sandbox import SandboxRequest
 from callgate_server.model.call import Deadline
 from callgate_server.model.manifest import Limits
@@ -32,8 +38,14 @@ def request(**fields: Any) -> SandboxRequest:
     return SandboxRequest(**{**values, **fields})
 
 
+def arguments_for(**fields: Any) -> dict[str, Any]:
+    asked = request(**fields)
+    return create_arguments(asked.shape, call_labels(asked, OPTIONS), OPTIONS)
+
+
 def host_config(**fields: Any) -> dict[str, Any]:
-    return create_arguments(request(**fields), OPTIONS)["HostConfig"]
+    config: dict[str, Any] = arguments_for(**fields)["HostConfig"]
+    return config
 
 
 def mount_options(path: str, limits: Limits) -> dict[str, str]:
@@ -42,7 +54,7 @@ def mount_options(path: str, limits: Limits) -> dict[str, str]:
 
 
 def test_the_whole_spec_is_the_committed_one() -> None:
-    arguments = create_arguments(request(), OPTIONS)
+    arguments = arguments_for()
     # The profile has a golden file of its own.
     options = arguments["HostConfig"]["SecurityOpt"]
     arguments["HostConfig"]["SecurityOpt"] = [o.replace(profile_json(), "<profile>") for o in options]
@@ -54,16 +66,30 @@ def test_the_whole_spec_is_the_committed_one() -> None:
 )
 def test_an_image_is_named_by_its_digest_alone(image: str) -> None:
     with pytest.raises(ValueError, match="digest"):
-        create_arguments(request(image_digest=image), OPTIONS)
+        arguments_for(image_digest=image)
 
 
 def test_a_spec_is_made_of_plain_json() -> None:
-    arguments = create_arguments(request(), OPTIONS)
+    arguments = arguments_for()
     assert json.loads(json.dumps(arguments)) == arguments
 
 
 def test_the_name_is_made_of_instance_and_call() -> None:
     assert container_name("main", "c1") == "callgate-main-c1"
+
+
+def test_what_is_started_for_nobody_carries_nobodys_name() -> None:
+    asked = request()
+    labels = pool_labels(asked.shape, OPTIONS)
+    assert labels.keys() == {"callgate.instance", "callgate.boot", "callgate.pool"}
+    text = json.dumps(create_arguments(asked.shape, labels, OPTIONS)) + anonymous_name("main", "c0ffee")
+    assert not [word for word in (asked.call_id, asked.tenant, asked.tool) if word in text]
+
+
+def test_what_is_started_for_nobody_is_built_as_what_is_started_for_a_call() -> None:
+    asked = request()
+    anonymous = create_arguments(asked.shape, pool_labels(asked.shape, OPTIONS), OPTIONS)
+    assert anonymous | {"Labels": {}} == arguments_for() | {"Labels": {}}
 
 
 def test_our_own_profile_is_named_and_not_the_engines() -> None:
@@ -125,7 +151,7 @@ def test_a_guest_kernel_counts_processes_itself() -> None:
 
 
 def test_the_deadline_label_is_wall_time_with_its_zone() -> None:
-    labels = create_arguments(request(), OPTIONS)["Labels"]
+    labels = arguments_for()["Labels"]
     assert datetime.fromisoformat(labels["callgate.deadline"]) == request().deadline_at
 
 

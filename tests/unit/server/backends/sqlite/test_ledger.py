@@ -1,10 +1,13 @@
 import asyncio
+import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.ledger.store import OpenLease
@@ -88,6 +91,14 @@ async def test_a_list_is_the_callers_own_newest_first_and_without_answers(ledger
     listed = await ledger.recent(CALLER, 3)
     assert [call.call_id for call in listed] == [new.call_id for new in reversed(mine)][:3]
     assert {call.answer_json for call in listed} == {None}
+
+
+async def test_the_record_says_which_sandbox_a_call_had(ledger, path):
+    new = intent()
+    await ledger.claim(new)
+    await ledger.complete(replace(success(new.call_id), sandbox="c0ffee"))
+    (outcome,) = [event for event in events(path) if event.kind == "outcome"]
+    assert json.loads(outcome.body)["sandbox"] == "c0ffee"
 
 
 async def test_an_unknown_call_is_none(ledger):
