@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from callgate_server.backends.openbao_dev import DevServer
 from support.arena import Arena
 from support.engine import RUNSC_RUNTIME, PrivateEngine
 from support.gateway import Deployment, RunningGateway, catalog_lock
@@ -22,19 +23,33 @@ def gvisor_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
             yield running
 
 
-@pytest.fixture
-def arena(gateway: RunningGateway) -> Iterator[Arena]:
-    """Hostile tools under runc."""
-    made = Arena(gateway)
+@pytest.fixture(scope="session")
+def lane_gateway(tmp_path_factory: pytest.TempPathFactory, store: DevServer) -> Iterator[RunningGateway]:
+    """A gateway that serves the probe's tools in lanes."""
+    settings = {"tools": {name: {"isolation": "fork"} for name in ("probe.run", "probe.secret")}}
+    with Deployment(tmp_path_factory.mktemp("lanes"), store, settings=settings).start() as running:
+        yield running
+
+
+@pytest.fixture(params=["container", "fork"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    """Hostile tools under runc, in a container of their own and in a lane."""
+    fork = request.param == "fork"
+    gateway = request.getfixturevalue("lane_gateway" if fork else "gateway")
+    made = Arena(gateway, runtime="fork" if fork else "runc")
     with made.unchanged():
         yield made
 
 
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=[*RUNTIMES, "fork"])
 def any_arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
-    """Hostile tools under each runtime that this machine has."""
-    gvisor = request.param == "runsc"
-    gateway = request.getfixturevalue("gvisor_gateway" if gvisor else "gateway")
-    made = Arena(gateway, "probe.gvisor", "runsc") if gvisor else Arena(gateway)
+    """Hostile tools under each runtime that this machine has, and in a lane."""
+    match request.param:
+        case "runsc":
+            made = Arena(request.getfixturevalue("gvisor_gateway"), "probe.gvisor", "runsc")
+        case "fork":
+            made = Arena(request.getfixturevalue("lane_gateway"), runtime="fork")
+        case _:
+            made = Arena(request.getfixturevalue("gateway"))
     with made.unchanged():
         yield made

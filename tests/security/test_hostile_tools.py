@@ -110,7 +110,8 @@ def test_e13_it_is_dead_before_the_answer(arena: Arena) -> None:
 
 def test_e14_a_thousand_orphans_are_reaped(arena: Arena) -> None:
     with arena.holding(ORPHANS.format(count=1000)) as left:
-        assert left.tasks() <= 3
+        # In a lane, the zygote and process 1 of the cell beside the runner and the tool.
+        assert left.tasks() <= (5 if arena.runtime == "fork" else 3)
         arena.harmless()
         left.cancel()
 
@@ -143,7 +144,7 @@ def test_frames_on_standard_output_are_text(any_arena: Arena) -> None:
 def test_the_wire_is_out_of_reach_or_what_is_written_there_is_not_believed(prefix: str, any_arena: Arena) -> None:
     code = FORGERY.format(seal=bytes(range(32)), prefix=prefix) + EVERY_WAY_TO_THE_WIRE
     answer = any_arena.run(code)
-    if any_arena.runtime == "runc":
+    if any_arena.runtime != "runsc":
         assert answer["stdout"]["text"] == "[]\n"
         assert verdict(answer) == FAILED
         assert answer["exit"]["code"] == 9
@@ -153,6 +154,7 @@ def test_the_wire_is_out_of_reach_or_what_is_written_there_is_not_believed(prefi
     assert answer["result"] is None
 
 
+@pytest.mark.parametrize("any_arena", RUNTIMES, indirect=True)  # a lane's tool has no /proc to look with
 def test_the_runners_seal_is_in_no_memory_of_the_tools(any_arena: Arena) -> None:
     """Its frame is looked for, and found where the test puts one: the search works."""
     code = """
@@ -190,7 +192,7 @@ def test_signals_to_the_runner_do_not_change_the_account(any_arena: Arena) -> No
 def test_a_runner_that_cannot_be_killed_or_an_end_that_is_named(number: str, any_arena: Arena) -> None:
     code = PID_1 + f"print('before', flush=True)\nsend(signal.{number})\ntime.sleep(0.3)\nresult = 'alive'"
     answer = any_arena.run(code, deadline_s=3)
-    if any_arena.runtime == "runc":
+    if any_arena.runtime != "runsc":
         assert (verdict(answer), answer["result"]) == (SUCCEEDED, "alive")
     else:
         # gVisor does not protect process 1 from its children. They end their own call by it, under the right name.

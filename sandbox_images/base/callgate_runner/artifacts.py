@@ -33,9 +33,9 @@ class Found:
         self.rejected = rejected
 
 
-def open_folder() -> int | None:
-    """Open the output folder, if it is there."""
-    return _open(ARTIFACTS_FOLDER, _OPEN_FOLDER, None)
+def open_folder(again: int | None = None) -> int | None:
+    """Open the output folder, if that can be done; `again` is a descriptor of it, where its name leads elsewhere."""
+    return _open(ARTIFACTS_FOLDER if again is None else ".", _OPEN_FOLDER, again)
 
 
 def find(folder: int, files: int, size: int) -> Iterator[Found]:
@@ -82,7 +82,12 @@ class _Walk:
         return sorted(names)
 
     def _entry(self, folder: int, name: str, path: str, depth: int) -> Iterator[Found]:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            # A folder that may be listed and not searched.
+            yield from self._reject(path, 0, "unreadable")
+            return
         is_folder = stat.S_ISDIR(status.st_mode)
         reason = _unacceptable(status, path) or self._unaffordable(status, depth)
         fd = None if reason else _open(name, _OPEN_FOLDER if is_folder else _OPEN_FILE, folder)

@@ -124,9 +124,8 @@ class Cell:
         return self._dead_usage if self._report is None else self._report[2:]
 
     def output_folder(self) -> int | None:
-        """Hand over the open folder of its artifacts, for the caller to close."""
-        folder, self._folder = self._folder, None
-        return folder
+        """Open the folder of its artifacts, as the tool left it, for the caller to close."""
+        return None if self._folder is None else artifacts.open_folder(self._folder)
 
     def kill(self) -> None:
         """Kill process 1, and with it everything inside. It stays ours to collect, so that its id is no other's."""

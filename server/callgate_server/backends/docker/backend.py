@@ -29,6 +29,7 @@ from callgate_server.backends.docker.spec import (
     confinement,
     container_name,
     create_arguments,
+    lane_labels,
     pool_labels,
 )
 from callgate_server.execution.sandbox import Confinement, Health, Sandbox, SandboxRequest, Shape
@@ -60,7 +61,7 @@ class DockerBackend:
         self._images: set[str] = set()
 
     async def open(self, request: SandboxRequest) -> DockerSandbox:
-        """Start a fresh container for one call, with the runner as process 1.
+        """Start a fresh container for one call, or for a lane, with the runner as process 1.
 
         Raises:
             CallError: `sandbox_unavailable`, `image_missing`, `runtime_missing`, `deadline_exceeded`.
@@ -68,7 +69,8 @@ class DockerBackend:
         name = container_name(self._options.instance, request.call_id)
         if name in self._owned:
             raise CallError(Reason.SANDBOX_UNAVAILABLE, "A sandbox of this call exists already.")
-        return await self._start(name, request.shape, call_labels(request, self._options), request.deadline)
+        labels = call_labels if request.lane is None else lane_labels
+        return await self._start(name, request.shape, labels(request, self._options), request.deadline)
 
     async def start(self, shape: Shape, deadline: Deadline) -> Sandbox:
         """Start a fresh container for no call in particular, with the runner as process 1.

@@ -21,6 +21,7 @@ INSTANCE_LABEL: Final = "callgate.instance"
 BOOT_LABEL: Final = "callgate.boot"
 CALL_LABEL: Final = "callgate.call"
 POOL_LABEL: Final = "callgate.pool"
+LANE_LABEL: Final = "callgate.lane"
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SANDBOX_ID: Final = 65532
@@ -38,8 +39,6 @@ _RUNNER_OPEN_FILES: Final = 64
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
 
-# In a lane, beside the tool and the runner: the zygote, and process 1 of the cell.
-_LANE_PROCESSES: Final = 2
 
 # The runner is started by its own path with an isolated interpreter: nothing of the image's site, nothing of
 # the environment or the working directory can put itself before it.
@@ -171,6 +170,17 @@ def call_labels(request: SandboxRequest, options: DockerOptions) -> dict[str, st
     }
 
 
+def lane_labels(request: SandboxRequest, options: DockerOptions) -> dict[str, str]:
+    """Return the labels of a lane: whose it is, for as long as it lives. Which calls it served is in the record."""
+    return {
+        INSTANCE_LABEL: options.instance,
+        BOOT_LABEL: options.boot_id,
+        LANE_LABEL: request.call_id,
+        "callgate.tenant": request.tenant,
+        "callgate.tool": request.tool,
+    }
+
+
 def pool_labels(shape: Shape, options: DockerOptions) -> dict[str, str]:
     """Return the labels of a container that was started for no call in particular: nobody's name is on it.
 
@@ -219,7 +229,7 @@ def _process_limits(shape: Shape, *, guest_kernel: bool) -> dict[str, Any]:
     host sees of it are its own threads.
     """
     ulimits = {"nofile": max(shape.open_files, _RUNNER_OPEN_FILES), "core": 0}
-    host_pids = shape.pids + (_LANE_PROCESSES if shape.isolation == "fork" else 0)
+    host_pids = shape.pids
     if guest_kernel:
         ulimits["nproc"] = shape.pids
         host_pids = _GUEST_KERNEL_THREADS_EACH * shape.pids + _GUEST_KERNEL_THREADS
