@@ -362,11 +362,12 @@ def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry
         cpus=pool.cpus,
         idle_s=pool.idle_s,
     )
-    shapes = {
-        Shape.of(tool.image_digest, tool.manifest.runtime, tool.manifest.limits): tool.name
-        for tool in sorted(catalog, key=lambda tool: tool.name)
-    }
-    return WarmPool(docker, bounds, shapes, telemetry.unexpected)
+    shapes = [Shape.of(tool.image_digest, tool.manifest.runtime, tool.manifest.limits) for tool in catalog]
+
+    def warn(shape: Shape, error: CallError) -> None:
+        telemetry.warning("no sandbox could be started ahead", shape=str(shape), detail=error.message)
+
+    return WarmPool(docker, bounds, shapes, telemetry.unexpected, warn)
 
 
 def _pool_readings(pool: WarmPool) -> Iterable[Reading]:
