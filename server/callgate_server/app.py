@@ -106,9 +106,12 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        pool = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
+        container: SandboxBackend = docker
+        if settings.execution.pool.enabled:
+            container = pool = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
+            telemetry.readings(partial(_pool_readings, pool))
         lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
-        sandboxes = Levels(container=pool, fork=lanes)
+        sandboxes = Levels(container=container, fork=lanes)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
@@ -116,7 +119,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             catalog=catalog,
             schemas=schemas,
             policy=policy,
-            concurrency=Concurrency(Ceilings(settings.limits.calls, settings.limits.calls_per_tenant)),
+            concurrency=Concurrency(_ceilings(settings)),
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
             broker=Broker(store),
@@ -139,7 +142,6 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
         )
-        telemetry.readings(partial(_pool_readings, pool))
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))
         edges = _Edges(settings, gate)
         held.push_async_callback(edges.close)
@@ -377,6 +379,14 @@ def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
     )
 
 
+def _ceilings(settings: Settings) -> Ceilings:
+    """Without a pool nothing makes calls wait their turn: then no more are taken than may hold a sandbox."""
+    calls = settings.limits.calls
+    if not settings.execution.pool.enabled:
+        calls = min(calls, settings.execution.sandboxes)
+    return Ceilings(calls, min(calls, settings.limits.calls_per_tenant))
+
+
 def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry: Telemetry) -> WarmPool:
     execution = settings.execution
     pool = execution.pool
@@ -385,18 +395,22 @@ def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry
         waiting=settings.limits.calls,
         starts=execution.starts,
         refills=pool.refill_concurrency,
-        per_shape=pool.per_shape if pool.enabled else 0,
+        per_shape=pool.per_shape,
         spare=pool.spare,
         memory_mb=pool.memory_mb,
         cpus=pool.cpus,
         idle_s=pool.idle_s,
     )
-    shapes = {
-        Shape.of(tool.image_digest, tool.manifest.runtime, tool.manifest.limits): tool.name
-        for tool in sorted(catalog, key=lambda tool: tool.name)
+    shapes = [
+        Shape.of(tool.image_digest, tool.manifest.runtime, tool.manifest.limits)
+        for tool in catalog
         if tool.manifest.isolation == "container"
-    }
-    return WarmPool(docker, bounds, shapes, telemetry.unexpected)
+    ]
+
+    def warn(shape: Shape, error: CallError) -> None:
+        telemetry.warning("no sandbox could be started ahead", shape=str(shape), detail=error.message)
+
+    return WarmPool(docker, bounds, shapes, telemetry.unexpected, warn)
 
 
 def _pool_readings(pool: WarmPool) -> Iterable[Reading]:

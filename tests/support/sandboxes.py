@@ -81,7 +81,13 @@ async def pooled(rig: Rig, shape: Shape, *, ready: int) -> AsyncIterator[Rig]:
     )
     assert isinstance(rig.backend, DockerBackend)
     async with _Recorded(
-        rig.backend, bounds, [shape], lambda _, error: defects.append(error), greet=greet, given=given
+        rig.backend,
+        bounds,
+        [shape],
+        lambda _, error: defects.append(error),
+        lambda _, error: defects.append(error),
+        greet=greet,
+        given=given,
     ) as pool:
         async with asyncio.timeout(60):
             while sum(pool.figures().ready.values()) < ready:  # noqa: ASYNC110  # there is no event to wait for

@@ -27,6 +27,7 @@ _ROUNDS: Final = 3
 
 Greet = Callable[[Sandbox], Awaitable[bytes]]
 Report = Callable[[str, BaseException], None]
+Warn = Callable[[Shape, CallError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class WarmPool:
         bounds: Bounds,
         shapes: Iterable[Shape],
         report: Report,
+        warn: Warn,
         *,
         greet: Greet = greeting,
         clock: Callable[[], float] = time.monotonic,
@@ -59,6 +61,7 @@ class WarmPool:
         self._backend = backend
         self._policy = PoolPolicy(bounds, shapes)
         self._report = report
+        self._warn = warn
         self._greet = greet
         self._clock = clock
         self._tasks = asyncio.TaskGroup()
@@ -256,10 +259,10 @@ class WarmPool:
     def _fail(self, shape: Shape, error: CallError) -> None:
         self._failed_starts += 1
         call = self._policy.failed(shape, self._clock())
-        place = None if call is None else self._places.get(call)
-        if place is not None and not place.done():
-            # Each its own: the pipeline writes the call's id into it.
-            place.set_exception(CallError(error.reason, error.message))
+        if call is None:
+            self._warn(shape, error)
+        else:
+            self._places[call].set_exception(error)
 
     async def _watch(self, shape: Shape, number: int, ready: "_Ready") -> None:
         """Wait for what should not come: the end of a sandbox, or words, before it has a call."""

@@ -133,11 +133,18 @@ class Reports(list[BaseException]):
         self.append(error)
 
 
+class Warnings(list[CallError]):
+    def __call__(self, shape: Shape, error: CallError) -> None:
+        assert shape == SHAPE
+        self.append(error)
+
+
 @asynccontextmanager
 async def pool(engine: FakeEngine, reports: Reports | None = None, **changes: float) -> AsyncIterator[WarmPool]:
     """A pool; at its end nothing of it may be left."""
-    defects = Reports()
-    async with WarmPool(engine, bounds(**changes), [SHAPE], reports if reports is not None else defects) as made:
+    defects, warnings = Reports(), Warnings()
+    report = reports if reports is not None else defects
+    async with WarmPool(engine, bounds(**changes), [SHAPE], report, warnings) as made:
         yield made
     assert engine.starting == 0
     assert defects == []
@@ -433,11 +440,13 @@ async def test_a_defect_of_a_start_is_reported_and_ends_nothing_else() -> None:
     assert [type(error) for error in reports] == [ZeroDivisionError]
 
 
-async def test_starting_ahead_goes_on_after_a_failure_by_itself() -> None:
+async def test_starting_ahead_goes_on_after_a_failure_by_itself_and_warns() -> None:
     engine = FakeEngine(errors=[CallError(Reason.SANDBOX_UNAVAILABLE, "The engine is away.")])
-    async with pool(engine, spare=1) as one:
+    warnings = Warnings()
+    async with WarmPool(engine, bounds(spare=1), [SHAPE], Reports(), warnings) as one:
         await warm(one, 1)
         assert one.figures().failed_starts == 1
+    assert [error.message for error in warnings] == ["The engine is away."]
 
 
 async def test_unused_ones_go_when_the_demand_is_forgotten() -> None:
