@@ -150,8 +150,8 @@ class Arena:
         rss_kb = self.gateway.rss_kb()
         yield
         self.harmless()
-        used = {self.sandbox_of(call_id) for call_id in self.calls}
-        for identity in used | set(self.containers):
+        used = {self.sandbox_of(call_id) for call_id in self.calls} | set(self.containers)
+        for identity in filter(None, used):
             _await("a container is left, or something in it", lambda identity=identity: self._is_over(identity))
         for call_id in self.calls:
             kinds = [event["kind"] for event in self.gateway.deployment.events(call_id)]

@@ -33,9 +33,9 @@ class Found:
         self.rejected = rejected
 
 
-def open_folder(again: int | None = None) -> int | None:
-    """Open the output folder, if that can be done; `again` is a descriptor of it, where its name leads elsewhere."""
-    return _open(ARTIFACTS_FOLDER if again is None else ".", _OPEN_FOLDER, again)
+def open_folder() -> int | None:
+    """Open the output folder, if that can be done."""
+    return _open(ARTIFACTS_FOLDER, _OPEN_FOLDER, None)
 
 
 def find(folder: int, files: int, size: int) -> Iterator[Found]:

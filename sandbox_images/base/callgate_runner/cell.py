@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import struct
 import sys
 import time
@@ -124,8 +125,15 @@ class Cell:
         return self._dead_usage if self._report is None else self._report[2:]
 
     def output_folder(self) -> int | None:
-        """Open the folder of its artifacts, as the tool left it, for the caller to close."""
-        return None if self._folder is None else artifacts.open_folder(self._folder)
+        """Hand over the folder of its artifacts, for the caller to close.
+
+        It was opened before there was a tool. One that has made it unreadable since gets what it would get elsewhere.
+        """
+        folder, self._folder = self._folder, None
+        if folder is not None and not os.fstat(folder).st_mode & stat.S_IRUSR:
+            os.close(folder)
+            return None
+        return folder
 
     def kill(self) -> None:
         """Kill process 1, and with it everything inside. It stays ours to collect, so that its id is no other's."""
