@@ -20,6 +20,7 @@ import pytest
 from callgate_server.backends.docker import seccomp
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits
+from support.lane_rig import LaneRig, lane_rig
 from support.probe import Probe, probe, request_for
 from support.probe_image import loaded_image, volume_image
 from support.sandboxes import RUNTIMES, Rig, rig
@@ -47,17 +48,50 @@ def attempt(function, *arguments):
 """
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
-def box(request: pytest.FixtureRequest) -> Iterator[Rig]:
+class Lane:
+    """Stands for a rig where the test is about a cell: runc's container, and what a lane puts around the call in it."""
+
+    runtime = "runc"
+
+
+class InLane:
+    """Runs programs in a lane, each as a call of its own."""
+
+    def __init__(self, lanes: LaneRig) -> None:
+        self._lanes = lanes
+
+    async def run(self, program: str, *, timeout_s: float = 60) -> Any:
+        code = f"answers = []\nanswer = answers.append\n{program}\nresult = answers[0]"
+        request = self._lanes.request(limits=LIMITS, deadline_s=timeout_s)
+        return await self._lanes.result(code, request=request)
+
+
+@pytest.fixture(scope="module", params=[*RUNTIMES, "lane"])
+def box(request: pytest.FixtureRequest) -> Iterator[Rig | Lane]:
+    if request.param == "lane":
+        yield Lane()
+        return
     with rig(request.param) as made:
         yield made
 
 
 @pytest.fixture
-async def inside(box: Rig) -> AsyncIterator[Probe]:
+async def inside(box: Rig | Lane) -> AsyncIterator[Probe | InLane]:
+    if isinstance(box, Lane):
+        async with lane_rig() as lanes:
+            yield InLane(lanes)
+        return
     async with probe(box.backend, request_for(box.image, limits=LIMITS)) as one:
         yield one
     assert box.containers() == []
+
+
+@pytest.fixture
+def container(box: Rig | Lane) -> Rig:
+    """For what is about the container itself; a lane's own is in `test_lane_isolation.py`."""
+    if isinstance(box, Lane):
+        pytest.skip("about a container for one call")
+    return box
 
 
 def kernel_status(pid: int) -> dict[str, str]:
@@ -81,8 +115,8 @@ async def run(inside: Probe, program: str) -> Any:
 # --- what the engine says ------------------------------------------------------------------------------------
 
 
-async def test_inspection_shows_no_way_out_and_no_secret(box: Rig, inside: Probe) -> None:
-    found: dict[str, Any] = box.inspect(inside.sandbox.id)
+async def test_inspection_shows_no_way_out_and_no_secret(container: Rig, inside: Probe) -> None:
+    found: dict[str, Any] = container.inspect(inside.sandbox.id)
     config, host = found["Config"], found["HostConfig"]
     assert found["Mounts"] == []
     assert host["Binds"] is None
@@ -109,9 +143,9 @@ async def test_inspection_shows_no_way_out_and_no_secret(box: Rig, inside: Probe
     assert {"callgate.instance", "callgate.call", "callgate.tenant", "callgate.deadline"} <= config["Labels"].keys()
 
 
-async def test_the_kernel_agrees(box: Rig, inside: Probe) -> None:
-    only(box, "runc", "the process that the host sees is gVisor's own")
-    pid = box.inspect(inside.sandbox.id)["State"]["Pid"]  # type: ignore[index]
+async def test_the_kernel_agrees(container: Rig, inside: Probe) -> None:
+    only(container, "runc", "the process that the host sees is gVisor's own")
+    pid = container.inspect(inside.sandbox.id)["State"]["Pid"]  # type: ignore[index]
     status = kernel_status(pid)
     for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[kind], 16) == 0
@@ -119,32 +153,32 @@ async def test_the_kernel_agrees(box: Rig, inside: Probe) -> None:
     assert set(status["Uid"].split()) == {"65532"}
 
 
-async def test_the_environment_is_ours_alone(inside: Probe) -> None:
+async def test_the_environment_is_ours_alone(container: Rig, inside: Probe) -> None:
     environment = await run(inside, "answer(dict(os.environ))")
     environment.pop("HOSTNAME")
     assert environment == {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 
 
-async def test_what_an_image_declares_is_not_heeded(box: Rig) -> None:
+async def test_what_an_image_declares_is_not_heeded(container: Rig) -> None:
     """E30, and E27's half: entrypoint, command, user, environment, health check, working directory, labels."""
-    only(box, "runc", "the image is on the machine's engine")
-    async with probe(box.backend, request_for(loaded_image())) as one:
+    only(container, "runc", "the image is on the machine's engine")
+    async with probe(container.backend, request_for(loaded_image())) as one:
         program = "answer([os.getpid(), os.getuid(), os.getcwd(), dict(os.environ)])"
         pid, uid, folder, environment = await run(one, program)
         assert (pid, uid, folder) == (1, 65532, "/tmp")
         assert "LD_PRELOAD" not in environment
         assert environment["HOME"] == "/tmp"
-        config: Any = box.inspect(one.sandbox.id)["Config"]
+        config: Any = container.inspect(one.sandbox.id)["Config"]
         assert config["Healthcheck"]["Test"] == ["NONE"]
-        assert config["Labels"]["callgate.instance"] == box.options.instance
+        assert config["Labels"]["callgate.instance"] == container.options.instance
 
 
-async def test_an_image_that_would_bring_a_volume_is_refused(box: Rig) -> None:
-    only(box, "runc", "the image is on the machine's engine")
+async def test_an_image_that_would_bring_a_volume_is_refused(container: Rig) -> None:
+    only(container, "runc", "the image is on the machine's engine")
     with pytest.raises(CallError) as refused:
-        await box.backend.open(request_for(volume_image()))
+        await container.backend.open(request_for(volume_image()))
     assert refused.value.reason is Reason.IMAGE_MISSING
-    assert box.containers() == []
+    assert container.containers() == []
 
 
 # --- system calls --------------------------------------------------------------------------------------------
@@ -404,8 +438,8 @@ async def test_e5_memory_file_systems_are_full_at_their_size(inside: Probe, fold
     assert size // 2 <= written <= size
 
 
-async def test_e5_what_is_written_is_charged_to_the_sandbox(box: Rig, inside: Probe) -> None:
-    only(box, "runc", "gVisor's cgroup is read on the host")
+async def test_e5_what_is_written_is_charged_to_the_sandbox(container: Rig, inside: Probe) -> None:
+    only(container, "runc", "gVisor's cgroup is read on the host")
     program = """
 def charged():
     for path in ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"):
@@ -448,13 +482,14 @@ async def test_e7_files_are_counted(box: Rig, inside: Probe, folder: str, limit:
     assert 0 < made < limit
 
 
-async def test_without_artifacts_the_output_folder_takes_no_file(box: Rig) -> None:
-    only(box, "runc", "this gVisor ignores nr_inodes; what is in the folder is not collected either")
-    async with probe(box.backend, request_for(box.image)) as one:
+async def test_without_artifacts_the_output_folder_takes_no_file(container: Rig) -> None:
+    only(container, "runc", "this gVisor ignores nr_inodes; what is in the folder is not collected either")
+    async with probe(container.backend, request_for(container.image)) as one:
         assert await run(one, "folder = '/out'\n" + TOUCH) == [0, "ENOSPC"]
 
 
 async def test_e8_file_descriptors_run_out_inside_and_only_there(inside: Probe) -> None:
+    await run(inside, "answer('the wire is open')")
     before = open_descriptors()
     program = """
 import select

@@ -10,6 +10,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import docker
@@ -39,6 +40,13 @@ WORKDIR /proc
 STOPSIGNAL SIGUSR1
 LABEL callgate.instance=somebody-else
 """
+# The real runner and a tool that runs a test's code, on what a probe stands on.
+_WITH_RUNNER = """\
+FROM {base}
+COPY callgate_runner /opt/callgate/runner/callgate_runner
+COPY probe.py own.py /opt/callgate/tools/
+RUN chmod -R a+rX /opt/callgate
+"""
 _WITH_VOLUME = 'FROM {base}\nVOLUME ["/data"]\n'
 _WITHOUT_INTERPRETER = "FROM {base}\nRUN rm /usr/bin/python3\n"
 
@@ -46,6 +54,14 @@ _WITHOUT_INTERPRETER = "FROM {base}\nRUN rm /usr/bin/python3\n"
 def probe_image() -> str:
     """Return the image's digest, as do the others."""
     return _variant(_PROBE, _imported_base())
+
+
+def runner_image(own: str = "") -> str:
+    """With the real runner, and with `probe:run` and the tools of the module `own` that is given as source."""
+    base = Path(__file__).parents[2] / "sandbox_images" / "base"
+    probe = Path(__file__).parent / "images" / "probe" / "tools" / "probe.py"
+    sources = _sources(base, base / "callgate_runner")
+    return _variant(_WITH_RUNNER, probe_image(), {**sources, "probe.py": probe.read_bytes(), "own.py": own.encode()})
 
 
 def loaded_image() -> str:
@@ -72,10 +88,15 @@ def _imported_base() -> str:
         return _existing(engine, tag)
 
 
-def _variant(dockerfile: str, base: str) -> str:
+def _sources(root: Path, folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
+
+
+def _variant(dockerfile: str, base: str, sources: Mapping[str, bytes] | None = None) -> str:
     text = dockerfile.format(base=base)
-    sources = sorted(_RUNNER.rglob("*.py"))
-    tag = _tag(text.encode(), *(path.read_bytes() for path in sources))
+    if sources is None:
+        sources = _sources(_RUNNER, _RUNNER)
+    tag = _tag(text.encode(), *(name.encode() + content for name, content in sources.items()))
     with _alone(), docker.APIClient(ENGINE_URL, version=API_VERSION, timeout=_BUILD_S) as engine:
         if (digest := _digest(engine, tag)) is None:
             for event in engine.build(
@@ -87,14 +108,13 @@ def _variant(dockerfile: str, base: str) -> str:
         return digest
 
 
-def _context(dockerfile: str, sources: list[Path]) -> io.BytesIO:
+def _context(dockerfile: str, sources: Mapping[str, bytes]) -> io.BytesIO:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        member = tarfile.TarInfo("Dockerfile")
-        member.size = len(dockerfile)
-        archive.addfile(member, io.BytesIO(dockerfile.encode()))
-        for path in sources:
-            archive.add(path, arcname=str(path.relative_to(_RUNNER)))
+        for name, content in {"Dockerfile": dockerfile.encode(), **sources}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     buffer.seek(0)
     return buffer
 
