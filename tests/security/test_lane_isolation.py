@@ -43,7 +43,7 @@ def uid_map_of(pid: int) -> list[str]:
 
 
 def namespaces_of(pid: int) -> dict[str, str]:
-    return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}
+    return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES}
 
 
 # --- what a lane is ------------------------------------------------------------------------------------------
@@ -471,9 +471,11 @@ async def test_what_dies_in_an_idle_lane_ends_it_before_a_call_meets_it(lane: La
         first, pid = lane.last, lane.processes()[victim]
         os.kill(pid, 9)
         until = asyncio.get_running_loop().time() + 20
-        while lane.processes():
+        while len(lane.lanes):
             assert asyncio.get_running_loop().time() < until
             await asyncio.sleep(0.05)
+            await lane.lanes.tend()
+        assert lane.processes() == []
         assert await lane.result("result = 2") == 2
         assert lane.last != first
 

@@ -76,7 +76,8 @@ class LaneRig:
     def processes(self) -> list[int]:
         """Host's ids of all processes of the lane that served last: runner, zygote, cell, in this order."""
         marked = [path for path in Path("/proc").glob("[0-9]*/cgroup") if self.last in _read(path)]
-        return sorted(int(path.parent.name) for path in marked)
+        # By age and not by number alone: numbers start again when they have run out.
+        return sorted((int(path.parent.name) for path in marked), key=lambda pid: (_started(pid), pid))
 
     def containers(self) -> list[str]:
         with connect(self.options.socket_url, 10) as client:
@@ -100,6 +101,12 @@ async def lane_rig(*, own: str = "", **rules: Any) -> AsyncIterator[LaneRig]:
     finally:
         await backend.reap()
         await backend.close()
+
+
+def _started(pid: int) -> int:
+    """When a process began, in ticks since the host's start: proc_pid_stat(5)."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else 0
 
 
 def _read(path: Path) -> str:

@@ -270,7 +270,8 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
     """Wait for the call, and be its tool. Does not return."""
     status = child.CANNOT_START
     try:
-        os.closerange(descriptors, _NEWS_FD + 1)
+        # Process 1's socket to the runner, and the folder that it holds open for it.
+        os.closerange(descriptors, _ABOVE)
         os.setsid()
         os.chdir(child.SCRATCH)
         python_tool.forget_inherited_randomness()

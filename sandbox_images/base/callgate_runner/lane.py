@@ -96,7 +96,6 @@ class _Lane:
         files: list[bytes] = []
         secrets: dict[str, str] = {}
         frames = self._first_frames(ready)
-        until = time.monotonic() + _FRAMES_S
         while True:
             for number, (kind, payload) in enumerate(frames, start=1):
                 if kind == wire.SECRET:
@@ -110,7 +109,7 @@ class _Lane:
                     return call, files, secrets, time.monotonic() + call.deadline_s
                 else:
                     raise ValueError("a frame that may not precede the tool")
-            frames = self._link.next_frames(until)
+            frames = self._link.next_frames()
 
     def _checked(self, call: Call) -> Call:
         """Return the call if it is one that this lane was opened for: its cells are made for no other."""

@@ -1,6 +1,7 @@
 """One container with its wire: bytes in and out, its end, its removal."""
 
 import asyncio
+import select
 import time
 from collections.abc import Callable
 from functools import partial
@@ -56,7 +57,12 @@ class DockerSandbox:
 
     @property
     def alive(self) -> bool:
-        return not self._destroyed and not self._reader.at_eof() and not self._writer.is_closing()
+        """Whether the engine still holds its end of the wire. Asked of the kernel: unread last words hide an end."""
+        if self._destroyed or self._writer.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return not poll.poll(0)
 
     async def send(self, data: bytes) -> None:
         """Write to the wire; waits while the sandbox does not read.
