@@ -99,7 +99,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        sandboxes = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
+        sandboxes: SandboxBackend = docker
+        if settings.execution.pool.enabled:
+            sandboxes = pool = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
+            telemetry.readings(partial(_pool_readings, pool))
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
@@ -107,7 +110,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             catalog=catalog,
             schemas=schemas,
             policy=policy,
-            concurrency=Concurrency(Ceilings(settings.limits.calls, settings.limits.calls_per_tenant)),
+            concurrency=Concurrency(_ceilings(settings)),
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
             broker=Broker(store),
@@ -129,7 +132,6 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
         )
-        telemetry.readings(partial(_pool_readings, sandboxes))
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))
         edges = _Edges(settings, gate)
         held.push_async_callback(edges.close)
@@ -348,6 +350,14 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
     )
 
 
+def _ceilings(settings: Settings) -> Ceilings:
+    """Without a pool nothing makes calls wait their turn: then no more are taken than may hold a sandbox."""
+    calls = settings.limits.calls
+    if not settings.execution.pool.enabled:
+        calls = min(calls, settings.execution.sandboxes)
+    return Ceilings(calls, min(calls, settings.limits.calls_per_tenant))
+
+
 def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry: Telemetry) -> WarmPool:
     execution = settings.execution
     pool = execution.pool
@@ -356,7 +366,7 @@ def _pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry
         waiting=settings.limits.calls,
         starts=execution.starts,
         refills=pool.refill_concurrency,
-        per_shape=pool.per_shape if pool.enabled else 0,
+        per_shape=pool.per_shape,
         spare=pool.spare,
         memory_mb=pool.memory_mb,
         cpus=pool.cpus,

@@ -178,7 +178,8 @@ class PoolSettings(_Strict):
 
     Of each shape (image, runtime and limits) there are as many as calls came in the busiest second of the last
     `idle_s`, at most `per_shape`; and `spare` of each shape of the catalog without any call. All of them together
-    stay within `memory_mb` and `cpus`, counted by their tools' limits.
+    stay within `memory_mb` and `cpus`, counted by their tools' limits. Where it is off, every call starts its own,
+    named and labelled after the call, and a full gateway refuses instead of letting calls wait.
     """
 
     enabled: bool = True

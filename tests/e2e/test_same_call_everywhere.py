@@ -121,6 +121,7 @@ def record(gateway: RunningGateway, call_id: str) -> list[dict[str, Any]]:
         "transport",
         "answer",
         "answer_digest",
+        "sandbox",
     }
     events = gateway.deployment.events(call_id)
     return [{key: value for key, value in event.items() if key not in differs} for event in events]

@@ -109,6 +109,8 @@ class Deployment:
             "catalog": {"directories": [str(path) for path in CATALOG], "lock": str(catalog_lock())},
             "engine": {"socket": ENGINE, "reap_every_s": 2},
             "ledger": {"file": "ledger/calls.db", "key_file": "ledger/key"},
+            # Off, so that a container is one call's and carries its name; the tests of the pool switch it on.
+            "execution": {"pool": {"enabled": False}},
             "log": {"level": "debug"},
         }
         if self.store is not None:
