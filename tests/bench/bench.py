@@ -249,10 +249,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = start_store(Path(folder) / "openbao")
         try:
-            warm = Deployment(Path(folder) / "warm", store, POLICIES)
-            cold = Deployment(
-                Path(folder) / "cold", store, POLICIES, settings={"execution": {"pool": {"enabled": False}}}
+            warm = Deployment(
+                Path(folder) / "warm", store, POLICIES, settings={"execution": {"pool": {"enabled": True}}}
             )
+            cold = Deployment(Path(folder) / "cold", store, POLICIES)
             with warm.start() as on_warm, cold.start() as on_cold:
                 figures, phases = measure(on_warm, on_cold, options.runs)
         finally:
