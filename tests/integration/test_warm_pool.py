@@ -186,7 +186,9 @@ def test_a_burst_is_answered_or_told_to_come_back_and_nothing_is_lost(gateway: R
     ends = Counter[str]()
     for number, (response, _) in enumerate(results):
         document = response.json()
-        if response.status_code == 200:
+        if response.status_code == 200 and document["state"] == "timed_out":
+            ends["at its deadline"] += 1  # its turn came when hardly any time was left
+        elif response.status_code == 200:
             ends["answered"] += 1
             assert (document["state"], document["result"]) == ("succeeded", number)
         else:
