@@ -199,9 +199,9 @@ def measure(warm: RunningGateway, cold: RunningGateway, runs: int) -> tuple[list
         refusals = interleaved(runs * 10, {"refused": lambda: refused(on_warm)})
         rates = sustained(
             max(3, runs // 6),
-            24,
             AT_ONCE,
             {"engine": EngineCycle(), "sustained": lambda: on_warm.call("python.run", CODE)},
+            rest,
         )
     bare = figure("bare python3", samples["bare"])
     docker = figure("docker run", samples["docker"])
