@@ -7,27 +7,14 @@ socket=${CALLGATE_ENGINE_SOCKET:-/var/run/docker.sock}
 
 answers() { [ -S "$socket" ] && curl --silent --fail --max-time 5 --unix-socket "$socket" http://engine/_ping >/dev/null 2>&1; }
 
-install_packages() {
-    local missing=()
-    for package in "$@"; do
-        dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-    done
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "callgate: missing packages: ${missing[*]}. Install them as root: apt-get install ${missing[*]}" >&2
-        exit 1
-    fi
-    echo "callgate: installing from Debian's packages: ${missing[*]}"
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
-}
+packages=$(dirname "$0")/packages.sh
 
-install_packages curl ca-certificates iproute2
+"$packages" curl ca-certificates iproute2
 if answers; then
     exit 0
 fi
 
-command -v dockerd >/dev/null || install_packages docker.io iptables
+command -v dockerd >/dev/null || "$packages" docker.io iptables
 if [ "$(id -u)" -ne 0 ]; then
     echo "callgate: no container engine answers at $socket. Start it as root (systemctl start docker, or dockerd)." >&2
     exit 1

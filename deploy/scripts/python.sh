@@ -14,8 +14,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 1
 fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    echo "callgate: installing python3-venv from Debian's packages"
-    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends python3-venv >/dev/null
+    deploy/scripts/packages.sh python3-venv
 fi
 echo "callgate: installing Python packages into .venv"
 [ -x .venv/bin/python ] || "$python" -m venv .venv

@@ -39,7 +39,7 @@ from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend, Shape
 from callgate_server.model.catalog import Catalog
-from callgate_server.model.errors import CallError
+from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
 from callgate_server.secrets.broker import Broker
@@ -96,7 +96,9 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     )
     rules = _lane_rules(settings.execution.lanes, catalog)
     schemas = CompiledSchemas.of(catalog)
-    authentication = Authentication(*_authenticators(settings.auth, purpose))
+    authentication = Authentication(
+        *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED)
+    )
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)

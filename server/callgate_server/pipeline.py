@@ -64,7 +64,7 @@ class Pipeline:
             with ticket.phases.measure("admission"):
                 call = self._admit(ticket)
             stored = await self._stored(call)
-            running = self.running.spawn(ticket.id, caller, partial(self._carry, call=call, stored=stored))
+            running = self.running.spawn(ticket.id, partial(self._carry, call=call, stored=stored))
         except CallError as refusal:
             raise await self._refused(ticket, refusal) from None
         await running.started()

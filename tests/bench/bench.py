@@ -1,6 +1,7 @@
 """`make bench`: what a call costs here, beside what it is compared with. Measures, and never fails for being slow.
 
-The yardsticks are a bare `python3 -c 'print(1)'` without any isolation, and `docker run --rm` of the same image.
+The yardsticks are a bare `python3 -c 'print(1)'` without any isolation, `docker run --rm` of the same image, and
+for sustained calls the engine's own cycle of create, start, wait and remove at the same concurrency.
 
 The product and its yardsticks run interleaved (A B A B) in one process, so that a busy machine slows both. A
 figure says its unit, how many runs, p50, p95 and p99, and what it was paired with; only ratios of one run count.
@@ -16,10 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import docker
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
 
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from support.gateway import Deployment, RunningGateway, start_store  # noqa: E402  # after the path is set
-from support.images import images  # noqa: E402
+from support.images import ENGINE, images  # noqa: E402
 
 CODE = {"code": "print(1)"}
 # Refuses one tool by name, so that a refusal goes the whole way through policy.
@@ -36,6 +40,11 @@ POLICIES = """
 @id("developers") permit(principal in Role::"developer", action, resource);
 @id("no-diffs") forbid(principal, action, resource == Tool::"text.diff");
 """
+# Callers of the sustained figures.
+AT_ONCE = 4
+ROUNDS = 4
+WARM_UP_S = 3.0
+COUNTED_S = 8.0
 PHASES = ("admission", "ledger", "secrets", "acquire", "run", "result")
 
 
@@ -61,6 +70,17 @@ def figure(name: str, samples_ms: list[float], paired: "Figure | None" = None) -
     )  # fmt: skip
 
 
+def rate(name: str, per_s: list[float], paired: "Figure | None" = None) -> Figure:
+    """Calls a second, one sample a round; here the percentiles are of the slow rounds."""
+    ordered = sorted(per_s)
+    p50 = statistics.median(ordered)
+    ratio = None if paired is None else round(p50 / paired.value, 3)
+    return Figure(
+        name, "calls/s", round(p50, 3), round(_percentile(ordered, 5), 3), round(_percentile(ordered, 1), 3),
+        len(ordered), paired.figure if paired else None, ratio,
+    )  # fmt: skip
+
+
 def _percentile(ordered: list[float], percent: int) -> float:
     return ordered[min(len(ordered) - 1, round(len(ordered) * percent / 100))]
 
@@ -71,14 +91,17 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-def interleaved(runs: int, works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Samples in milliseconds by name, taken in turns after one round that does not count."""
+def interleaved(
+    runs: int, works: Mapping[str, Callable[[], object]], rest: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Samples in milliseconds by name, taken in turns after one round that does not count; `rest` follows each."""
     samples: dict[str, list[float]] = {name: [] for name in works}
     for number in range(runs + 1):
         for name, work in works.items():
             ms = timed(work)
             if number:
                 samples[name].append(ms)
+            rest()
     return samples
 
 
@@ -91,6 +114,63 @@ def docker_run() -> None:
     subprocess.run([*command, "-c", "print(1)"], check=True, capture_output=True)
 
 
+class EngineCycle:
+    """What the engine itself takes for a container that runs the program once: create, start, wait, remove."""
+
+    def __init__(self) -> None:
+        self._engine = docker.APIClient(base_url=ENGINE, version="auto")
+        self._image = images()["python"]
+
+    def __call__(self) -> None:
+        host = self._engine.create_host_config(network_mode="none")
+        made = self._engine.create_container(
+            self._image, ["-c", "print(1)"], entrypoint="/usr/bin/python3", host_config=host, network_disabled=True
+        )
+        self._engine.start(made)
+        if self._engine.wait(made)["StatusCode"] != 0:
+            raise RuntimeError("the engine's own container failed")
+        self._engine.remove_container(made)
+
+
+def sustained(
+    rounds: int, at_once: int, works: Mapping[str, Callable[[], object]], rest: Callable[[], object]
+) -> dict[str, list[float]]:
+    """Calls a second of each work by callers that never pause, in rounds taken in turns.
+
+    What was made ready before a round is used up before the count begins, and `rest` comes after each round, so
+    that none lives on another's time.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    with ThreadPoolExecutor(at_once) as callers:
+        for _ in range(rounds):
+            for name, work in works.items():
+                begin = time.perf_counter() + WARM_UP_S
+                ends = [callers.submit(_ends, work, begin + COUNTED_S) for _ in range(at_once)]
+                counted = [end for done in ends for end in done.result() if begin <= end < begin + COUNTED_S]
+                rates[name].append(len(counted) / COUNTED_S)
+                rest()
+    return rates
+
+
+def _ends(work: Callable[[], object], until: float) -> list[float]:
+    ends = []
+    while time.perf_counter() < until:
+        work()
+        ends.append(time.perf_counter())
+    return ends
+
+
+def pool_at_rest(gateway: RunningGateway) -> None:
+    """Wait until the pool is as full as it gets, and nothing is being started or removed."""
+    with gateway.web() as web:
+        still = 0
+        while still < 2:
+            time.sleep(0.1)
+            lines = web.get("/metrics").text.splitlines()
+            busy = [line for line in lines if line.startswith(("callgate_pool_starting ", "callgate_pool_held "))]
+            still = still + 1 if all(float(line.split()[1]) == 0 for line in busy) else 0
+
+
 def refused(client: Callgate) -> None:
     try:
         client.call("text.diff", {"before": "a", "after": "b"})
@@ -100,39 +180,65 @@ def refused(client: Callgate) -> None:
     raise RuntimeError("the call was not refused by policy")
 
 
-def measure(gateway: RunningGateway, runs: int) -> tuple[list[Figure], dict[str, float]]:
-    answers: list[Answer] = []
+def measure(warm: RunningGateway, cold: RunningGateway, runs: int) -> tuple[list[Figure], dict[str, dict[str, float]]]:
+    """`warm` keeps sandboxes ready, `cold` starts each when its call comes."""
+    answers: dict[str, list[Answer]] = {"container, pool warm": [], "container, cold": []}
 
-    def container() -> None:
-        answers.append(client.call("python.run", CODE).raise_for_state())
+    def call(client: Callgate, name: str) -> Callable[[], None]:
+        return lambda: answers[name].append(client.call("python.run", CODE).raise_for_state())
 
-    with gateway.sdk() as client:
-        samples = interleaved(runs, {"bare": bare_python, "docker": docker_run, "container": container})
-        refusals = interleaved(runs * 10, {"refused": lambda: refused(client)})
+    rest = partial(pool_at_rest, warm)
+    with warm.sdk() as on_warm, cold.sdk() as on_cold:
+        works = {
+            "bare": bare_python,
+            "docker": docker_run,
+            "container, pool warm": call(on_warm, "container, pool warm"),
+            "container, cold": call(on_cold, "container, cold"),
+        }
+        samples = interleaved(runs, works, rest)
+        refusals = interleaved(runs * 10, {"refused": lambda: refused(on_warm)})
+        rates = sustained(
+            max(3, runs // 6),
+            AT_ONCE,
+            {"engine": EngineCycle(), "sustained": lambda: on_warm.call("python.run", CODE)},
+            rest,
+        )
     bare = figure("bare python3", samples["bare"])
     docker = figure("docker run", samples["docker"])
+    engine = rate(f"the engine's own cycle, {AT_ONCE} at once", rates["engine"])
     figures = [
         bare,
         docker,
-        figure("container, cold", samples["container"], docker),
-        figure("container, cold", samples["container"], bare),
+        figure("container, pool warm", samples["container, pool warm"], docker),
+        figure("container, pool warm", samples["container, pool warm"], bare),
+        figure("container, cold", samples["container, cold"], docker),
         figure("refused by policy", refusals["refused"]),
+        engine,
+        rate(f"container, sustained, {AT_ONCE} at once", rates["sustained"], engine),
     ]
-    counted = answers[1:]
-    phases = {name: statistics.median(a.usage.phases_ms.get(name, 0.0) for a in counted) for name in PHASES}
-    return figures, {name: round(ms, 3) for name, ms in phases.items()}
+    return figures, {name: phases_of(counted[1 : runs + 1]) for name, counted in answers.items()}
 
 
-def show(figures: list[Figure], phases: Mapping[str, float]) -> None:
+def phases_of(answers: list[Answer]) -> dict[str, float]:
+    return {
+        name: round(statistics.median(answer.usage.phases_ms.get(name, 0.0) for answer in answers), 3)
+        for name in PHASES
+    }
+
+
+def show(figures: list[Figure], phases: Mapping[str, Mapping[str, float]]) -> None:
     console = Console()
     table = Table(title="What a call costs, end to end over gRPC on loopback")
-    for heading in ("figure", "p50 ms", "p95", "p99", "runs", "ratio"):
+    for heading in ("figure", "unit", "p50", "p95", "p99", "runs", "ratio"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for row in figures:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} × {row.paired_with}"
-        table.add_row(row.figure, f"{row.value:.2f}", f"{row.p95:.2f}", f"{row.p99:.2f}", str(row.runs), ratio)
+        table.add_row(
+            row.figure, row.unit, f"{row.value:.2f}", f"{row.p95:.2f}", f"{row.p99:.2f}", str(row.runs), ratio
+        )
     console.print(table)
-    console.print("phases of `container, cold` (p50 ms): " + ", ".join(f"{name} {ms}" for name, ms in phases.items()))
+    for name, counted in phases.items():
+        console.print(f"phases of `{name}` (p50 ms): " + ", ".join(f"{phase} {ms}" for phase, ms in counted.items()))
 
 
 def main() -> int:
@@ -143,9 +249,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         store = start_store(Path(folder) / "openbao")
         try:
-            deployment = Deployment(Path(folder) / "gateway", store, POLICIES)
-            with deployment.start() as gateway:
-                figures, phases = measure(gateway, options.runs)
+            warm = Deployment(
+                Path(folder) / "warm", store, POLICIES, settings={"execution": {"pool": {"enabled": True}}}
+            )
+            cold = Deployment(Path(folder) / "cold", store, POLICIES)
+            with warm.start() as on_warm, cold.start() as on_cold:
+                figures, phases = measure(on_warm, on_cold, options.runs)
         finally:
             store.stop()
     show(figures, phases)

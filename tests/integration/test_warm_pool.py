@@ -186,13 +186,16 @@ def test_a_burst_is_answered_or_told_to_come_back_and_nothing_is_lost(gateway: R
     ends = Counter[str]()
     for number, (response, _) in enumerate(results):
         document = response.json()
-        if response.status_code == 200:
+        if response.status_code == 200 and document["state"] == "timed_out":
+            ends["at its deadline"] += 1  # its turn came when hardly any time was left
+        elif response.status_code == 200:
             ends["answered"] += 1
             assert (document["state"], document["result"]) == ("succeeded", number)
         else:
             ends["told to come back"] += 1
             assert document["reason"] in ("overloaded", "deadline_exceeded")
-            assert int(response.headers["retry-after"]) >= 1
+            # Who ran out of its own time may come back at once; who met a full gateway is told when.
+            assert document["reason"] == "deadline_exceeded" or int(response.headers["retry-after"]) >= 1
     assert ends["answered"] >= 4
     assert ends.total() == 200
     # Nobody was kept past the deadline, but for the way there and back on a busy machine.

@@ -162,3 +162,16 @@ def test_a_mistake_in_the_configuration_is_named_and_its_value_is_not_shown(
     told = refused_start(own(tmp_path, **settings))
     assert f"  {named}: " in told
     assert "verysecret" not in told
+
+
+def test_a_stranger_is_counted_and_leaves_nothing_in_the_record(gateway: RunningGateway) -> None:
+    def counted(web: httpx.Client) -> float:
+        line = 'callgate_refusals_total{reason="unauthenticated",tool=""} '
+        found = [row.removeprefix(line) for row in web.get("/metrics").text.splitlines() if row.startswith(line)]
+        return float(found[0]) if found else 0.0
+
+    with gateway.web() as web:
+        before, events = counted(web), len(gateway.deployment.events())
+        assert web.get("/v1/tools", headers={"Authorization": "Bearer stranger"}).status_code == 401
+        assert counted(web) == before + 1
+    assert len(gateway.deployment.events()) == events

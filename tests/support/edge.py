@@ -143,7 +143,7 @@ class Played:
             raise CallError(Reason.UNKNOWN_TOOL, "No such tool.")
         if not isinstance(_arguments(request.arguments_json), dict):
             raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
-        running = self.running.spawn(new_call_id(), None, lambda running: self._carry(running, request))
+        running = self.running.spawn(new_call_id(), lambda running: self._carry(running, request))
         self.calls_seen.append(running)
         await running.started()
         return running

@@ -4,6 +4,7 @@ A credential is an opaque token as a transport received it (`Authorization: Bear
 `Authenticator` either recognises its own kind of token or passes; a token that nobody recognises is refused.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from callgate_server.model.call import Caller
@@ -21,10 +22,14 @@ class Authenticator(Protocol):
 
 
 class Authentication:
-    """Asks the configured authenticators in order. None configured: everybody is refused."""
+    """Asks the configured authenticators in order. None configured: everybody is refused.
 
-    def __init__(self, *authenticators: Authenticator) -> None:
+    `on_refusal` is told of each refusal: a stranger leaves no trace in the record, so this is the only one.
+    """
+
+    def __init__(self, *authenticators: Authenticator, on_refusal: Callable[[], None] = lambda: None) -> None:
         self._authenticators = authenticators
+        self._on_refusal = on_refusal
 
     async def identify(self, token: str | None) -> Caller:
         """Return the caller.
@@ -32,6 +37,13 @@ class Authentication:
         Raises:
             CallError: `unauthenticated`.
         """
+        try:
+            return await self._recognised(token)
+        except CallError:
+            self._on_refusal()
+            raise
+
+    async def _recognised(self, token: str | None) -> Caller:
         if token:
             for authenticator in self._authenticators:
                 caller = await authenticator.authenticate(token)

@@ -161,7 +161,7 @@ class WarmPool:
             try:
                 alive = await ready.take()
             except BaseException:
-                self._spawn(ready.destroy())
+                self._discard(ready)
                 raise
             if alive:
                 return ready
@@ -182,7 +182,7 @@ class WarmPool:
         except BaseException as error:
             # What was given in the very moment in which nobody waited any more goes to nobody else.
             if not place.cancel() and not place.cancelled() and place.exception() is None:
-                self._spawn(place.result().destroy())
+                self._discard(place.result())
             if isinstance(error, TimeoutError):
                 raise _too_late(round(self._policy.retry_after_s() * 1000)) from None
             raise
@@ -202,7 +202,7 @@ class WarmPool:
                 case Start(shape):
                     self._starting.add(self._spawn(self._start(shape)))
                 case Drop(number):
-                    self._spawn(self._ready.pop(number).destroy())
+                    self._discard(self._ready.pop(number))
                 case _:
                     assert_never(order)
         if self._timer is not None:
@@ -248,12 +248,12 @@ class WarmPool:
             async with asyncio.timeout(deadline.remaining_s(self._clock())):
                 return _Ready(sandbox, await self._greet(sandbox))
         except (TimeoutError, ConnectionError, ValueError) as error:
-            self._spawn(sandbox.destroy())
+            self._discard(_Ready(sandbox, b""))
             raise CallError(
                 Reason.SANDBOX_UNAVAILABLE, "The sandbox did not become ready, and nothing ran; try again."
             ) from error
         except BaseException:
-            self._spawn(sandbox.destroy())
+            self._discard(_Ready(sandbox, b""))
             raise
 
     def _fail(self, shape: Shape, error: CallError) -> None:
@@ -278,7 +278,16 @@ class WarmPool:
 
     def _bury(self, ready: "_Ready") -> None:
         self._died += 1
-        self._spawn(ready.sandbox.destroy())
+        self._discard(ready)
+
+    def _discard(self, ready: "_Ready") -> None:
+        self._spawn(self._destroy(ready))
+
+    async def _destroy(self, ready: "_Ready") -> None:
+        try:
+            await ready.destroy()
+        except Exception as error:  # it should not; and if it does, the pool goes on
+            self._report("pool", error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         return self._tasks.create_task(work)

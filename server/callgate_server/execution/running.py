@@ -52,9 +52,8 @@ Event = Accepted | OutputChunk | Answered | Failed
 class Running:
     """One call in progress, or just ended."""
 
-    def __init__(self, call_id: str, owner: object) -> None:
+    def __init__(self, call_id: str) -> None:
         self.call_id = call_id
-        self.owner = owner
         self.cancelled = asyncio.Event()
         # Set when everything of the call is cleaned up, a little after its answer.
         self.finished = asyncio.Event()
@@ -149,7 +148,7 @@ class RunningCalls:
     def get(self, call_id: str) -> Running | None:
         return self._by_id.get(call_id)
 
-    def spawn(self, call_id: str, owner: object, carry: Callable[[Running], Awaitable[None]]) -> Running:
+    def spawn(self, call_id: str, carry: Callable[[Running], Awaitable[None]]) -> Running:
         """Start `carry` as a task of its own that outlives the handler which asked for it.
 
         Raises:
@@ -157,7 +156,7 @@ class RunningCalls:
         """
         if self.draining:
             raise CallError(Reason.DRAINING, "The gateway is shutting down; ask another one.", retry_after_ms=2000)
-        running = Running(call_id, owner)
+        running = Running(call_id)
         self._by_id[call_id] = running
         self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
         return running

@@ -1,10 +1,7 @@
 """A call: who asks for what, until when."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
-
-from callgate_server.model.strict_json import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +46,3 @@ class CallRequest:
     deadline_ms: int | None = None
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = OnDisconnect.DETACH
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call whose caller is known and whose arguments fit the tool's schema."""
-
-    id: str
-    caller: Caller
-    tool: str
-    version: str
-    arguments: dict[str, Json]
-    # The arguments in canonical form: equal arguments give equal bytes.
-    arguments_json: bytes
-    idempotency_key: str | None
-    deadline: Deadline
-    received_at: datetime
-    transport: str

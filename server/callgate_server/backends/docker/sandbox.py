@@ -1,6 +1,7 @@
 """One container with its wire: bytes in and out, its end, its removal."""
 
 import asyncio
+import contextlib
 import select
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from callgate_server.model.answer import SandboxInfo
 RECEIVE_LIMIT: Final = 256 * 1024
 # An answer waits for a kill: with an engine that hangs, it must still come within seconds of the deadline.
 KILL_S: Final = 3.0
+# How long a container may take to end by itself before it is removed with whatever runs in it.
+ENDING_S: Final = 1.0
 # Already gone, or somebody is removing it this moment.
 _GONE: Final = (404, 409)
 _KILLED: Final = 137
@@ -117,6 +120,7 @@ class DockerSandbox:
         if self._destroyed:
             return
         self._destroyed = True
+        await self._let_end()
         self._cut()
         try:
             await self._engine.run(partial(remove, self._id), self._end_s)
@@ -124,6 +128,19 @@ class DockerSandbox:
             return
         finally:
             self._forget()
+
+    async def _let_end(self) -> None:
+        """Close its input and give it a moment to end by itself, which the runner does at once.
+
+        Removing what still runs has the engine start a program to kill it: as much work as a small call. That the
+        engine ends the stream is its word that the container has ended.
+        """
+        with contextlib.suppress(OSError, RuntimeError):
+            async with asyncio.timeout(ENDING_S):
+                if not self._writer.is_closing():
+                    self._writer.write_eof()
+                    while await self._reader.read(RECEIVE_LIMIT):
+                        pass
 
     def _cut(self) -> None:
         # Not `close`, which first waits until everything is written.

@@ -62,3 +62,13 @@ async def test_an_authenticator_that_breaks_lets_nobody_in():
 
     with pytest.raises(RuntimeError):
         await Authentication(Broken(), Knows("a", "a1")).identify("a1")
+
+
+async def test_each_refusal_is_told_once_and_no_success_is():
+    told = []
+    authentication = Authentication(Knows("a", "a-good"), on_refusal=lambda: told.append("refused"))
+    for token in (None, "", "stranger", "a-bad"):
+        assert await reason_of(authentication, token) is Reason.UNAUTHENTICATED
+    assert len(told) == 4
+    assert await authentication.identify("a-good") == CALLER
+    assert len(told) == 4

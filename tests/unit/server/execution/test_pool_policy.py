@@ -350,7 +350,8 @@ class AnySequence(RuleBasedStateMachine):
         try:
             self.policy.arrive(call, shape, self.now + patience, self.now)
         except Full:
-            assert len(self.waiting) == BOUNDS.waiting
+            # A call that was given a dead one waits again, however many do.
+            assert len(self.waiting) >= BOUNDS.waiting
             return
         self.waiting[call] = (self.now + patience, self.calls, shape)
         self.obey()
@@ -418,7 +419,8 @@ class AnySequence(RuleBasedStateMachine):
     @invariant()
     def bounds_hold(self) -> None:
         assert len(self.held) <= BOUNDS.sandboxes
-        assert len(self.waiting) <= BOUNDS.waiting + len(self.held)
+        # A call that was given a dead one waits again: the bound is on those that wait and those that hold together.
+        assert len(self.waiting) + len(self.held) <= BOUNDS.waiting + BOUNDS.sandboxes
         assert self.starting.total() <= BOUNDS.starts
         assert (self.policy.waiting, self.policy.held) == (len(self.waiting), len(self.held))
         assert self.policy.starting == self.starting.total()

@@ -19,7 +19,7 @@ async def test_a_call_outlives_the_waiter_that_asked_for_it() -> None:
         running.answer({"state": "succeeded"})
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         waiter = asyncio.ensure_future(running.wait())
         await running.started()
         waiter.cancel()
@@ -38,7 +38,7 @@ async def test_every_follower_sees_all_events_in_order_however_late_it_comes() -
         running.answer({})
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         early = [event async for event in running.events()]
         late = [event async for event in running.events()]
     assert (
@@ -59,7 +59,7 @@ async def test_a_refusal_before_acceptance_is_raised_by_started() -> None:
         running.fail(CallError(Reason.OVERLOADED, "full"))
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         with pytest.raises(CallError) as caught:
             await running.started()
     assert caught.value.reason is Reason.OVERLOADED
@@ -72,7 +72,7 @@ async def test_an_unexpected_error_is_reported_and_the_caller_learns_only_the_ca
         raise RuntimeError("sk-test-canary")
 
     async with RunningCalls(lambda call_id, error: reported.append(call_id)) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         with pytest.raises(CallError) as caught:
             await running.wait()
     assert reported == ["c1"]
@@ -88,7 +88,7 @@ async def test_nothing_is_published_after_the_end() -> None:
         running.fail(CallError(Reason.INTERNAL, "late"))
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         await running.wait()
         await running.finished.wait()
     assert [event async for event in running.events()] == [Answered(0, {"n": 1})]
@@ -101,12 +101,12 @@ async def test_draining_refuses_new_calls_and_cancels_what_outlasts_the_grace() 
         running.answer({"state": "cancelled"})
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         await running.started()
         assert await calls.drain(grace_s=0.01, settle_s=10) == 1
         assert (await running.wait())["state"] == "cancelled"
         with pytest.raises(CallError) as caught:
-            calls.spawn("c2", None, carry)
+            calls.spawn("c2", carry)
     assert caught.value.reason is Reason.DRAINING
 
 
@@ -118,7 +118,7 @@ async def test_draining_waits_for_calls_that_finish_by_themselves() -> None:
         running.answer({})
 
     async with RunningCalls(no_defects) as calls:
-        running = calls.spawn("c1", None, carry)
+        running = calls.spawn("c1", carry)
         drain = asyncio.ensure_future(calls.drain(grace_s=30, settle_s=1))
         await asyncio.sleep(0)
         go.set()
@@ -128,7 +128,7 @@ async def test_draining_waits_for_calls_that_finish_by_themselves() -> None:
 
 
 async def test_a_failed_event_carries_the_error() -> None:
-    running = Running("c1", None)
+    running = Running("c1")
     running.fail(CallError(Reason.AUDIT_UNAVAILABLE, "no"))
     events = [event async for event in running.events()]
     assert isinstance(events[0], Failed)
@@ -149,6 +149,6 @@ async def test_a_panic_of_a_native_library_ends_its_call_and_no_other() -> None:
 
     async with RunningCalls(lambda call_id, error: reported.append(call_id)) as calls:
         with pytest.raises(CallError):
-            await calls.spawn("c1", None, panics).wait()
-        assert (await calls.spawn("c2", None, lives).wait())["state"] == "succeeded"
+            await calls.spawn("c1", panics).wait()
+        assert (await calls.spawn("c2", lives).wait())["state"] == "succeeded"
     assert reported == ["c1"]

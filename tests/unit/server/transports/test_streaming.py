@@ -82,7 +82,7 @@ async def stream(running: Running, client: Client, on_disconnect: OnDisconnect, 
 
 
 async def test_events_are_streamed_to_the_end() -> None:
-    running, client = Running("c1", None), Client()
+    running, client = Running("c1"), Client()
     running.accept()
     running.output("stdout", "hi")
     running.answer({"state": "succeeded"})
@@ -98,7 +98,7 @@ async def test_events_are_streamed_to_the_end() -> None:
 
 
 async def test_silence_is_filled_and_no_event_is_lost_by_it() -> None:
-    running, client = Running("c1", None), Client()
+    running, client = Running("c1"), Client()
     running.accept()
     streaming = asyncio.ensure_future(stream(running, client, OnDisconnect.DETACH, heartbeat_s=0.005))
     assert b"accepted" in await client.chunks.get()
@@ -115,7 +115,7 @@ async def test_silence_is_filled_and_no_event_is_lost_by_it() -> None:
 async def test_a_call_is_cancelled_by_leaving_only_if_it_asked_for_that(
     on_disconnect: OnDisconnect, *, cancelled: bool
 ) -> None:
-    running, client = Running("c1", None), Client()
+    running, client = Running("c1"), Client()
     running.accept()
     streaming = asyncio.ensure_future(stream(running, client, on_disconnect))
     await client.chunks.get()
