@@ -12,14 +12,13 @@ from functools import partial
 from callgate_runner import kernel, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_runner.child import Child
-from callgate_runner.fault import describe
+from callgate_runner.fault import STATUS, describe
 from callgate_runner.run import Run
 
 # How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
 # may be started long before there is a call for it, and the end of the wire ends it.
 _GREETING_S = 60.0
 _PRELOADED = ("base64", "contextlib", "traceback", "typing")
-_FAULT = 70
 _GATEWAY_GONE = 71
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     """Serve one call. Does not return."""
     if os.getpid() != 1:
         sys.exit("callgate_runner: this is process 1 of a sandbox, and kills every process it can see; not here.")
-    status = _FAULT
+    status = STATUS
     try:
         status = _serve()
     except (ConnectionError, TimeoutError):
