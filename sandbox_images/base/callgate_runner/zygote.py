@@ -91,6 +91,8 @@ def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
         # What a program finds around it is the same in every call; the imports shall find it, too.
         child.set_surroundings(with_result=not order.result_from_stdout)
         if warm and order.function is not None:
+            for name in python_tool.COMMON_IMPORTS:
+                __import__(name)
             python_tool.preload(order.function)
             if _has_something_to_share(channel.fileno()):
                 status = _UNSHAREABLE
