@@ -38,8 +38,8 @@ format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup engine ## Measure; never fails for being slow
-	@$(BIN)/python tests/bench/bench.py
+bench: setup engine ## Measure; never fails for being slow (RECORD=1 writes tests/bench/RESULTS.md too)
+	@$(BIN)/python tests/bench/bench.py $(if $(RECORD),--record)
 
 proto: setup ## Regenerate the wire types
 	@$(BIN)/python proto/generate.py

@@ -38,6 +38,7 @@ from callgate_server.execution.pool import WarmPool
 from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend, Shape
+from callgate_server.execution.trial import ForkTrial
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
@@ -52,6 +53,7 @@ from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
 SETTLE_S: Final = 10.0
 HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
+TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
@@ -79,6 +81,16 @@ class Gateway:
     running: RunningCalls
 
 
+def catalog_of(settings: Settings) -> Catalog:
+    """Return the tools as this gateway serves them: as pinned, each at the isolation level that the operator chose.
+
+    Raises:
+        ValueError: what is pinned does not fit what is there, or `tools` names a tool that is not.
+    """
+    levels = {name: tool.isolation for name, tool in settings.tools.items()}
+    return load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(levels)
+
+
 @asynccontextmanager
 async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIterator[Gateway]:
     """Start everything, yield while it serves, stop everything.
@@ -91,10 +103,9 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     """
     telemetry = Telemetry(settings.log.level)
     telemetry.take_over_logging()
-    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(
-        {name: tool.isolation for name, tool in settings.tools.items()}
-    )
-    rules = _lane_rules(settings.execution.lanes, catalog)
+    catalog = catalog_of(settings)
+    options = _docker_options(settings, catalog)
+    rules = _lane_rules(settings.execution.lanes, catalog, options)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(
         *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED)
@@ -103,7 +114,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         store = _secret_store(settings.secrets)
-        docker = DockerBackend(_docker_options(settings, catalog))
+        docker = DockerBackend(options)
         held.push_async_callback(docker.close)
         if store is not None:
             held.push_async_callback(store.close)
@@ -129,12 +140,14 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             running=running,
             watch=telemetry,
         )
-        health = _HealthBoard(ledger, store, sandboxes, running)
+        health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
         rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
         rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
         rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
+        if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
+            rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         gate = Gate(
@@ -187,15 +200,24 @@ class _Rounds:
 
 
 class _HealthBoard:
-    """What `/readyz` shows, looked up in the background so that asking costs nothing."""
+    """What `/readyz` shows, looked up in the background so that asking costs nothing.
+
+    Anybody may read that, so that it is names only; why something fails and what to do is in the log.
+    """
 
     def __init__(
-        self, ledger: SqliteLedger, store: OpenBao | None, sandboxes: SandboxBackend, running: RunningCalls
+        self,
+        ledger: SqliteLedger,
+        store: OpenBao | None,
+        sandboxes: SandboxBackend,
+        running: RunningCalls,
+        telemetry: Telemetry,
     ) -> None:
         self._ledger = ledger
         self._store = store
         self._sandboxes = sandboxes
         self._running = running
+        self._telemetry = telemetry
         self._components: dict[str, Health] = {}
 
     async def look(self) -> None:
@@ -203,6 +225,10 @@ class _HealthBoard:
         if self._store is not None:
             components |= await self._store.health()
         components["ledger"] = await self._ledger_health()
+        for name, health in components.items():
+            known = self._components.get(name)
+            if not health.ok and (known is None or known.ok):
+                self._telemetry.warning("a component does not work", component=name, detail=health.detail)
         self._components = components
 
     async def readiness(self) -> Readiness:
@@ -362,14 +388,22 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
     )
 
 
-def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
+def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
     """Return the rules of lanes.
 
     Raises:
         ValueError: a tool of isolation `fork` could never get one.
     """
     for tool in catalog:
-        if tool.manifest.isolation == "fork" and tool.manifest.limits.memory_mb > settings.memory_mb:
+        if tool.manifest.isolation != "fork":
+            continue
+        runtime = tool.manifest.runtime or options.default_runtime
+        if runtime in options.guest_kernels:
+            raise ValueError(
+                f"{tool.name} has isolation `fork` and the runtime {runtime}, in whose own kernel no lane can be made; "
+                "give the tool isolation `container`, or another runtime"
+            )
+        if tool.manifest.limits.memory_mb > settings.memory_mb:
             raise ValueError(f"`execution.lanes.memory_mb` is less than {tool.name} needs; raise it")
     return LaneRules(
         calls=settings.calls,

@@ -1,174 +1,80 @@
 """`make bench`: what a call costs here, beside what it is compared with. Measures, and never fails for being slow.
 
 The yardsticks are a bare `python3 -c 'print(1)'` without any isolation, `docker run --rm` of the same image, and
-for sustained calls the engine's own cycle of create, start, wait and remove at the same concurrency.
+for sustained calls the engine's own cycle of create, start, wait and remove at the same concurrency. The product and
+its yardsticks run interleaved (A B A B) in one process, so that a busy machine slows both; only ratios of one run
+count. Prints a table, writes `bench.json`, and with `--record` RESULTS.md.
 
-The product and its yardsticks run interleaved (A B A B) in one process, so that a busy machine slows both. A
-figure says its unit, how many runs, p50, p95 and p99, and what it was paired with; only ratios of one run count.
-Writes `bench.json` and prints a table.
+What is called the gate's own share of a call is its time at the client less the phases `acquire` and `run`: what
+SDK, gRPC both ways, admission, ledger (intent and outcome), secrets and result take. In `run` the gateway also writes
+and reads frames, which is therefore not in it. `everything but the tool's own run` is the time at the client less
+what the runner measured of the tool: an upper bound, in which the engine's relaying of the wire is too.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-
-import docker
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
 
+import endurance  # noqa: E402  # after the path is set, as all of ours
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
-from support.gateway import Deployment, RunningGateway, start_store  # noqa: E402  # after the path is set
-from support.images import ENGINE, images  # noqa: E402
+from callgate_server.backends.openbao_dev import DevServer  # noqa: E402
+from figures import Figure, rates, sizes, times  # noqa: E402
+from host import lane_memory, machine  # noqa: E402
+from report import Phases, Report, document, results, show  # noqa: E402
+from support.gateway import PERMIT_DEVELOPERS, Deployment, RunningGateway, start_store  # noqa: E402
+from timing import interleaved, sustained  # noqa: E402
+from yardsticks import PROGRAM, EngineCycle, bare_python, docker_run  # noqa: E402
 
-CODE = {"code": "print(1)"}
+CODE = {"code": PROGRAM}
 # Refuses one tool by name, so that a refusal goes the whole way through policy.
 POLICIES = """
 @id("developers") permit(principal in Role::"developer", action, resource);
 @id("no-diffs") forbid(principal, action, resource == Tool::"text.diff");
 """
-# Callers of the sustained figures.
-AT_ONCE = 4
-ROUNDS = 4
-WARM_UP_S = 3.0
-COUNTED_S = 8.0
+FORK = {"python.run": {"isolation": "fork"}}
+POOL = {"execution": {"pool": {"enabled": True}}}
+# One lane and no other, so that no page is shared with another's processes.
+ALONE = {"tools": FORK, "execution": {"lanes": {"most": 1}}}
+CONTAINER_CALLERS = 4
+FORK_CALLERS = 8
+IN_A_ROW = 10
 PHASES = ("admission", "ledger", "secrets", "acquire", "run", "result")
+RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-@dataclass(frozen=True)
-class Figure:
-    figure: str
-    unit: str
-    value: float
-    p95: float
-    p99: float
-    runs: int
-    paired_with: str | None = None
-    ratio: float | None = None
+@dataclass
+class Caller:
+    """Makes the same small call again and again, and keeps what each took at the client and what the gateway said."""
 
-
-def figure(name: str, samples_ms: list[float], paired: "Figure | None" = None) -> Figure:
-    ordered = sorted(samples_ms)
-    p50 = statistics.median(ordered)
-    ratio = None if paired is None else round(p50 / paired.value, 3)
-    return Figure(
-        name, "ms", round(p50, 3), round(_percentile(ordered, 95), 3), round(_percentile(ordered, 99), 3), len(ordered),
-        paired.figure if paired else None, ratio,
-    )  # fmt: skip
-
-
-def rate(name: str, per_s: list[float], paired: "Figure | None" = None) -> Figure:
-    """Calls a second, one sample a round; here the percentiles are of the slow rounds."""
-    ordered = sorted(per_s)
-    p50 = statistics.median(ordered)
-    ratio = None if paired is None else round(p50 / paired.value, 3)
-    return Figure(
-        name, "calls/s", round(p50, 3), round(_percentile(ordered, 5), 3), round(_percentile(ordered, 1), 3),
-        len(ordered), paired.figure if paired else None, ratio,
-    )  # fmt: skip
-
-
-def _percentile(ordered: list[float], percent: int) -> float:
-    return ordered[min(len(ordered) - 1, round(len(ordered) * percent / 100))]
-
-
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return (time.perf_counter() - begin) * 1000
-
-
-def interleaved(
-    runs: int, works: Mapping[str, Callable[[], object]], rest: Callable[[], object] = lambda: None
-) -> dict[str, list[float]]:
-    """Samples in milliseconds by name, taken in turns after one round that does not count; `rest` follows each."""
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(runs + 1):
-        for name, work in works.items():
-            ms = timed(work)
-            if number:
-                samples[name].append(ms)
-            rest()
-    return samples
-
-
-def bare_python() -> None:
-    subprocess.run([sys.executable, "-c", "print(1)"], check=True, capture_output=True)
-
-
-def docker_run() -> None:
-    command = ["docker", "run", "--rm", "--network=none", "--entrypoint", "/usr/bin/python3", images()["python"]]
-    subprocess.run([*command, "-c", "print(1)"], check=True, capture_output=True)
-
-
-class EngineCycle:
-    """What the engine itself takes for a container that runs the program once: create, start, wait, remove."""
-
-    def __init__(self) -> None:
-        self._engine = docker.APIClient(base_url=ENGINE, version="auto")
-        self._image = images()["python"]
+    client: Callgate
+    ms: list[float] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
     def __call__(self) -> None:
-        host = self._engine.create_host_config(network_mode="none")
-        made = self._engine.create_container(
-            self._image, ["-c", "print(1)"], entrypoint="/usr/bin/python3", host_config=host, network_disabled=True
-        )
-        self._engine.start(made)
-        if self._engine.wait(made)["StatusCode"] != 0:
-            raise RuntimeError("the engine's own container failed")
-        self._engine.remove_container(made)
+        begin = time.perf_counter()
+        answer = self.client.call("python.run", CODE).raise_for_state()
+        self.ms.append((time.perf_counter() - begin) * 1000)
+        self.answers.append(answer)
 
+    def less(self, spent: Callable[[Answer], float]) -> list[float]:
+        """What is left of each call's time without a part of it. The first, which met a cold gateway, is left out."""
+        return [ms - spent(answer) for ms, answer in zip(self.ms[1:], self.answers[1:], strict=True)]
 
-def sustained(
-    rounds: int, at_once: int, works: Mapping[str, Callable[[], object]], rest: Callable[[], object]
-) -> dict[str, list[float]]:
-    """Calls a second of each work by callers that never pause, in rounds taken in turns.
-
-    What was made ready before a round is used up before the count begins, and `rest` comes after each round, so
-    that none lives on another's time.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in works}
-    with ThreadPoolExecutor(at_once) as callers:
-        for _ in range(rounds):
-            for name, work in works.items():
-                begin = time.perf_counter() + WARM_UP_S
-                ends = [callers.submit(_ends, work, begin + COUNTED_S) for _ in range(at_once)]
-                counted = [end for done in ends for end in done.result() if begin <= end < begin + COUNTED_S]
-                rates[name].append(len(counted) / COUNTED_S)
-                rest()
-    return rates
-
-
-def _ends(work: Callable[[], object], until: float) -> list[float]:
-    ends = []
-    while time.perf_counter() < until:
-        work()
-        ends.append(time.perf_counter())
-    return ends
-
-
-def pool_at_rest(gateway: RunningGateway) -> None:
-    """Wait until the pool is as full as it gets, and nothing is being started or removed."""
-    with gateway.web() as web:
-        still = 0
-        while still < 2:
-            time.sleep(0.1)
-            lines = web.get("/metrics").text.splitlines()
-            busy = [line for line in lines if line.startswith(("callgate_pool_starting ", "callgate_pool_held "))]
-            still = still + 1 if all(float(line.split()[1]) == 0 for line in busy) else 0
+    def phases(self) -> dict[str, float]:
+        counted = [answer.usage.phases_ms for answer in self.answers[1:]]
+        return {name: round(statistics.median(phases.get(name, 0.0) for phases in counted), 3) for name in PHASES}
 
 
 def refused(client: Callgate) -> None:
@@ -180,92 +86,147 @@ def refused(client: Callgate) -> None:
     raise RuntimeError("the call was not refused by policy")
 
 
-def measure(warm: RunningGateway, cold: RunningGateway, runs: int) -> tuple[list[Figure], dict[str, dict[str, float]]]:
-    """`warm` keeps sandboxes ready, `cold` starts each when its call comes."""
-    answers: dict[str, list[Answer]] = {"container, pool warm": [], "container, cold": []}
+def at_rest(gateway: RunningGateway) -> None:
+    """Wait until no call runs, the pool is as full as it gets, and nothing is being started or removed."""
+    names = ("callgate_running_calls ", "callgate_pool_starting ", "callgate_pool_held ")
+    with gateway.web() as web:
+        still = 0
+        while still < 2:
+            time.sleep(0.1)
+            busy = [line for line in web.get("/metrics").text.splitlines() if line.startswith(names)]
+            still = still + 1 if all(float(line.split()[1]) == 0 for line in busy) else 0
 
-    def call(client: Callgate, name: str) -> Callable[[], None]:
-        return lambda: answers[name].append(client.call("python.run", CODE).raise_for_state())
 
-    rest = partial(pool_at_rest, warm)
-    with warm.sdk() as on_warm, cold.sdk() as on_cold:
-        works = {
-            "bare": bare_python,
-            "docker": docker_run,
-            "container, pool warm": call(on_warm, "container, pool warm"),
-            "container, cold": call(on_cold, "container, cold"),
-        }
-        samples = interleaved(runs, works, rest)
-        refusals = interleaved(runs * 10, {"refused": lambda: refused(on_warm)})
-        rates = sustained(
-            max(3, runs // 6),
-            AT_ONCE,
-            {"engine": EngineCycle(), "sustained": lambda: on_warm.call("python.run", CODE)},
-            rest,
-        )
-    bare = figure("bare python3", samples["bare"])
-    docker = figure("docker run", samples["docker"])
-    engine = rate(f"the engine's own cycle, {AT_ONCE} at once", rates["engine"])
-    figures = [
+def idle_lane(gateway: RunningGateway, runs: int) -> list[Figure]:
+    """What a lane's processes hold in memory while it waits, after its first call and after many."""
+    readings = []
+    with gateway.sdk() as client:
+        for _ in range(runs):
+            answer = client.call("python.run", CODE).raise_for_state()
+            # Its next cell is made by the time that a look at the processes takes.
+            time.sleep(0.2)
+            readings.append(lane_memory(gateway.deployment.sandboxes()[answer.call_id]))
+    return [
+        sizes("idle lane, shared pages once", "MB", [reading.pss for reading in readings]),
+        sizes("idle lane, sum of resident sets", "MB", [reading.rss for reading in readings]),
+        sizes("idle lane, the engine's shim beside it", "MB", [reading.shim for reading in readings]),
+    ]
+
+
+def forks(client: Callgate, gateway: RunningGateway, runs: int) -> tuple[list[Figure], Caller]:
+    """Isolation `fork` beside a bare process: one caller with a pause and without, and many without."""
+    one, row = Caller(client), Caller(client)
+    rest = partial(at_rest, gateway)
+    single = interleaved(runs * 10, {"bare": bare_python, "fork": one})
+    in_a_row = interleaved(runs, {"bare": bare_python, "fork": row}, in_a_row=IN_A_ROW)
+    many = sustained(
+        _rounds(runs), FORK_CALLERS, {"bare": bare_python, "fork": Caller(client)}, rest, warm_up_s=2, counted_s=6
+    )
+    bare = times("bare python3", single["bare"])
+    bare_in_a_row = times(f"bare python3, {IN_A_ROW} in a row", in_a_row["bare"])
+    bare_many = rates(f"bare python3, sustained, {FORK_CALLERS} workers", many["bare"])
+    return [
+        bare,
+        times("fork, one caller", single["fork"], bare),
+        times("fork, the gate's own share", one.less(_sandbox_ms)),
+        times("fork, everything but the tool's own run", one.less(lambda answer: answer.usage.wall_ms)),
+        bare_in_a_row,
+        times(f"fork, {IN_A_ROW} in a row", in_a_row["fork"], bare_in_a_row),
+        bare_many,
+        rates(f"fork, sustained, {FORK_CALLERS} callers", many["fork"], bare_many),
+    ], one
+
+
+def containers(on_warm: Callgate, on_cold: Callgate, gateway: RunningGateway, runs: int) -> tuple[list[Figure], Phases]:
+    """Isolation `container` beside the engine's own ways, and what a refusal takes."""
+    warm, cold = Caller(on_warm), Caller(on_cold)
+    rest = partial(at_rest, gateway)
+    works = {"bare": bare_python, "docker": docker_run, "warm": warm, "cold": cold}
+    samples = interleaved(runs, works, rest)
+    refusals = interleaved(runs * 10, {"refused": partial(refused, on_warm)})
+    many = sustained(
+        _rounds(runs),
+        CONTAINER_CALLERS,
+        {"engine": EngineCycle(), "warm": Caller(on_warm)},
+        rest,
+        warm_up_s=3,
+        counted_s=8,
+    )
+    bare, docker = times("bare python3, beside containers", samples["bare"]), times("docker run", samples["docker"])
+    engine = rates(f"the engine's own cycle, {CONTAINER_CALLERS} at once", many["engine"])
+    return [
         bare,
         docker,
-        figure("container, pool warm", samples["container, pool warm"], docker),
-        figure("container, pool warm", samples["container, pool warm"], bare),
-        figure("container, cold", samples["container, cold"], docker),
-        figure("refused by policy", refusals["refused"]),
+        times("container, pool warm", samples["warm"], docker),
+        times("container, pool warm, as a process", samples["warm"], bare),
+        times("container, cold", samples["cold"], docker),
         engine,
-        rate(f"container, sustained, {AT_ONCE} at once", rates["sustained"], engine),
-    ]
-    return figures, {name: phases_of(counted[1 : runs + 1]) for name, counted in answers.items()}
+        rates(f"container, sustained, {CONTAINER_CALLERS} callers", many["warm"], engine),
+        times("refused by policy", refusals["refused"]),
+    ], {"container, pool warm": warm.phases(), "container, cold": cold.phases()}
 
 
-def phases_of(answers: list[Answer]) -> dict[str, float]:
-    return {
-        name: round(statistics.median(answer.usage.phases_ms.get(name, 0.0) for answer in answers), 3)
-        for name in PHASES
-    }
+def _sandbox_ms(answer: Answer) -> float:
+    phases = answer.usage.phases_ms
+    return phases.get("acquire", 0.0) + phases.get("run", 0.0)
 
 
-def show(figures: list[Figure], phases: Mapping[str, Mapping[str, float]]) -> None:
-    console = Console()
-    table = Table(title="What a call costs, end to end over gRPC on loopback")
-    for heading in ("figure", "unit", "p50", "p95", "p99", "runs", "ratio"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
-    for row in figures:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f} × {row.paired_with}"
-        table.add_row(
-            row.figure, row.unit, f"{row.value:.2f}", f"{row.p95:.2f}", f"{row.p99:.2f}", str(row.runs), ratio
-        )
-    console.print(table)
-    for name, counted in phases.items():
-        console.print(f"phases of `{name}` (p50 ms): " + ", ".join(f"{phase} {ms}" for phase, ms in counted.items()))
+def _rounds(runs: int) -> int:
+    return max(2, runs // 6)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where gateways are set up: each on a folder of its own, all with one store."""
+
+    folder: Path
+    store: DevServer
+
+    @contextmanager
+    def gateway(self, name: str, settings: dict[str, Any], policies: str = POLICIES) -> Iterator[RunningGateway]:
+        with Deployment(self.folder / name, self.store, policies, settings=settings).start() as running:
+            yield running
+
+
+def measure(site: Site, runs: int, calls: int) -> tuple[list[Figure], Phases]:
+    """Everything; what looks at the host's books has the engine for itself."""
+    with site.gateway("alone", ALONE) as alone:
+        figures = idle_lane(alone, runs)
+    with site.gateway("lanes", {"tools": FORK}) as lanes, lanes.sdk() as client:
+        of_forks, one = forks(client, lanes, runs)
+    with (
+        site.gateway("warm", POOL) as warm,
+        site.gateway("cold", {}) as cold,
+        warm.sdk() as on_warm,
+        cold.sdk() as on_cold,
+    ):
+        of_containers, phases = containers(on_warm, on_cold, warm, runs)
+    with site.gateway("endurance", endurance.SETTINGS, PERMIT_DEVELOPERS) as lasting:
+        left = endurance.endure(lasting, calls)
+    return [*of_forks, *of_containers, *figures, *left], {"fork, one caller": one.phases(), **phases}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what a call costs.")
     parser.add_argument("--runs", type=int, default=30, help="samples of each slow figure (default: 30)")
+    parser.add_argument(
+        "--calls", type=int, default=5000, help="calls after which to look what is left (default: 5000)"
+    )
     parser.add_argument("--json", type=Path, default=ROOT / "bench.json", help="where to write the figures")
+    parser.add_argument("--record", action="store_true", help="write RESULTS.md too, and keep the notes in it")
     options = parser.parse_args()
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
         store = start_store(Path(folder) / "openbao")
         try:
-            warm = Deployment(
-                Path(folder) / "warm", store, POLICIES, settings={"execution": {"pool": {"enabled": True}}}
-            )
-            cold = Deployment(Path(folder) / "cold", store, POLICIES)
-            with warm.start() as on_warm, cold.start() as on_cold:
-                figures, phases = measure(on_warm, on_cold, options.runs)
+            figures, phases = measure(Site(Path(folder), store), options.runs, options.calls)
         finally:
             store.stop()
-    show(figures, phases)
-    machine = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
-    report = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "figures": [asdict(row) for row in figures],
-        "phases_ms": phases,
-    }
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    report = Report(datetime.now(UTC), about, figures, phases)
+    show(report)
+    options.json.write_text(document(report))
+    if options.record:
+        RESULTS.write_text(results(report, RESULTS.read_text() if RESULTS.exists() else ""))
     return 0
 
 

@@ -225,6 +225,26 @@ def test_policy_says_what_it_rules_and_why(deployed: Deployment) -> None:
     assert explain(deployed, "no.such", "developer", "{}").returncode == 1
 
 
+def test_tools_are_listed_and_explained_at_the_isolation_level_that_the_operator_chose(tmp_path: Path) -> None:
+    forbid = '@id("no-forks") forbid(principal, action in Action::"call", resource) when { resource.isolation == Isolation::"fork" };\n'
+    deployed = Deployment(
+        tmp_path / "gateway",
+        policies=PERMIT_DEVELOPERS + forbid,
+        settings={"tools": {"python.run": {"isolation": "fork"}}},
+    )
+    deployed.write_config()
+    listed = json.loads(callgated("catalog", "list", "-c", deployed.config, "--json").stdout)
+    levels = {tool["tool"]: tool["isolation"] for tool in listed}
+    assert (levels["python.run"], levels["text.diff"]) == ("fork", "container")
+    assert "decided by no-forks" in explain(deployed, "python.run", "developer", '{"code": "1"}').stdout
+    assert explain(deployed, "text.diff", "developer", DIFF).returncode == 0
+    deployed.settings["tools"] = {"no.such": {"isolation": "fork"}}
+    deployed.write_config()
+    unknown = callgated("catalog", "list", "-c", deployed.config)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "no.such" in unknown.stderr
+
+
 def test_policy_cases_pass_or_fail(deployed: Deployment, tmp_path: Path) -> None:
     case = {
         "name": "developers compare", "tenant": "acme", "agent": "bot", "roles": ["developer"], "tool": "text.diff",

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from callgate_server.app import catalog_of
 from callgate_server.backends.catalog.build import build as build_catalog
-from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.docker.images import DockerImages
 from callgate_server.backends.json_schema import check_schema
 from callgate_server.cli.output import document, err, explained, fail, say
@@ -50,20 +50,29 @@ def list_tools(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """List the pinned tools with their images."""
+    """List the pinned tools with their images and isolation levels, as a gateway of this configuration serves them."""
     with explained():
         settings = load(config)
-        catalog = load_catalog(settings.catalog.directories, settings.catalog.lock)
+        catalog = catalog_of(settings)
     if as_json:
         document(
             [
-                {"tool": t.name, "version": t.manifest.version, "digest": t.digest, "image": t.image_digest}
+                {
+                    "tool": t.name,
+                    "version": t.manifest.version,
+                    "isolation": t.manifest.isolation,
+                    "digest": t.digest,
+                    "image": t.image_digest,
+                }
                 for t in catalog
             ]
         )
         return
     for row in map(_row, catalog):
-        say(f"{row['tool']:<24} {row['version']:<10} {row['image']:<10} {row['image_digest'][:19]}  {row['summary']}")
+        say(
+            f"{row['tool']:<24} {row['version']:<10} {row['isolation']:<10} {row['image']:<10} "
+            f"{row['image_digest'][:19]}  {row['summary']}"
+        )
 
 
 def _row(tool: Tool) -> dict[str, str]:
@@ -71,6 +80,7 @@ def _row(tool: Tool) -> dict[str, str]:
     return {
         "tool": tool.name,
         "version": manifest.version,
+        "isolation": manifest.isolation,
         "summary": manifest.summary,
         "digest": tool.digest,
         "image": manifest.image,

@@ -11,8 +11,8 @@ from callgate_server.backends.openbao_dev import find_bao
 from callgate_server.cli.output import document, out
 from callgate_server.config import environment
 
-_STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
-_MARKS: Final = {Level.OK: "ok", Level.WARN: "weak", Level.FAIL: "MISSING"}
+_STYLES: Final = {Level.OK: "green", Level.OFF: "dim", Level.WARN: "yellow", Level.FAIL: "red"}
+_MARKS: Final = {Level.OK: "ok", Level.OFF: "off", Level.WARN: "weak", Level.FAIL: "MISSING"}
 
 
 def run(engine: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from callgate_server.admission.validate import check_arguments, find_tool
-from callgate_server.backends.catalog.lock import load_catalog
+from callgate_server.app import catalog_of
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.cedar.cases import parse_cases, run_cases
 from callgate_server.backends.cedar.directory import PolicyDirectory
@@ -77,7 +77,7 @@ def schema(config: Config = Path("callgate.yaml")) -> None:
 
 
 def _live(settings: Settings) -> tuple[Catalog, PolicyDirectory]:
-    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock)
+    catalog = catalog_of(settings)
     alarms: list[str] = []
     return catalog, PolicyDirectory(settings.policy.directory, catalog, alarms.append, lambda: datetime.now(UTC))
 

@@ -55,7 +55,9 @@ class Catalog:
             ValueError: it names a tool that is not here.
         """
         if unknown := sorted(set(levels) - set(self.tools)):
-            raise ValueError(f"an isolation level is set for {unknown[0]}, which no manifest declares")
+            raise ValueError(
+                f"`tools` sets an isolation level for {unknown[0]}, which no manifest of the catalog declares"
+            )
         return Catalog.of(*(tool.isolated(levels[tool.name]) if tool.name in levels else tool for tool in self))
 
     def __iter__(self) -> Iterator[Tool]:

@@ -47,6 +47,13 @@ def test_there_is_a_shipped_example() -> None:
     assert (ROOT / "deploy" / "callgate.yaml").exists()
 
 
+def test_the_isolation_level_that_the_shipped_example_offers_loads(tmp_path: Path) -> None:
+    example = (ROOT / "deploy" / "callgate.yaml").read_text()
+    assert load(written(tmp_path, example)).tools == {}
+    settings = load(written(tmp_path, example.replace("\n# tools:", "\ntools:")))
+    assert settings.tools["python.run"].isolation == "fork"
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
@@ -63,10 +70,38 @@ def test_there_is_a_shipped_example() -> None:
         ({"secrets": {"address": "https://vault", "auth": {"token": "hvs.x"}}}, "secrets.auth.token"),
         ({"auth": {"jwt": {"issuer": "i", "audience": "a"}}}, "jwks"),
         ({"instance": "Not OK"}, "instance"),
+        ({"tools": {"python.run": {}}}, "tools.python.run.isolation: Field required"),
+        (
+            {"tools": {"python.run": {"isolation": "none"}}},
+            "tools.python.run.isolation: Input should be 'container' or",
+        ),
+        ({"tools": {"python.run": {"isolation": "fork", "limits": {}}}}, "tools.python.run.limits"),
+        ({"tools": ["python.run"]}, "tools"),
+        ({"execution": {"lane": {}}}, "execution.lane"),
+        ({"execution": {"lanes": {"call": 3}}}, "execution.lanes.call"),
+        ({"execution": {"lanes": {"calls": 0}}}, "execution.lanes.calls"),
+        ({"execution": {"lanes": {"idle_s": 0}}}, "execution.lanes.idle_s"),
+        ({"execution": {"lanes": {"most": 0}}}, "execution.lanes.most"),
+        ({"execution": {"lanes": {"memory_mb": 63}}}, "execution.lanes.memory_mb"),
+        ({"execution": {"lanes": {"per_tool": -1}}}, "execution.lanes.per_tool"),
+        ({"execution": {"lanes": {"waiting": -1}}}, "execution.lanes.waiting"),
     ],
 )
 def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, object], names: str) -> None:
     assert names in fault(tmp_path, MINIMAL | change)
+
+
+def test_tools_get_the_isolation_level_that_the_operator_chose(tmp_path: Path) -> None:
+    assert load(written(tmp_path, MINIMAL)).tools == {}
+    tools = {"python.run": {"isolation": "fork"}, "shell.run": {"isolation": "container"}}
+    lanes = {"calls": 7, "idle_s": 60, "most": 4, "memory_mb": 1024, "per_tool": 2, "waiting": 0}
+    settings = load(written(tmp_path, MINIMAL | {"tools": tools, "execution": {"lanes": lanes}}))
+    assert {name: tool.isolation for name, tool in settings.tools.items()} == {
+        "python.run": "fork",
+        "shell.run": "container",
+    }
+    assert settings.execution.lanes.model_dump() == lanes
+    assert settings.execution.pool.enabled
 
 
 def test_a_value_is_never_shown(tmp_path: Path) -> None:

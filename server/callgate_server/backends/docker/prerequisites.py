@@ -1,8 +1,8 @@
 """What this host and its engine lack for running sandboxes, each with its remedy.
 
 Looking (`look`) is apart from judging (`assess`), which is pure. A `fail` means that sandboxes will not start
-or a promise will not hold; a `warn` is a layer less, or something known to be weak that our spec steps round.
-Nothing is mended here.
+or a promise will not hold; a `warn` is a layer less, or something known to be weak that our spec steps round;
+`off` is a capability that only some tools ask for, and those that do are refused. Nothing is mended here.
 """
 
 import re
@@ -18,8 +18,14 @@ from callgate_server.backends.docker.engine import API_VERSION, connect, spoken
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
 
-_USER_NAMESPACES: Final = Path("/proc/sys/user/max_user_namespaces")
+# How many there may be of each kind that a lane makes, and the switches that two distributions added.
+_NAMESPACES: Final = tuple(
+    Path(f"/proc/sys/user/max_{kind}_namespaces") for kind in ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+)
 _USER_NAMESPACES_SWITCH: Final = Path("/proc/sys/kernel/unprivileged_userns_clone")
+# `mount_setattr` came with it.
+_LANE_KERNEL: Final = (5, 12)
+_KEEP_TO_CONTAINER: Final = "or keep isolation `container` for the tools of this host"
 _SWAPS: Final = Path("/proc/swaps")
 # First versions of each line with the fixes of CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881.
 _RUNC_FIXED: Final = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
@@ -27,6 +33,7 @@ _RUNC_FIXED: Final = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
 
 class Level(StrEnum):
     OK = "ok"
+    OFF = "off"
     WARN = "warn"
     FAIL = "fail"
 
@@ -43,7 +50,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read. `trouble` says why the engine told nothing; then `info` and `versions` are empty."""
+    """What was read. `trouble` says why the engine told nothing; then `info` and `versions` are empty.
+
+    `user_namespaces`: whether the host lets unprivileged users have all the namespaces that a lane makes.
+    """
 
     info: Mapping[str, Any]
     versions: Mapping[str, Any]
@@ -75,10 +85,7 @@ def look(options: DockerOptions) -> Facts:
 def assess(facts: Facts, options: DockerOptions) -> tuple[Finding, ...]:
     """Judge what was read."""
     if facts.trouble is not None:
-        return (
-            Finding("engine", Level.FAIL, facts.trouble, f"Start the Docker engine behind {options.socket_url}."),
-            _user_namespace_finding(facts),
-        )
+        return (Finding("engine", Level.FAIL, facts.trouble, f"Start the Docker engine behind {options.socket_url}."),)
     return (
         _engine(facts),
         _default_runtime(facts, options),
@@ -87,7 +94,7 @@ def assess(facts: Facts, options: DockerOptions) -> tuple[Finding, ...]:
         _seccomp(facts),
         *_controllers(facts),
         _access_control(facts),
-        _user_namespace_finding(facts),
+        *_lanes(facts, options),
     )
 
 
@@ -123,7 +130,12 @@ def _runc(facts: Facts) -> Finding:
 def _gvisor(facts: Facts) -> Finding:
     runtime = _runtimes(facts).get("runsc")
     if runtime is None:
-        return Finding("runsc", Level.OK, "not registered; a tool that asks for it is refused")
+        return Finding(
+            "runsc",
+            Level.OFF,
+            "not registered; a tool that asks for it is refused",
+            "Install gVisor and add runsc to the engine's `runtimes`, if a tool shall have it.",
+        )
     words = [str(word) for word in runtime.get("runtimeArgs") or ()]
     if "--ignore-cgroups" in words:
         return Finding(
@@ -143,7 +155,7 @@ def _gvisor(facts: Facts) -> Finding:
 
 
 def _seccomp(facts: Facts) -> Finding:
-    if any(option.startswith("name=seccomp") for option in _security_options(facts)):
+    if _has_security_option(facts, "seccomp"):
         return Finding("seccomp", Level.OK, "supported; every sandbox gets our own profile")
     return Finding(
         "seccomp", Level.FAIL, "not supported by engine or kernel", "Use a kernel with CONFIG_SECCOMP_FILTER."
@@ -173,7 +185,7 @@ def _controllers(facts: Facts) -> Iterable[Finding]:
 
 def _access_control(facts: Facts) -> Finding:
     for name in ("apparmor", "selinux"):
-        if any(option.startswith(f"name={name}") for option in _security_options(facts)):
+        if _has_security_option(facts, name):
             return Finding("mandatory access control", Level.OK, f"{name} is active")
     return Finding(
         "mandatory access control",
@@ -183,10 +195,35 @@ def _access_control(facts: Facts) -> Finding:
     )
 
 
-def _user_namespace_finding(facts: Facts) -> Finding:
-    if facts.user_namespaces:
-        return Finding("user namespaces", Level.OK, "available to unprivileged users of the host; refused in a sandbox")
-    return Finding("user namespaces", Level.OK, "not available to unprivileged users of the host")
+def _lanes(facts: Facts, options: DockerOptions) -> Iterable[Finding]:
+    """What is in the way of isolation `fork`. A gateway with such a tool tries it when it starts; this says why."""
+    obstacles = [*_kernel_obstacles(facts), *_access_control_obstacles(facts)]
+    if options.default_runtime in options.guest_kernels:
+        obstacles.append((f"in the kernel of {options.default_runtime} no lane can be made", "Use runc as the runtime"))
+    for detail, fix in obstacles:
+        yield Finding("isolation fork", Level.OFF, f"not available: {detail}", f"{fix}, {_KEEP_TO_CONTAINER}.")
+    if not obstacles:
+        yield Finding("isolation fork", Level.OK, "nothing seems to be in the way of lanes")
+
+
+def _kernel_obstacles(facts: Facts) -> Iterable[tuple[str, str]]:
+    text = str(facts.info.get("KernelVersion", "unknown"))
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None or (int(match[1]), int(match[2])) < _LANE_KERNEL:
+        yield f"lanes need Linux 5.12, and this is {text}", "Boot a newer kernel"
+    if not facts.user_namespaces:
+        switches = "user.max_user_namespaces and the like, kernel.unprivileged_userns_clone"
+        yield "user namespaces are refused to unprivileged users", f"Allow them by sysctl ({switches})"
+
+
+def _access_control_obstacles(facts: Facts) -> Iterable[tuple[str, str]]:
+    if _has_security_option(facts, "apparmor"):
+        yield (
+            "AppArmor's profile docker-default denies the mounts that a lane makes",
+            "Use a host whose engine runs without AppArmor",
+        )
+    if _has_security_option(facts, "selinux"):
+        yield "lanes have not been tried under SELinux", "Use a host whose engine runs without SELinux"
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
@@ -209,14 +246,13 @@ def _runtimes(facts: Facts) -> Mapping[str, Any]:
     return facts.info.get("Runtimes") or {}
 
 
-def _security_options(facts: Facts) -> list[str]:
-    return facts.info.get("SecurityOptions") or []
+def _has_security_option(facts: Facts, name: str) -> bool:
+    return any(option.startswith(f"name={name}") for option in facts.info.get("SecurityOptions") or [])
 
 
 def _user_namespaces() -> bool:
-    allowed = _lines(_USER_NAMESPACES)
-    switch = _lines(_USER_NAMESPACES_SWITCH)
-    return bool(allowed) and allowed[0] != "0" and switch != ["0"]
+    allowed = [_lines(path) for path in _NAMESPACES]
+    return all(lines and lines[0] != "0" for lines in allowed) and _lines(_USER_NAMESPACES_SWITCH) != ["0"]
 
 
 def _lines(path: Path) -> list[str]:

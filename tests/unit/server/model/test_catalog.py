@@ -61,3 +61,19 @@ def test_a_tool_is_declared_once():
 def test_an_empty_catalog_has_a_name_as_well():
     assert list(Catalog.of()) == []
     assert Catalog.of().digest.startswith("sha256:")
+
+
+def test_a_tool_at_another_isolation_level_is_another_tool_and_the_others_are_the_same():
+    one, two = Tool.pin(manifest("a.b"), IMAGE), Tool.pin(manifest("c.d"), IMAGE)
+    catalog = Catalog.of(one, two)
+    changed = catalog.isolated({"c.d": "fork"})
+    assert [tool.manifest.isolation for tool in changed] == ["container", "fork"]
+    assert changed.tools["a.b"] == one
+    assert changed.tools["c.d"].digest != two.digest
+    assert changed.digest != catalog.digest
+    assert catalog.isolated({"c.d": "container"}) == catalog.isolated({}) == catalog
+
+
+def test_an_isolation_level_for_a_tool_that_is_not_there_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"`tools` sets .* for no\.such, which"):
+        Catalog.of(Tool.pin(manifest("a.b"), IMAGE)).isolated({"a.b": "fork", "no.such": "fork"})

@@ -14,6 +14,7 @@ OPTIONS = DockerOptions(instance="main", boot_id="b")
 INFO: dict[str, Any] = {
     "Runtimes": {"runc": {"path": "runc"}},
     "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default"],
+    "KernelVersion": "6.1.0-28-amd64",
     "CgroupVersion": "2",
     "MemoryLimit": True,
     "SwapLimit": True,
@@ -37,12 +38,12 @@ def with_info(**changes: Any) -> Facts:
 
 
 def test_a_sound_host_has_nothing_to_mend() -> None:
-    assert set(levels(SOUND).values()) == {Level.OK}
+    assert set(levels(SOUND).values()) == {Level.OK, Level.OFF}
 
 
 def test_an_engine_that_does_not_answer_is_the_only_thing_said_of_it() -> None:
     facts = Facts({}, {}, trouble="cannot be reached", user_namespaces=False, swap=False)
-    assert levels(facts) == {"engine": Level.FAIL, "user namespaces": Level.OK}
+    assert levels(facts) == {"engine": Level.FAIL}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,52 @@ def test_an_engine_that_does_not_answer_is_the_only_thing_said_of_it() -> None:
 def test_what_is_missing_is_found(changes: dict[str, Any], name: str, level: Level) -> None:
     found = levels(with_info(**changes))
     assert found[name] is level
-    assert {other for other, at in found.items() if at is not Level.OK} == {name}
+    assert {other for other, at in found.items() if at not in (Level.OK, Level.OFF)} == {name}
+
+
+LANES = with_info(SecurityOptions=["name=seccomp,profile=default"])
+
+
+def obstacles(facts: Facts, options: DockerOptions = OPTIONS) -> list[str]:
+    found = [finding for finding in assess(facts, options) if finding.name == "isolation fork"]
+    assert found
+    assert all("isolation `container`" in finding.fix for finding in found if finding.level is Level.OFF)
+    return [finding.detail for finding in found if finding.level is not Level.OK]
+
+
+def test_nothing_is_in_the_way_of_lanes_where_nothing_is() -> None:
+    assert obstacles(LANES) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        (replace(LANES, user_namespaces=False), "user namespaces"),
+        (replace(LANES, info={**LANES.info, "KernelVersion": "5.10.0-28-amd64"}), "5.10.0-28-amd64"),
+        (replace(LANES, info={**LANES.info, "KernelVersion": "4.19"}), "Linux 5.12"),
+        (replace(LANES, info={**LANES.info, "KernelVersion": "?"}), "Linux 5.12"),
+        (SOUND, "docker-default"),
+        (with_info(SecurityOptions=["name=seccomp", "name=selinux"]), "SELinux"),
+    ],
+)
+def test_what_is_in_the_way_of_lanes_is_named_with_what_to_do(facts: Facts, word: str) -> None:
+    (detail,) = obstacles(facts)
+    assert word in detail
+
+
+def test_everything_in_the_way_of_lanes_is_named_at_once() -> None:
+    facts = replace(SOUND, user_namespaces=False, info={**INFO, "KernelVersion": "5.4.0"})
+    assert len(obstacles(facts)) == 3
+
+
+@pytest.mark.parametrize("version", ["5.12.0", "5.15.0-91-generic", "6.1.0-rc1", "10.0"])
+def test_lanes_need_a_kernel_of_a_certain_age_and_no_more(version: str) -> None:
+    assert obstacles(replace(LANES, info={**LANES.info, "KernelVersion": version})) == []
+
+
+def test_lanes_are_not_made_in_a_guest_kernel() -> None:
+    (detail,) = obstacles(LANES, replace(OPTIONS, default_runtime="runsc"))
+    assert "runsc" in detail
 
 
 def test_swap_does_not_matter_where_there_is_none() -> None:
@@ -89,7 +135,8 @@ def test_a_runtime_with_known_holes_is_named(version: str, level: Level) -> None
 
 
 def test_everything_that_is_not_ok_comes_with_a_remedy() -> None:
-    bare = replace(with_info(Runtimes={}, SecurityOptions=[], MemoryLimit=False, SwapLimit=False), versions={})
+    gone: dict[str, Any] = {"Runtimes": {}, "SecurityOptions": [], "MemoryLimit": False, "SwapLimit": False}
+    bare = replace(SOUND, info={**INFO, **gone, "KernelVersion": ""}, versions={}, user_namespaces=False)
     assert all(finding.fix for finding in assess(bare, OPTIONS) if finding.level is not Level.OK)
 
 
