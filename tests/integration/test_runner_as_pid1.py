@@ -88,7 +88,7 @@ async def test_a_python_tool_gets_its_arguments_and_returns_its_result(run_tool:
         "    return {'double': x * 2, 'text': text, 'rest': sys.stdin.read()}\n",
     )
     assert (outcome.cause, outcome.exit.code) == (Cause.EXITED, 0)
-    assert outcome.result_json == '{"double": 4, "text": "é", "rest": ""}'.encode()
+    assert outcome.result_json == '{"double":4,"text":"é","rest":""}'.encode()
     assert (outcome.stdout.head, outcome.stderr.head) == (b"hello\n", b"oops\n")
     assert not outcome.stdout.truncated
     assert outcome.wall_ms > 0
@@ -419,7 +419,7 @@ def main(a, *, secrets):
 
 async def test_a_command_reads_secrets_from_the_second_line(run_tool: RunTool) -> None:
     outcome = await run_tool(shell("cat"), secrets=(DeliveredSecret("pin", "stdin", Sealed(b"1234")),))
-    assert outcome.stdout.head == b'{}\n{"pin": "1234"}\n'
+    assert outcome.stdout.head == b'{}\n{"pin":"1234"}\n'
 
 
 async def test_an_argument_cannot_pose_as_the_secrets(run_tool: RunTool) -> None:

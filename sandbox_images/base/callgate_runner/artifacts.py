@@ -7,7 +7,10 @@ counted: files, bytes, entries looked at, depth, and refusals listed.
 
 import os
 import stat
-from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ARTIFACTS_FOLDER = "/out"
 MAX_REJECTED = 64
@@ -38,7 +41,7 @@ def open_folder() -> int | None:
     return _open(ARTIFACTS_FOLDER, _OPEN_FOLDER, None)
 
 
-def find(folder: int, files: int, size: int) -> Iterator[Found]:
+def find(folder: int, files: int, size: int) -> "Iterator[Found]":
     """Yield what lies in the open output folder, taking at most `files` files of `size` bytes in all."""
     walk = _Walk(files, size)
     yield from walk.folder(folder, "", 1)
@@ -57,11 +60,11 @@ class _Walk:
         self._listed = 0
         self._whole = True
 
-    def folder(self, fd: int, prefix: str, depth: int) -> Iterator[Found]:
+    def folder(self, fd: int, prefix: str, depth: int) -> "Iterator[Found]":
         for name in self._names(fd):
             yield from self._entry(fd, name, prefix + name, depth)
 
-    def remainder(self) -> Iterator[Found]:
+    def remainder(self) -> "Iterator[Found]":
         """Say, in the last place of the list, that it is not whole."""
         if not self._whole or self._listed >= MAX_REJECTED:
             yield Found("", 0, rejected="not_examined")
@@ -81,7 +84,7 @@ class _Walk:
         # The order of a file system is not the tool's doing: sorted, equal calls take equal files.
         return sorted(names)
 
-    def _entry(self, folder: int, name: str, path: str, depth: int) -> Iterator[Found]:
+    def _entry(self, folder: int, name: str, path: str, depth: int) -> "Iterator[Found]":
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except OSError:
@@ -112,7 +115,7 @@ class _Walk:
         # The size that a reader would see: a sparse file costs its length.
         return "too_large" if status.st_size > self._bytes_left else None
 
-    def _reject(self, path: str, size: int, reason: str) -> Iterator[Found]:
+    def _reject(self, path: str, size: int, reason: str) -> "Iterator[Found]":
         self._listed += 1
         if self._listed < MAX_REJECTED:
             yield Found(ascii(path)[1:-1][:_SHOWN_NAME], size, rejected=reason)

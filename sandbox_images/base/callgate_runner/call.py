@@ -1,9 +1,8 @@
 """One call as the gateway sent it: what to run, within which ceilings, with which secrets."""
 
-import json
 import os
 
-from callgate_runner import wire
+from callgate_runner import json_text, wire
 
 SECRETS_FOLDER = "/run/secrets"
 
@@ -46,7 +45,7 @@ class Call:
         """Return the tool's input: one line of arguments, and one of secrets where it gets any that way."""
         document = self.arguments + b"\n"
         if secrets:
-            document += json.dumps(secrets).encode() + b"\n"
+            document += json_text.encode(secrets) + b"\n"
         return document
 
 

@@ -4,11 +4,10 @@
 namespace, and checks that itself.
 """
 
+import _ctypes
 import _signal
-import ctypes
 import os
 import resource
-import signal
 import time
 
 _PR_SET_DUMPABLE = 4
@@ -18,14 +17,26 @@ _DEATH_WAIT_S = 2.0
 # Dead children are collected in portions, so that a tool that breeds them cannot keep the runner from its clock.
 _REAP_AT_ONCE = 1000
 
-# The module below `signal` takes and gives plain numbers; making each a name costs more than the call.
+# The modules below `signal` and `ctypes` do what is needed here, and are there at once: the enumerations of the one
+# and the many types of the other take longer than a call.
 _CATCHABLE = tuple(sorted(_signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}))
-_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Int(_ctypes._SimpleCData):  # the base of every C type, which has no other name
+    _type_ = "i"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+_libc_prctl = _Function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl"))
 
 
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    if _libc_prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(_ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def set_dumpable(*, dumpable: bool) -> None:
@@ -56,14 +67,14 @@ def ignore_signals() -> int:
         if number != _signal.SIGCHLD:
             _signal.signal(number, _signal.SIG_IGN)
     waking, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, _do_nothing)
+    _signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    _signal.signal(_signal.SIGCHLD, _do_nothing)
     return waking
 
 
 def default_signals() -> None:
     """Undo `ignore_signals` in a child, and unblock everything."""
-    signal.set_wakeup_fd(-1)
+    _signal.set_wakeup_fd(-1)
     for number in _CATCHABLE:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -111,7 +122,7 @@ def _kill_all_once() -> None:
     if os.getpid() != 1:
         raise RuntimeError("only process 1 of a pid namespace may kill everything")
     try:
-        os.kill(-1, signal.SIGKILL)
+        os.kill(-1, _signal.SIGKILL)
     except ProcessLookupError:
         return
 

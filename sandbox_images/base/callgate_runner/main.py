@@ -7,9 +7,8 @@ namespace whose process 1 is gone. The gateway takes an end without farewell for
 import os
 import sys
 import time
-from functools import partial
 
-from callgate_runner import kernel, wire
+from callgate_runner import kernel, python_tool, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_runner.child import Child
 from callgate_runner.fault import STATUS, describe
@@ -18,7 +17,8 @@ from callgate_runner.run import Run
 # How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
 # may be started long before there is a call for it, and the end of the wire ends it.
 _GREETING_S = 60.0
-_PRELOADED = ("base64", "contextlib", "traceback", "typing")
+# How long a call must be away before the time until then is used for imports.
+_IDLE_S = 0.1
 _GATEWAY_GONE = 71
 
 
@@ -44,7 +44,7 @@ def _serve() -> int:
     waking = kernel.ignore_signals()
     link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
     link.flush(time.monotonic() + _GREETING_S)
-    _preload()
+    _preload(link)
     frames = link.next_frames()
     if frames[0][0] == wire.LANE:
         # Only here: a call with a container of its own does not pay for these imports.
@@ -52,20 +52,26 @@ def _serve() -> int:
 
         return lane.serve(link, waking, frames)
     call, secrets, deadline = _receive_call(link, frames)
-    run = Run(link, call, call.stdin(secrets), waking, deadline, partial(Child, call))
+    run = Run(link, call, call.stdin(secrets), waking, deadline, lambda: Child(call))
     run.supervise()
     run.account()
     return 0
 
 
-def _preload() -> None:
+def _preload(link: wire.Wire) -> None:
     """Import, while nobody waits, what practically every Python tool imports: a fork of this process has it then.
+
+    Where calls come as fast as sandboxes do, nothing is imported but what a call needs.
 
     Only ever modules of the standard library, which this process is made of anyway: not a line of a tool or of a
     package that it brings may run here.
     """
-    for name in _PRELOADED:
+    if link.has_news(_IDLE_S):
+        return
+    for name in python_tool.COMMON_IMPORTS:
         __import__(name)
+        if link.has_news(0):
+            return
 
 
 def _receive_call(link: wire.Wire, frames: list[tuple[int, bytes]]) -> tuple[Call, dict[str, str], float]:

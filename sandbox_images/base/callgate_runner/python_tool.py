@@ -4,18 +4,24 @@ This runs in the tool's own process. Whatever the function does, its end becomes
 truth: a result that cannot be written whole is a failure.
 """
 
+import _signal
 import atexit
 import io
-import json
 import os
-import signal
 import sys
-from collections.abc import Callable
+
+from callgate_runner import json_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TOOLS_FOLDER = "/opt/callgate/tools"
 PACKAGES_FOLDER = "/opt/callgate/packages"
 _RUNNER_FOLDER = "/opt/callgate/runner"
 _RESULT_FD = 3
+# What practically every Python tool imports sooner or later.
+COMMON_IMPORTS = ("json", "base64", "contextlib", "traceback", "typing")
 
 
 def run(function: str, *, with_result: bool) -> int:
@@ -62,9 +68,9 @@ def forget_inherited_randomness() -> None:
 
 def become_a_python_program() -> None:
     """Give the function the surroundings of a program of its own."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_IGN)
     sys.argv = [""]
     sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
     sys.dont_write_bytecode = True
@@ -82,19 +88,19 @@ def _text_output(fd: int, errors: str) -> io.TextIOWrapper:
 def _call(function: str, *, with_result: bool) -> int:
     module_name, _, function_name = function.partition(":")
     arguments, _, secrets = sys.stdin.buffer.read().partition(b"\n")
-    keywords = json.loads(arguments)
+    keywords = json_text.decode(arguments)
     tool = getattr(__import__(module_name), function_name)
     if _takes_secrets(tool):
         if "secrets" in keywords:
             raise TypeError("`secrets` is for the gateway to give: the tool may not have an argument of that name")
-        keywords["secrets"] = json.loads(secrets) if secrets else {}
+        keywords["secrets"] = json_text.decode(secrets) if secrets else {}
     value = tool(**keywords)
     if with_result:
         _write_result(value)
     return 0
 
 
-def _takes_secrets(tool: Callable[..., object]) -> bool:
+def _takes_secrets(tool: "Callable[..., object]") -> bool:
     while hasattr(tool, "__wrapped__"):
         tool = tool.__wrapped__
     code = tool.__code__
@@ -103,7 +109,7 @@ def _takes_secrets(tool: Callable[..., object]) -> bool:
 
 def _write_result(value: object) -> None:
     # Strict: NaN and infinities are not JSON, and a lone surrogate is not UTF-8.
-    left = memoryview(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    left = memoryview(json_text.encode(value))
     while left:
         left = left[os.write(_RESULT_FD, left) :]
     os.close(_RESULT_FD)

@@ -3,7 +3,6 @@
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
 
 from callgate_runner import artifacts, limits, wire
 from callgate_runner.call import Call
@@ -11,6 +10,8 @@ from callgate_runner.capture import Bounded, HeadAndTail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from callgate_runner.cell import Cell
     from callgate_runner.child import Child
 
@@ -219,7 +220,7 @@ class Run:
             return self._watch.broken()
         return None
 
-    def _account_frames(self, wall_ms: float, *, all_gone: bool) -> Iterator[bytes]:
+    def _account_frames(self, wall_ms: float, *, all_gone: bool) -> "Iterator[bytes]":
         yield wire.encode_document(wire.EXIT, self._exit_document(wall_ms))
         yield from _rest(self._stdout, wire.STDOUT, wire.STDOUT_TAIL)
         yield from _rest(self._stderr, wire.STDERR, wire.STDERR_TAIL)
@@ -230,7 +231,7 @@ class Run:
             yield from self._artifact_frames()
         yield wire.encode(wire.BYE, b"")
 
-    def _artifact_frames(self) -> Iterator[bytes]:
+    def _artifact_frames(self) -> "Iterator[bytes]":
         folder = self._tool.output_folder()
         if folder is None:
             return
@@ -267,21 +268,21 @@ def _code_and_signal(status: int) -> tuple[int | None, int | None]:
     return (code, None) if code >= 0 else (None, -code)
 
 
-def _rest(stream: HeadAndTail, kind: int, tail_kind: int) -> Iterator[bytes]:
+def _rest(stream: HeadAndTail, kind: int, tail_kind: int) -> "Iterator[bytes]":
     yield from _chunks(tail_kind if stream.gap else kind, stream.tail)
 
 
-def _chunks(kind: int, data: bytes) -> Iterator[bytes]:
+def _chunks(kind: int, data: bytes) -> "Iterator[bytes]":
     for start in range(0, len(data), wire.CHUNK):
         yield wire.encode(kind, data[start : start + wire.CHUNK])
 
 
-def _artifact_frames(folder: int, call: Call) -> Iterator[bytes]:
+def _artifact_frames(folder: int, call: Call) -> "Iterator[bytes]":
     for found in artifacts.find(folder, call.artifacts, call.artifacts_bytes):
         yield from _file_frames(found)
 
 
-def _file_frames(found: artifacts.Found) -> Iterator[bytes]:
+def _file_frames(found: artifacts.Found) -> "Iterator[bytes]":
     document: dict[str, object] = {"name": found.name, "size": found.size}
     if found.rejected is not None:
         document["rejected"] = found.rejected

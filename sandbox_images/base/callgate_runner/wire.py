@@ -5,11 +5,12 @@ a limit: a peer that does not read must never keep the runner from its deadline.
 """
 
 import fcntl
-import json
 import os
 import select
 import struct
 import time
+
+from callgate_runner import json_text
 
 VERSION = 1
 HEADER = struct.Struct(">BI")
@@ -55,7 +56,7 @@ def encode(kind: int, payload: bytes) -> bytes:
 
 
 def encode_document(kind: int, document: dict[str, object]) -> bytes:
-    return encode(kind, json.dumps(document, separators=(",", ":"), allow_nan=False).encode())
+    return encode(kind, json_text.encode(document))
 
 
 def split_head(payload: bytes) -> tuple[dict[str, object], bytes]:
@@ -68,7 +69,7 @@ def split_head(payload: bytes) -> tuple[dict[str, object], bytes]:
     end = HEAD.size + size
     if end > len(payload):
         raise ValueError("a head is longer than its frame")
-    document = json.loads(payload[HEAD.size : end])
+    document = json_text.decode(payload[HEAD.size : end])
     if not isinstance(document, dict):
         raise ValueError("a head is not an object")
     return document, payload[end:]
@@ -178,6 +179,12 @@ class Wire:
         while self._pending:
             self._wait(select.POLLOUT, until)
             self.pump()
+
+    def has_news(self, seconds: float) -> bool:
+        """Wait for the gateway, at most so long; return whether it has said something or is gone."""
+        poll = select.poll()
+        poll.register(self.source, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def next_frames(self) -> list[tuple[int, bytes]]:
         """Return the next frames, waiting for them as long as the wire is held.

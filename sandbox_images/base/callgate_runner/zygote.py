@@ -141,6 +141,8 @@ def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
         if order.function is not None:
             python_tool.become_a_python_program()
         if warm and order.function is not None:
+            for name in python_tool.COMMON_IMPORTS:
+                __import__(name)
             left = _import(order.function, order)
             if left is not None:
                 channel.send(_UNSHAREABLE + left.encode("ascii"))

@@ -2,40 +2,45 @@
 
 What it prints is the call's output, how it ends is how the call ends, what it leaves in /out is handed back.
 Tracebacks show the program's own frames and none of ours.
+
+Types are only for who reads them and for the schemas: what a program does not need is not imported before it.
 """
+
+from __future__ import annotations
 
 import builtins
 import os
 import sys
-import types
-from typing import Annotated, TypedDict
 
 import workspace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import types
+    from typing import Annotated, TypedDict
+
+    FileName = Annotated[str, ("pattern", "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"), ("maxLength", 100)]
+
+    class TextFile(TypedDict):
+        """A text file."""
+
+        name: FileName
+        content: Annotated[str, "Its text.", ("maxLength", 1_000_000)]
+
+    class BinaryFile(TypedDict):
+        """Any file, as Base64."""
+
+        name: FileName
+        content_base64: Annotated[str, "Its bytes in Base64.", ("maxLength", 1_400_000)]
+
+    class Result(TypedDict):
+        exit_code: Annotated[int, "Always 0: a program that ends otherwise fails the call."]
+        files: Annotated[list[str], "Names of the files in /out, which come as artifacts."]
+
 
 PROGRAM = "main.py"
 OUTPUT_FOLDER = "/out"
 MAX_LISTED = 100
-
-FileName = Annotated[str, ("pattern", "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"), ("maxLength", 100)]
-
-
-class TextFile(TypedDict):
-    """A text file."""
-
-    name: FileName
-    content: Annotated[str, "Its text.", ("maxLength", 1_000_000)]
-
-
-class BinaryFile(TypedDict):
-    """Any file, as Base64."""
-
-    name: FileName
-    content_base64: Annotated[str, "Its bytes in Base64.", ("maxLength", 1_400_000)]
-
-
-class Result(TypedDict):
-    exit_code: Annotated[int, "Always 0: a program that ends otherwise fails the call."]
-    files: Annotated[list[str], "Names of the files in /out, which come as artifacts."]
 
 
 def run(
@@ -51,7 +56,7 @@ def run(
         args: The program's command line arguments, sys.argv[1:].
     """
     program = os.path.join(workspace.FOLDER, PROGRAM)
-    workspace.enter([TextFile(name=PROGRAM, content=code), *(files or [])])
+    workspace.enter([{"name": PROGRAM, "content": code}, *(files or [])])
     _become_the_program(program, args or [])
     _execute(code, program)
     return {"exit_code": 0, "files": _produced(OUTPUT_FOLDER)}
@@ -69,7 +74,7 @@ def _become_the_program(program: str, args: list[str]) -> None:
 
 
 def _execute(code: str, program: str) -> None:
-    module = types.ModuleType("__main__")
+    module = type(sys)("__main__")
     module.__file__ = program
     sys.modules["__main__"] = module
     try:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from callgate_runner import call as call_module
-from callgate_runner import wire
+from callgate_runner import json_text, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_server.execution.framing import HEADER, encode_call, encode_secret
 from callgate_server.model.manifest import Limits, Run
@@ -49,7 +49,7 @@ def test_a_command_keeps_its_words() -> None:
 )
 def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:
     head, _ = wire.split_head(payload_of(encode_call(Run(command=("/bin/true",)), b"{}", Limits(), 1)))
-    encoded = wire.json.dumps({**head, **change}).encode()
+    encoded = json_text.encode({**head, **change})
     with pytest.raises((TypeError, ValueError)):
         Call(wire.HEAD.pack(len(encoded)) + encoded)
 
@@ -57,7 +57,7 @@ def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:
 def test_standard_input_is_a_line_of_arguments_and_one_of_secrets() -> None:
     call = call_of(Run(python="tool:main"), arguments=b'{"a":1}')
     assert call.stdin({}) == b'{"a":1}\n'
-    assert call.stdin({"pin": 'a"\n'}) == b'{"a":1}\n{"pin": "a\\"\\n"}\n'
+    assert call.stdin({"pin": 'a"\n'}) == b'{"a":1}\n{"pin":"a\\"\\n"}\n'
 
 
 @pytest.fixture

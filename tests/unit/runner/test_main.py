@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from callgate_runner import main, wire
+from callgate_runner import main, python_tool, wire
 from callgate_server.execution.framing import encode_call, encode_cancel, encode_secret
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
@@ -56,6 +56,32 @@ def test_what_comes_out_of_order_is_refused(feed, data: bytes) -> None:
 def test_the_end_of_the_wire_ends_the_wait_for_a_call(feed) -> None:
     with pytest.raises(ConnectionError):
         feed(CALL[:-1])
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is imported ahead of a call, in place of importing it."""
+    names: list[str] = []
+    monkeypatch.setattr(main, "_IDLE_S", 0.01)
+    monkeypatch.setattr(main, "__import__", names.append, raising=False)
+    return names
+
+
+def test_what_tools_import_is_there_before_a_call_that_leaves_time(imported: list[str]) -> None:
+    source, to_runner = os.pipe()
+    main._preload(wire.Wire(source, to_runner))
+    assert imported == list(python_tool.COMMON_IMPORTS)
+    os.close(source)
+    os.close(to_runner)
+
+
+def test_a_call_that_is_there_waits_for_no_imports(imported: list[str]) -> None:
+    source, to_runner = os.pipe()
+    os.write(to_runner, CALL)
+    main._preload(wire.Wire(source, to_runner))
+    assert imported == []
+    os.close(source)
+    os.close(to_runner)
 
 
 def test_a_fault_is_reported_without_what_it_was_about(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def run(tmp_path: Path, source: str, stdin: str = "{}\n", *, with_result: bool =
 
 def test_arguments_become_keywords_and_the_value_the_result(tmp_path: Path) -> None:
     source = "def main(a, b=2):\n    print('x')\n    return {'sum': a + b, 'é': None}\n"
-    assert run(tmp_path, source, '{"a": 40}\n') == (0, "x\n", "", '{"sum": 42, "é": null}')
+    assert run(tmp_path, source, '{"a": 40}\n') == (0, "x\n", "", '{"sum":42,"é":null}')
 
 
 def test_a_value_is_dropped_where_output_is_the_result(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_value_is_dropped_where_output_is_the_result(tmp_path: Path) -> None:
 
 def test_secrets_go_only_to_who_takes_them(tmp_path: Path) -> None:
     stdin = '{}\n{"pin": "1"}\n'
-    assert run(tmp_path, "def main(secrets):\n    return secrets\n", stdin)[3] == '{"pin": "1"}'
+    assert run(tmp_path, "def main(secrets):\n    return secrets\n", stdin)[3] == '{"pin":"1"}'
     assert run(tmp_path, "def main(**rest):\n    return rest\n", stdin)[3] == "{}"
     assert run(tmp_path, "def main(secrets):\n    return secrets\n")[3] == "{}"
 

@@ -126,6 +126,16 @@ def test_a_closed_wire_is_noticed_while_reading(pipes: Pipes) -> None:
         pipes.wire.next_frames()
 
 
+def test_news_are_words_or_the_end_of_the_wire(pipes: Pipes) -> None:
+    assert not pipes.wire.has_news(0.01)
+    os.write(pipes.to_runner, encode_cancel())
+    assert pipes.wire.has_news(10)
+    assert pipes.wire.receive() == [(wire.CANCEL, b"")]
+    assert not pipes.wire.has_news(0)
+    os.close(pipes.to_runner)
+    assert pipes.wire.has_news(10)
+
+
 @pytest.mark.parametrize("end", ["to_runner", "from_runner"])
 def test_a_closed_wire_is_noticed_while_writing(pipes: Pipes, end: str) -> None:
     pipes.wire.queue(b"x" * 1_000_000)

@@ -4,15 +4,16 @@ Reads the module's syntax tree and never imports it: a tool's code runs in a san
 What has no exact JSON Schema is refused, so that no tool is typed more loosely than it looks.
 
 Types: str int float bool None, list[T], dict[str, T], Literal, X | Y, TypedDict classes and aliases of the same
-module, and Annotated with a description or JSON Schema keywords as pairs: `Annotated[str, "Why.", ("maxLength", 9)]`
-(pairs, because Python must be able to hash them). The parameter `secrets` is the gateway's.
+module (those under `if TYPE_CHECKING` too), and Annotated with a description or JSON Schema keywords as pairs:
+`Annotated[str, "Why.", ("maxLength", 9)]` (pairs, because Python must be able to hash them). The parameter `secrets`
+is the gateway's.
 """
 
 import ast
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +73,7 @@ class _Module:
             self._tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"{path}: not Python: line {getattr(error, 'lineno', 1)}") from None
-        self._named = dict(_definitions(self._tree))
+        self._named = dict(_definitions(self._tree.body))
         self._nesting = 0
 
     def function(self, name: str) -> ast.FunctionDef:
@@ -244,9 +245,11 @@ def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
         yield name, " ".join(words)
 
 
-def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.ClassDef | ast.expr]]:
-    for node in tree.body:
+def _definitions(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.ClassDef | ast.expr]]:
+    for node in body:
         match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=only_for_types):
+                yield from _definitions(only_for_types)
             case ast.ClassDef(name=name):
                 yield name, node
             case ast.Assign(targets=[ast.Name(id=name)], value=value):

@@ -74,6 +74,16 @@ def test_aliases_and_typed_dicts_of_the_module_are_followed(tmp_path: Path) -> N
     }
 
 
+def test_types_that_are_only_for_who_reads_them_are_followed(tmp_path: Path) -> None:
+    preface = (
+        "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    Name = Annotated[str, ('maxLength', 5)]\n"
+        "    class Point(TypedDict):\n        label: Name\nif False:\n    Other = str\n"
+    )
+    assert type_of(tmp_path, "Point", preface)["properties"] == {"label": {"type": "string", "maxLength": 5}}
+    with pytest.raises(ValueError, match="Other"):
+        type_of(tmp_path, "Other", preface)
+
+
 @pytest.mark.parametrize(
     "hint",
     [
