@@ -124,6 +124,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             container = pool = await held.enter_async_context(_pool(settings, catalog, docker, telemetry))
             telemetry.readings(partial(_pool_readings, pool))
         lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
+        telemetry.readings(partial(_lane_readings, lanes))
         sandboxes = Levels(container=container, fork=lanes)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
@@ -459,6 +460,17 @@ def _pool_readings(pool: WarmPool) -> Iterable[Reading]:
     yield Reading("counter", "pool_claims", "Calls that got a sandbox at once, or had to wait", claims, "how")
     yield Reading("counter", "pool_failed_starts", "Sandboxes that did not start", {"": figures.failed_starts})
     yield Reading("counter", "pool_deaths", "Sandboxes that ended before they had a call", {"": figures.died})
+
+
+def _lane_readings(lanes: Lanes) -> Iterable[Reading]:
+    figures = lanes.figures()
+    states = {name: getattr(figures, name) for name in ("idle", "busy", "between", "starting", "ending")}
+    yield Reading("gauge", "lanes", "Lanes of isolation fork by state", states, "state")
+    yield Reading("gauge", "lanes_waiting", "Calls that wait for a lane", {"": figures.waiting})
+    claims = {"ready": figures.ready, "waited": figures.waited}
+    yield Reading("counter", "lane_claims", "Calls that got a lane at once, or had to wait", claims, "how")
+    yield Reading("counter", "lane_failed_starts", "Lanes that did not open", {"": figures.failed_starts})
+    yield Reading("counter", "lanes_ended", "Lanes that ended, by cause; died: while idle", figures.ended, "cause")
 
 
 def _utc_now() -> datetime:

@@ -70,6 +70,29 @@ def test_lanes_are_tried_before_there_is_a_call_and_none_is_left(tmp_path: Path)
     assert deployment.found() == {}
 
 
+def test_what_lanes_do_is_counted(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway", settings={"tools": {"probe.run": FORK}})
+    with deployment.start() as serving:
+
+        def count(series: str) -> float:
+            with serving.web() as web:
+                lines = web.get("/metrics").text.splitlines()
+            return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"callgate_{series}"))
+
+        for code in ("result = 1", "result = 2", "import os; os.kill(os.getpid(), 9)"):
+            serving.post("probe.run", {"code": code})
+
+        def counted() -> None:
+            # One claim is the trial's at the start.
+            assert count("lane_claims_total") == 4
+            assert count('lane_claims_total{how="ready"}') >= 1
+            assert count('lanes_ended_total{cause="irregular"}') == 1
+            assert count("lanes_ended_total") == 1
+            assert count('lanes{state="busy"}') == count("lanes_waiting") == count("lane_failed_starts_total") == 0
+
+        eventually(counted)
+
+
 def test_policy_can_forbid_what_the_operator_set(tmp_path: Path) -> None:
     forbid = '@id("no-forks") forbid(principal, action in Action::"call", resource) when { resource.isolation == Isolation::"fork" };\n'
     deployment = Deployment(

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self, assert_never
+from typing import Any, Final, Literal, Self, assert_never, get_args
 
 from callgate_server.execution.framing import encode_lane
 from callgate_server.execution.lane_board import End, Give, LaneBoard, LaneKey, LaneRules, Phase, Slot, Start, Waiter
@@ -34,8 +35,30 @@ _REFUSED: Final = (
     "Run `callgated doctor`, or choose isolation `container` for the tool."
 )
 
+# Why a lane ended: it had had its calls, idled for too long, was in another's way, had a call that did not end in
+# order, died while idle, or the gateway stopped.
+Cause = Literal["worn", "idle", "room", "irregular", "died", "stopped"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What an operator sees of lanes: by state, and counted since the start.
+
+    `between` is short after a call, `waiting` and the claims are calls: `ready` got a lane at once, `waited` later.
+    """
+
+    idle: int
+    busy: int
+    between: int
+    starting: int
+    ending: int
+    waiting: int
+    ready: int
+    waited: int
+    failed_starts: int
+    ended: Mapping[str, int]
 
 
 class _Call:
@@ -67,6 +90,8 @@ class Lanes:
         self._tasks = asyncio.TaskGroup()
         self._closing = False
         self._refused = False
+        self._ready = self._waited = self._failed_starts = 0
+        self._ended: Counter[str] = Counter(dict.fromkeys(get_args(Cause), 0))
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -78,12 +103,28 @@ class Lanes:
         self._closing = True
         for slot in self._board.slots:
             if slot.phase is Phase.IDLE:
-                self._board.ending(slot)
-                self._spawn(self._end(slot))
+                self._let_go(slot, "stopped")
         await self._tasks.__aexit__(kind, error, trace)
 
     def __len__(self) -> int:
         return len(self._lanes)
+
+    def figures(self) -> Figures:
+        slots = self._board.slots
+        phases = Counter(slot.phase for slot in slots)
+        starting = sum(1 for slot in slots if slot.phase is Phase.COMING and slot not in self._lanes)
+        return Figures(
+            idle=phases[Phase.IDLE],
+            busy=phases[Phase.BUSY],
+            between=phases[Phase.COMING] - starting,
+            starting=starting,
+            ending=phases[Phase.ENDING],
+            waiting=self._board.waiting,
+            ready=self._ready,
+            waited=self._waited,
+            failed_starts=self._failed_starts,
+            ended=dict(self._ended),
+        )
 
     async def open(self, request: SandboxRequest) -> Sandbox:
         """Give the call its turn on a lane of its own key, idle or new.
@@ -97,8 +138,12 @@ class Lanes:
         self._join(waiter, call)
         try:
             self._act()
+            at_once = call.session.done()
             async with asyncio.timeout(request.deadline.remaining_s(self._clock())):
-                return await call.session
+                session = await call.session
+            self._ready += at_once
+            self._waited += not at_once
+            return session
         except TimeoutError:
             await self._decline(call)
             raise CallError(
@@ -125,8 +170,7 @@ class Lanes:
     async def tend(self) -> None:
         """End lanes that idle for too long or have died, and see whether that helps anybody."""
         for slot in self._board.expired(self._clock()):
-            self._board.ending(slot)
-            self._spawn(self._end(slot))
+            self._let_go(slot, "idle")
         self._act()
 
     def _join(self, waiter: Waiter, call: _Call) -> None:
@@ -158,34 +202,30 @@ class Lanes:
                 case Start(slot, waiter):
                     self._spawn(self._start(slot, self._waiting[waiter].request))
                 case End(slot):
-                    self._spawn(self._end(slot))
+                    self._let_go(slot, "room")
                 case _:
                     assert_never(action)
 
     def _bury_the_dead(self) -> None:
         for slot in self._board.slots:
             if slot.phase is Phase.IDLE and not self._lanes[slot].sandbox.alive:
-                self._board.ending(slot)
-                self._spawn(self._end(slot))
+                self._let_go(slot, "died")
 
     async def _start(self, slot: Slot, request: SandboxRequest) -> None:
         """Start a lane. When it fails, the call that waits most urgently for such a one is told."""
         try:
             lane = await self._started(slot, request)
         except CallError as error:
-            self._board.gone(slot)
-            self._fail_first(slot.key, error)
+            self._not_started(slot, error)
         except Exception as error:  # a defect here must not leave a call waiting until its deadline
             self._report("lanes", error)
-            self._board.gone(slot)
-            self._fail_first(slot.key, CallError(Reason.SANDBOX_UNAVAILABLE, "A lane could not be started."))
+            self._not_started(slot, CallError(Reason.SANDBOX_UNAVAILABLE, "A lane could not be started."))
         else:
             self._refused = False
             self._lanes[slot] = lane
             self._board.idle(slot, self._clock())
             if self._closing:
-                self._board.ending(slot)
-                return await self._end(slot)
+                return await self._end(slot, "stopped")
         self._act()
         return None
 
@@ -223,8 +263,10 @@ class Lanes:
             return CallError(Reason.RUNTIME_MISSING, _REFUSED)
         return CallError(Reason.SANDBOX_UNAVAILABLE, "A lane did not become ready, and nothing ran; try again.")
 
-    def _fail_first(self, key: LaneKey, error: CallError) -> None:
-        waiter = self._board.first(key)
+    def _not_started(self, slot: Slot, error: CallError) -> None:
+        self._failed_starts += 1
+        self._board.gone(slot)
+        waiter = self._board.first(slot.key)
         if waiter is not None:
             self._board.leave(waiter)
             self._waiting[waiter].session.set_exception(error)
@@ -235,25 +277,38 @@ class Lanes:
         if session.unused and not self._closing:
             self._board.idle(slot, self._clock())
             return self._act()
-        fit = session.regular and not self._closing and not self._board.worn(slot)
+        unfit = self._unfit(session)
         try:
-            if fit:
+            if unfit is None:
                 self._board.between(slot)
                 async with asyncio.timeout(_READY_S):
                     await lane.ready()
                 self._board.idle(slot, self._clock())
         except (TimeoutError, ConnectionError, ValueError):
-            fit = False
+            unfit = "irregular"
         except BaseException:
-            self._board.ending(slot)
-            self._spawn(self._end(slot))
+            self._let_go(slot, "irregular")
             raise
-        if fit:
+        if unfit is None:
             return self._act()
-        self._board.ending(slot)
-        return await self._end(slot)
+        return await self._end(slot, unfit)
 
-    async def _end(self, slot: Slot) -> None:
+    def _unfit(self, session: LaneSession) -> Cause | None:
+        """Why the lane of a session may serve no other."""
+        if not session.regular:
+            return "irregular"
+        if self._closing:
+            return "stopped"
+        return "worn" if self._board.worn(session.lane.slot) else None
+
+    def _let_go(self, slot: Slot, cause: Cause) -> None:
+        """End a lane in the background. From now on nobody is given it."""
+        self._board.ending(slot)
+        self._spawn(self._end(slot, cause))
+
+    async def _end(self, slot: Slot, cause: Cause) -> None:
+        self._board.ending(slot)
+        self._ended[cause] += 1
         lane = self._lanes.pop(slot)
         try:
             await lane.sandbox.destroy()

@@ -358,6 +358,56 @@ async def test_another_end_of_a_start_is_no_verdict_on_the_host() -> None:
         assert (await lanes.health())["lanes"].ok
 
 
+async def test_an_operator_sees_states_claims_and_why_lanes_ended() -> None:
+    now = [0.0]
+    backend = FakeBackend(gate=asyncio.Event())
+    assert backend.gate is not None
+
+    def asked(tenant: str = "acme") -> SandboxRequest:
+        return replace(request(tenant=tenant), deadline=Deadline(1000))
+
+    def ended() -> dict[str, int]:
+        return {cause: count for cause, count in lanes.figures().ended.items() if count}
+
+    rules = LaneRules(calls=3, idle_s=10, lanes=1, per_key=1, start_s=1000)
+    async with Lanes(backend, rules, lambda *_: None, clock=lambda: now[0]) as lanes:
+        first = asyncio.ensure_future(lanes.open(asked()))
+        await asyncio.sleep(0.01)
+        figures = lanes.figures()
+        assert (figures.starting, figures.waiting, figures.between, figures.busy) == (1, 1, 0, 0)
+        backend.gate.set()
+        session = await first
+        assert (lanes.figures().busy, lanes.figures().idle, lanes.figures().waiting) == (1, 0, 0)
+        await serve(backend, session)
+        assert (lanes.figures().busy, lanes.figures().idle) == (0, 1)
+        await serve(backend, await lanes.open(asked()))
+        assert (lanes.figures().ready, lanes.figures().waited) == (1, 1)
+        assert ended() == {}
+        await serve(backend, await lanes.open(asked()), again=False)
+        assert ended() == {"worn": 1}
+        await serve(backend, await lanes.open(asked()), SEAL + exit_frame(signal=9) + BYE, again=False)
+        assert ended() == {"worn": 1, "irregular": 1}
+        await serve(backend, await lanes.open(asked()))
+        backend.lanes[-1].end()
+        await serve(backend, await lanes.open(asked()))
+        assert ended() == {"worn": 1, "irregular": 1, "died": 1}
+        await serve(backend, await lanes.open(asked("rival")))
+        assert ended() == {"worn": 1, "irregular": 1, "died": 1, "room": 1}
+        now[0] = 11
+        await lanes.tend()
+        await asyncio.sleep(0.01)
+        assert ended() == {"worn": 1, "irregular": 1, "died": 1, "room": 1, "idle": 1}
+        backend.error = CallError(Reason.IMAGE_MISSING, "no image")
+        with pytest.raises(CallError):
+            await lanes.open(asked())
+        assert lanes.figures().failed_starts == 1
+        backend.error = None
+        await serve(backend, await lanes.open(asked()))
+    assert ended()["stopped"] == 1
+    assert lanes.figures().idle == 0
+    assert backend.left == []
+
+
 async def test_idle_lanes_end_after_a_while() -> None:
     now = [0.0]
     backend = FakeBackend()
