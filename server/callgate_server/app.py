@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from typing import Final, Self, TypeVar
@@ -31,6 +31,7 @@ from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.duplicates import Duplicates
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.levels import Levels
@@ -53,6 +54,9 @@ SETTLE_S: Final = 10.0
 HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
 REVOKE_TIMEOUT_S: Final = 2.0
+EXPIRY_EVERY_S: Final = 60.0
+# How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
+DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
 # The names by which a loopback listener may be addressed, so that a web page cannot reach it under its own name.
@@ -116,6 +120,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         sandboxes = Levels(container=container, fork=lanes)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
+        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -127,6 +132,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             broker=Broker(store),
             sandboxes=sandboxes,
             running=running,
+            duplicates=duplicates,
             watch=telemetry,
         )
         health = _HealthBoard(ledger, store, sandboxes, running)
@@ -135,6 +141,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
         rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
+        rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         gate = Gate(
@@ -248,6 +255,13 @@ async def _reap(sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     removed = await sandboxes.reap()
     if removed:
         telemetry.warning("removed containers that no call owned", removed=removed)
+
+
+async def _expire(ledger: SqliteLedger, keep_h: float) -> None:
+    """Forget what has been kept long enough, bite by bite: calls get their turn at the record in between."""
+    before = _utc_now() - timedelta(hours=keep_h)
+    while await ledger.expire(before):
+        continue
 
 
 async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:

@@ -72,6 +72,12 @@ class Admitted:
     decision_id: str = field(default_factory=new_call_id)
 
     @property
+    def key(self) -> tuple[str, str, str, str] | None:
+        """The idempotency key and whose it is."""
+        caller, key = self.ticket.caller, self.ticket.request.idempotency_key
+        return None if key is None else (caller.tenant, caller.agent, self.tool.name, key)
+
+    @property
     def deadline_at(self) -> datetime:
         return self.ticket.received_at + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
 
