@@ -39,6 +39,7 @@ from callgate_server.execution.pool import WarmPool
 from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend, Shape
+from callgate_server.ledger.store import OpenLease
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
@@ -235,20 +236,26 @@ async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:
 
 async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     """Clear up after an earlier life: its calls, its leases, its containers. What cannot be reached now is retried."""
-    for lease in await ledger.settle_orphans():
-        if store is None:
-            telemetry.warning("a lease of an earlier life is left to expire: no secret store", call_id=lease.call_id)
-            continue
-        try:
-            await store.revoke(lease.lease_id, timeout_s=REVOKE_TIMEOUT_S)
-        except CallError:
-            telemetry.warning("a lease of an earlier life is not revoked yet", call_id=lease.call_id)
-        else:
-            await ledger.note(lease.call_id, "secret_revoked", {"lease_id": lease.lease_id})
+    async with asyncio.TaskGroup() as tasks:
+        # At once: a store that hangs costs the time limit of one revocation and not of each.
+        for lease in await ledger.settle_orphans():
+            tasks.create_task(_give_back(lease, ledger, store, telemetry))
     try:
         await _reap(sandboxes, telemetry)
     except CallError as error:
         telemetry.warning("containers of an earlier life are not removed yet", detail=error.message)
+
+
+async def _give_back(lease: OpenLease, ledger: SqliteLedger, store: OpenBao | None, telemetry: Telemetry) -> None:
+    if store is None:
+        telemetry.warning("a lease of an earlier life is left to expire: no secret store", call_id=lease.call_id)
+        return
+    try:
+        await store.revoke(lease.lease_id, timeout_s=REVOKE_TIMEOUT_S)
+        await ledger.note(lease.call_id, "secret_revoked", {"lease_id": lease.lease_id})
+    except CallError:
+        # What is not noted as revoked is revoked once more at the next start, which changes nothing.
+        telemetry.warning("a lease of an earlier life is not revoked yet", call_id=lease.call_id)
 
 
 async def _reap(sandboxes: SandboxBackend, telemetry: Telemetry) -> None:

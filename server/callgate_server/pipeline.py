@@ -148,7 +148,8 @@ class Pipeline:
         ticket.sandbox = sandbox.id
         self.watch.started(ticket.id, tool.name, sandbox.id)
         with ticket.phases.measure("run"):
-            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
+            names = call.names(self.ledger.digest)
+            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline, names)
             live = LiveViews(redactor, running.output)
             outcome = await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
         with ticket.phases.measure("result"):

@@ -11,6 +11,7 @@ namespaces with `unshare` after a fork (one more process, and one more copy of t
 """
 
 import _socket
+import json
 import os
 import resource
 import select
@@ -278,7 +279,7 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
         if order.function is not None:
             python_tool.become_a_python_program()
         # So far nothing was of any one call; from here on it is.
-        _receive_secrets()
+        _receive_opening()
         if order.function is not None:
             status = python_tool.call(order.function, with_result=not order.result_from_stdout)
         elif order.command is not None:
@@ -289,20 +290,28 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
         os._exit(status)
 
 
-def _receive_secrets() -> None:
-    """Wait for the call to begin, and write its secrets to their files. What follows is the tool's own input."""
-    size = _SIZE.unpack(_read_exactly(_SIZE.size))[0]
-    secrets = _read_exactly(size)
+def _receive_opening() -> None:
+    """Wait for the call to begin; take its names and write its secrets to their files.
+
+    What follows is the tool's own input.
+    """
+    os.environ.update(json.loads(_read_part()))
+    secrets = _read_part()
     while secrets:
         end = _SIZE.size + _SIZE.unpack_from(secrets)[0]
         accept_secret(secrets[_SIZE.size : end], {})
         secrets = secrets[end:]
 
 
-def opening(secrets: list[bytes]) -> bytes:
-    """Return what stands before a tool's input: the payloads of the secrets that it gets as files."""
+def opening(names: dict[str, str], secrets: list[bytes]) -> bytes:
+    """Return what stands before a tool's input: the call's names, and the secrets' payloads that it gets as files."""
     body = b"".join(_SIZE.pack(len(payload)) + payload for payload in secrets)
-    return _SIZE.pack(len(body)) + body
+    head = json.dumps(names).encode()
+    return _SIZE.pack(len(head)) + head + _SIZE.pack(len(body)) + body
+
+
+def _read_part() -> bytes:
+    return _read_exactly(_SIZE.unpack(_read_exactly(_SIZE.size))[0])
 
 
 def _read_exactly(size: int) -> bytes:
