@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup engine demo test test-unit check format bench proto sync-client lock clean
+.PHONY: help setup engine demo test test-unit test-kills check format bench proto sync-client lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ test: setup engine ## Run all tests, on a real engine and a real OpenBao
 
 test-unit: setup ## Run the tests that need no engine
 	@$(BIN)/pytest tests/unit
+
+test-kills: setup engine ## Kill the gateway at 200 random moments under load, and check what it leaves
+	@deploy/scripts/test-services.sh
+	@CALLGATE_KILLS=200 $(BIN)/pytest tests/integration/test_random_kills.py
 
 check: setup ## Format, lint, types, layers, drift of generated code, mirror of tests
 	@$(BIN)/ruff format --check .

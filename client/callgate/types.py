@@ -116,8 +116,8 @@ class Answer:
     """The answer of a call whose tool was started, whatever became of it.
 
     `state` is succeeded, failed, timed_out, cancelled or lost; `error` says why it is not succeeded. What the
-    tool wrote until then is kept. `replayed` says that this is the stored answer of an earlier call with the
-    same idempotency key, and that nothing ran now.
+    tool wrote until then is kept. `replayed` says that this is the answer of an earlier call with the same
+    idempotency key, and that nothing ran now.
 
     Example:
         >>> late = Answer(

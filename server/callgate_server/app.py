@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from typing import Final, Self, TypeVar
@@ -31,6 +31,7 @@ from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.duplicates import Duplicates
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.levels import Levels
@@ -39,6 +40,7 @@ from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend, Shape
 from callgate_server.execution.trial import ForkTrial
+from callgate_server.ledger.store import OpenLease
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
@@ -55,6 +57,9 @@ HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
 TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
+EXPIRY_EVERY_S: Final = 60.0
+# How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
+DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # How long answers may take to reach their clients when the edges close.
 CLOSE_GRACE_S: Final = 2.0
 # The names by which a loopback listener may be addressed, so that a web page cannot reach it under its own name.
@@ -128,6 +133,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         sandboxes = Levels(container=container, fork=lanes)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
+        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -139,6 +145,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             broker=Broker(store),
             sandboxes=sandboxes,
             running=running,
+            duplicates=duplicates,
             watch=telemetry,
         )
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
@@ -149,6 +156,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
+        rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         gate = Gate(
@@ -255,26 +263,39 @@ async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:
 
 async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     """Clear up after an earlier life: its calls, its leases, its containers. What cannot be reached now is retried."""
-    for lease in await ledger.settle_orphans():
-        if store is None:
-            telemetry.warning("a lease of an earlier life is left to expire: no secret store", call_id=lease.call_id)
-            continue
-        try:
-            await store.revoke(lease.lease_id, timeout_s=REVOKE_TIMEOUT_S)
-        except CallError:
-            telemetry.warning("a lease of an earlier life is not revoked yet", call_id=lease.call_id)
-        else:
-            await ledger.note(lease.call_id, "secret_revoked", {"lease_id": lease.lease_id})
+    async with asyncio.TaskGroup() as tasks:
+        # At once: a store that hangs costs the time limit of one revocation and not of each.
+        for lease in await ledger.settle_orphans():
+            tasks.create_task(_give_back(lease, ledger, store, telemetry))
     try:
         await _reap(sandboxes, telemetry)
     except CallError as error:
         telemetry.warning("containers of an earlier life are not removed yet", detail=error.message)
 
 
+async def _give_back(lease: OpenLease, ledger: SqliteLedger, store: OpenBao | None, telemetry: Telemetry) -> None:
+    if store is None:
+        telemetry.warning("a lease of an earlier life is left to expire: no secret store", call_id=lease.call_id)
+        return
+    try:
+        await store.revoke(lease.lease_id, timeout_s=REVOKE_TIMEOUT_S)
+        await ledger.note(lease.call_id, "secret_revoked", {"lease_id": lease.lease_id})
+    except CallError:
+        # What is not noted as revoked is revoked once more at the next start, which changes nothing.
+        telemetry.warning("a lease of an earlier life is not revoked yet", call_id=lease.call_id)
+
+
 async def _reap(sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
     removed = await sandboxes.reap()
     if removed:
         telemetry.warning("removed containers that no call owned", removed=removed)
+
+
+async def _expire(ledger: SqliteLedger, keep_h: float) -> None:
+    """Forget what has been kept long enough, bite by bite: calls get their turn at the record in between."""
+    before = _utc_now() - timedelta(hours=keep_h)
+    while await ledger.expire(before):
+        continue
 
 
 async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:

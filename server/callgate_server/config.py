@@ -219,8 +219,11 @@ class ToolSettings(_Strict):
 
 
 class LedgerSettings(_Strict):
+    """`keep_h`: how long an answer is kept from its call's end, and the idempotency key that gives it again."""
+
     file: Path
     key_file: Path
+    keep_h: Annotated[float, Field(ge=24, le=24 * 366)] = 72.0
 
 
 class LimitSettings(_Strict):

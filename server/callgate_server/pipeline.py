@@ -1,34 +1,36 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → validate → authorise → replay? → limits → claim + intent → lease secrets → acquire sandbox
+authenticate → validate → authorise → duplicate? → limits → claim + intent → lease secrets → acquire sandbox
 → run under deadline → check, redact, sanitise → outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
-before replay (a revoked caller must not read old answers), replay before limits (a stored answer costs
-nothing), and the intent is durable before the first side effect. Giving back the secrets and destroying the
-sandbox happen whatever comes, and the answer does not wait for them.
+before the look at an idempotency key (a revoked caller must not read old answers), that before limits (a stored
+answer costs nothing), and the intent is durable before the first side effect. Giving back the secrets and
+destroying the sandbox happen whatever comes, and the answer does not wait for them.
 """
 
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
+from callgate_server.duplicates import Duplicates
 from callgate_server.execution.running import Running, RunningCalls, internal
 from callgate_server.execution.sandbox import SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
-from callgate_server.ledger.claims import replayable
+from callgate_server.ledger.claims import may_run_again
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
+from callgate_server.ledger.turns import Turns
 from callgate_server.model.answer import Answer, to_document
 from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.run import Job
-from callgate_server.model.strict_json import Json, encode
+from callgate_server.model.strict_json import encode
 from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import conclude
 from callgate_server.result.live import LiveViews
@@ -49,7 +51,9 @@ class Pipeline:
     broker: Broker
     sandboxes: SandboxBackend
     running: RunningCalls
+    duplicates: Duplicates
     watch: Watch
+    turns: Turns = field(default_factory=Turns)
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
         """Take one call as far as its claim and return it, running by itself or already answered.
@@ -63,8 +67,7 @@ class Pipeline:
         try:
             with ticket.phases.measure("admission"):
                 call = self._admit(ticket)
-            stored = await self._stored(call)
-            running = self.running.spawn(ticket.id, partial(self._carry, call=call, stored=stored))
+            running = self.running.spawn(ticket.id, partial(self._carry, call=call))
         except CallError as refusal:
             raise await self._refused(ticket, refusal) from None
         await running.started()
@@ -79,32 +82,37 @@ class Pipeline:
         deadline = self.deadlines.deadline(ticket.received_s, ticket.request.deadline_ms, tool.manifest.limits.wall_s)
         return Admitted(ticket, tool, verdict, arguments_json, self.ledger.digest(arguments_json), deadline)
 
-    async def _stored(self, call: Admitted) -> StoredCall | None:
-        """The earlier call that holds this call's idempotency key."""
-        key = call.ticket.request.idempotency_key
-        if key is None:
-            return None
-        with call.ticket.phases.measure("ledger"):
-            return await self.ledger.find(call.ticket.caller, call.tool.name, key)
-
-    async def _carry(self, running: Running, *, call: Admitted, stored: StoredCall | None) -> None:
-        """Carry an admitted call to its end: a replay, a refusal for want of room, or a run."""
+    async def _carry(self, running: Running, *, call: Admitted) -> None:
+        """Carry an admitted call to its end: a run, the answer of the call that holds its key, or a refusal."""
         try:
-            if stored is None:
-                with self.concurrency.slot(call.ticket.caller):
-                    with call.ticket.phases.measure("ledger"):
-                        stored = await self.ledger.claim(call.intent(self.ledger.digest))
-                    if stored is None:
-                        running.accept()
-                        return await self._run(running, call)
-            running.answer(await self._replay(call, stored))
+            with ExitStack() as place:
+                holder = await self._claim(call, place)
+                if holder is None:
+                    running.accept()
+                    return await self._run(running, call)
+            running.answer(await self.duplicates.answer(running, call, holder))
         except CallError as refusal:
             running.fail(await self._refused(call.ticket, refusal))
 
-    async def _replay(self, call: Admitted, stored: StoredCall) -> dict[str, Json]:
-        document = replayable(stored, call.arguments_digest)
-        await self.ledger.replayed(stored, call.ticket.id, call.ticket.caller, call.ticket.received_at)
-        return document
+    async def _claim(self, call: Admitted, place: ExitStack) -> StoredCall | None:
+        """Take a place and claim the call, or return the call that holds its key."""
+        with call.ticket.phases.measure("ledger"):
+            async with self.turns.of(call.key):
+                holder = await self._holder(call)
+                if holder is None:
+                    place.enter_context(self.concurrency.slot(call.ticket.caller))
+                    holder = await self.ledger.claim(call.intent(self.ledger.digest))
+                return holder
+
+    async def _holder(self, call: Admitted) -> StoredCall | None:
+        """The earlier call that holds this call's key and does not give it up."""
+        key = call.ticket.request.idempotency_key
+        if key is None:
+            return None
+        stored = await self.ledger.find(call.ticket.caller, call.tool.name, key)
+        if stored is not None and may_run_again(stored.state, stored.arguments_digest, call.arguments_digest):
+            return None
+        return stored
 
     async def _run(self, running: Running, call: Admitted) -> None:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""
@@ -140,7 +148,8 @@ class Pipeline:
         ticket.sandbox = sandbox.id
         self.watch.started(ticket.id, tool.name, sandbox.id)
         with ticket.phases.measure("run"):
-            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
+            names = call.names(self.ledger.digest)
+            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline, names)
             live = LiveViews(redactor, running.output)
             outcome = await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
         with ticket.phases.measure("result"):

@@ -15,7 +15,8 @@ from callgate_server.model.catalog import Tool
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
-from callgate_server.model.strict_json import Json
+from callgate_server.model.run import CallNames
+from callgate_server.model.strict_json import Json, encode
 from callgate_server.model.verdict import Verdict
 from callgate_server.observe.phases import Phases
 
@@ -72,8 +73,19 @@ class Admitted:
     decision_id: str = field(default_factory=new_call_id)
 
     @property
+    def key(self) -> tuple[str, str, str, str] | None:
+        """The idempotency key and whose it is."""
+        caller, key = self.ticket.caller, self.ticket.request.idempotency_key
+        return None if key is None else (caller.tenant, caller.agent, self.tool.name, key)
+
+    @property
     def deadline_at(self) -> datetime:
         return self.ticket.received_at + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
+
+    def names(self, digest: Digest) -> CallNames:
+        """What its tool may know it by: what the caller repeats with a key has one key of ours, else each its own."""
+        same: list[Json] = [self.ticket.id] if self.key is None else [*self.key, self.arguments_digest]
+        return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32])
 
     def intent(self, digest: Digest) -> Intent:
         manifest = self.tool.manifest

@@ -72,20 +72,22 @@ def test_what_a_killed_gateway_leaves_is_settled_by_the_next(
     database.lend_to(store.operator, "probe")
     deployment = Deployment(tmp_path / "gateway", store)
     ready = "print('ready', flush=True)\nimport time; time.sleep(18)"
+    brief = ready.replace("18", "3")
     with deployment.start() as first:
         done = keyed(first, "probe.run", DONE, "done")
         with (
-            live(first, "probe.run", ready, key="read") as read,
+            live(first, "probe.run", ready) as read,
+            live(first, "probe.run", brief, key="read") as again,
             live(first, "probe.secret", ready, key="unsafe") as unsafe,
             live(first, "probe.dynamic", ready) as leased,
         ):
-            for call in (read, unsafe, leased):
+            for call in (read, again, unsafe, leased):
                 call.until_printed("ready")
-            assert len(running(engine, deployment)) == 3
+            assert len(running(engine, deployment)) == 4
             first.kill()
         # Nobody is there to end them: each runner sees the end of its wire and ends itself, long before its deadline.
         eventually(lambda: none_runs(engine, deployment), within_s=10)
-        assert len(deployment.containers()) == 3
+        assert len(deployment.containers()) == 4
         assert len(database.leased_roles()) == 1
     with deployment.start() as second:
         assert deployment.containers() == []
@@ -100,9 +102,14 @@ def test_what_a_killed_gateway_leaves_is_settled_by_the_next(
         kinds = [event["kind"] for event in deployment.events(leased.call_id)]
         assert kinds == ["intent", "secret_leased", "settled", "secret_revoked"]
         assert deployment.verify().fault is None
-        # What may be run twice gives its key back; what may not is never run again by itself.
-        again = keyed(second, "probe.run", {"code": ready.replace("18", "0")}, "read")
-        assert (again.json()["state"], again.json()["replayed"]) == ("succeeded", False)
+        # What may be run twice hands its key to the same call, and to no other; what may not is never run again.
+        assert refusal(keyed(second, "probe.run", {"code": ready}, "read")) == (422, "idempotency_conflict")
+        attempt = keyed(second, "probe.run", {"code": brief}, "read").json()
+        assert (attempt["state"], attempt["replayed"]) == ("succeeded", False)
+        (intent, _) = deployment.events(attempt["call_id"])
+        assert intent["retry_of"] == again.call_id
+        assert [event["kind"] for event in deployment.events(again.call_id)] == ["intent", "settled", "retried"]
+        assert keyed(second, "probe.run", {"code": brief}, "read").json() == {**attempt, "replayed": True}
         refused = keyed(second, "probe.secret", {"code": ready}, "unsafe")
         assert refusal(refused) == (409, "effect_unknown")
         assert unsafe.call_id in refused.json()["detail"]

@@ -16,6 +16,7 @@ from callgate_server.model.call import Deadline
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 from support.pid1_sandbox import UID, Pid1Sandbox
 
 # Long enough never to be reached by a tool that ends by itself.
@@ -63,6 +64,7 @@ def run_tool(start: Callable[[], Awaitable[Pid1Sandbox]], tmp_path: Path) -> Run
             secrets,
             limits or Limits(pids=512),
             Deadline(time.monotonic() + seconds),
+            NAMES,
         )
         outcome = await supervise(
             sandbox, job, clock=time.monotonic, on_output=on_output, cancelled=cancelled or asyncio.Event()
@@ -114,6 +116,8 @@ async def test_the_environment_is_fixed_and_holds_no_secret(run_tool: RunTool) -
         Run(command=("/usr/bin/env",)), secrets=(DeliveredSecret("key", "stdin", Sealed(b"hunter2hunter2")),)
     )
     assert sorted(outcome.stdout.head.decode().splitlines()) == [
+        "CALLGATE_CALL_ID=call-1",
+        "CALLGATE_IDEMPOTENCY_KEY=key-1",
         "CALLGATE_RESULT_FD=3",
         "HOME=/tmp",
         "LANG=C.UTF-8",
@@ -339,7 +343,7 @@ async def test_cancelling_kills_and_keeps_what_was_written(run_tool: RunTool) ->
 async def test_a_gateway_that_goes_away_ends_everything(start: Callable[[], Awaitable[Pid1Sandbox]]) -> None:
     sandbox = await start()
     await sandbox.receive()
-    await sandbox.send(encode_call(shell("echo begun; sleep 1000"), b"{}", Limits(pids=512), 60_000))
+    await sandbox.send(encode_call(shell("echo begun; sleep 1000"), b"{}", Limits(pids=512), 60_000, NAMES))
     decoder, frames = FrameDecoder(), []
     while len(frames) < 2:
         frames += decoder.feed(await sandbox.receive())
@@ -356,7 +360,7 @@ async def test_a_gateway_that_does_not_read_keeps_nobody_from_the_deadline(
     sandbox = await start()
     await sandbox.receive()
     run = shell("exec cat /dev/zero")
-    await sandbox.send(encode_call(run, b"{}", Limits(output_kb=16384, pids=512), 500))
+    await sandbox.send(encode_call(run, b"{}", Limits(output_kb=16384, pids=512), 500, NAMES))
     assert sandbox.runner_pid is not None
     await asyncio.to_thread(_wait_for_child_to_come_and_go, sandbox.runner_pid)
     assert sandbox.runner_pid is not None
@@ -389,7 +393,7 @@ async def test_a_killed_sandbox_is_lost_with_what_it_said(
     def kill(_name: str, _data: bytes) -> None:
         killing.append(asyncio.ensure_future(sandbox.kill()))
 
-    job = Job(shell("echo begun; sleep 1000"), b"{}", (), Limits(pids=512), Deadline(time.monotonic() + AMPLE_S))
+    job = Job(shell("echo begun; sleep 1000"), b"{}", (), Limits(pids=512), Deadline(time.monotonic() + AMPLE_S), NAMES)
     outcome = await supervise(sandbox, job, clock=time.monotonic, on_output=kill, cancelled=asyncio.Event())
     await asyncio.gather(*killing)
     assert (outcome.cause, outcome.stdout.head) == (Cause.LOST, b"begun\n")

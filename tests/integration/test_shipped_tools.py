@@ -26,6 +26,7 @@ from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import encode
 from support.images import ENGINE, SANDBOX_IMAGES, images
+from support.names import NAMES
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -62,7 +63,7 @@ def call(catalog: Catalog, backend: DockerBackend) -> Call:
         )
         try:
             secrets = tuple(DeliveredSecret(ref.name, ref.deliver, Sealed(KEY)) for ref in tool.manifest.secrets)
-            job = Job(tool.manifest.run, encode(arguments), secrets, limits, deadline)
+            job = Job(tool.manifest.run, encode(arguments), secrets, limits, deadline, NAMES)
             outcome = await supervise(
                 sandbox, job, clock=time.monotonic, on_output=lambda _name, _data: None, cancelled=asyncio.Event()
             )

@@ -22,6 +22,7 @@ from callgate_server.model.run import Cause, DeliveredSecret
 from callgate_server.model.sealed import Sealed
 from support.arena import IDLE_LANE_PROCESSES
 from support.lane_rig import LaneRig, lane_rig
+from support.names import NAMES
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 WRITABLE = ["/dev/shm", "/out", "/run/secrets", "/tmp"]
@@ -100,7 +101,7 @@ async def test_the_environment_is_as_in_a_container(lane: LaneRig) -> None:
     environment, folder, pid, parent, host = await lane.result(program)
     assert environment == {
         "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8",
-        "CALLGATE_RESULT_FD": "3",
+        "CALLGATE_RESULT_FD": "3", "CALLGATE_CALL_ID": NAMES.call_id, "CALLGATE_IDEMPOTENCY_KEY": NAMES.idempotency_key,
     }  # fmt: skip
     assert (folder, pid, parent, host) == ("/tmp", 2, 1, "sandbox")
 

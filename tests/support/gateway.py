@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -125,12 +125,12 @@ class Deployment:
         self.config.write_text(yaml.safe_dump(document))
 
     @contextmanager
-    def start(self) -> "Iterator[RunningGateway]":
+    def start(self, *, program: Sequence[str] = CALLGATED) -> "Iterator[RunningGateway]":
         """Run the gateway; at the end it is told to stop, unless the test has already ended it."""
         self.write_config()
         log = (self.folder / "gateway.log").open("ab")
         begin = log.tell()
-        process = subprocess.Popen([*CALLGATED, "serve", "--config", str(self.config)], stdout=log, stderr=log)
+        process = subprocess.Popen([*program, "serve", "--config", str(self.config)], stdout=log, stderr=log)
         try:
             endpoints = self._endpoints(process, begin)
             yield RunningGateway(self, process, endpoints["http"], endpoints["grpc"])

@@ -18,6 +18,7 @@ from callgate_server.execution.sandbox import LaneTerms, Sandbox, SandboxRequest
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.manifest import Limits, Run, SecretRef
 from callgate_server.model.run import DeliveredSecret, Job, RunOutcome
+from support.names import NAMES
 from support.probe import request_for
 from support.probe_image import ENGINE_URL, runner_image
 
@@ -55,7 +56,9 @@ class LaneRig:
         sandbox: Sandbox = await self.lanes.open(request)
         self.last = sandbox.id
         try:
-            job = Job(request.lane.run, json.dumps(arguments).encode(), secrets, request.limits, request.deadline)
+            job = Job(
+                request.lane.run, json.dumps(arguments).encode(), secrets, request.limits, request.deadline, NAMES
+            )
             return await supervise(
                 sandbox, job, on_output=lambda _name, _data: None, cancelled=cancelled or asyncio.Event()
             )

@@ -16,6 +16,7 @@ from callgate_server.backends.docker.spec import confinement
 from callgate_server.execution.framing import HEADER, Frame, FrameDecoder, FrameType, encode_call, encode_lane
 from callgate_server.execution.sandbox import Confinement, Shape
 from callgate_server.model.manifest import Limits, Run
+from support.names import NAMES
 from support.pid1_sandbox import SETUP, UID, UNSHARE
 
 RUNNER = Path(__file__).parents[2] / "sandbox_images/base"
@@ -56,7 +57,7 @@ def lane_frame(run: Run = OWN, limits: Limits = LIMITS, *, idle_s: int = 60) -> 
 def call_frame(
     arguments: Mapping[str, Any] | None = None, run: Run = OWN, limits: Limits = LIMITS, *, deadline_s: float = 20
 ) -> bytes:
-    return encode_call(run, json.dumps(arguments or {}).encode(), limits, int(deadline_s * 1000))
+    return encode_call(run, json.dumps(arguments or {}).encode(), limits, int(deadline_s * 1000), NAMES)
 
 
 def payload(frame: bytes) -> bytes:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.duplicates import Duplicates
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
-from callgate_server.ledger.claims import holds_key
+from callgate_server.ledger.claims import holds_key, may_run_again
 from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
@@ -116,8 +117,9 @@ class MemoryLedger:
     async def claim(self, intent: Intent) -> StoredCall | None:
         if intent.idempotency_key is not None:
             key = (intent.caller.tenant, intent.caller.agent, intent.tool, intent.idempotency_key)
-            if key in self.keys:
-                return self.rows[self.keys[key]]
+            holder = self.rows[self.keys[key]] if key in self.keys else None
+            if holder and not may_run_again(holder.state, holder.arguments_digest, intent.arguments_digest):
+                return holder
             self.keys[key] = intent.call_id
         self._write("claim")
         self.rows[intent.call_id] = StoredCall(
@@ -297,7 +299,7 @@ class Seen:
 class World:
     """A pipeline and all it stands on. Use as an async context manager."""
 
-    def __init__(self, *tools: Tool, calls: int = 8, max_s: float = 60) -> None:
+    def __init__(self, *tools: Tool, calls: int = 8, waiting: int = 64, max_s: float = 60) -> None:
         self.journal: list[str] = []
         self.policy = Rulings(self.journal)
         self.ledger = MemoryLedger(self.journal)
@@ -317,6 +319,7 @@ class World:
             broker=Broker(self.vault, now=time.monotonic),
             sandboxes=self.sandboxes,
             running=self.running,
+            duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             watch=self.watch,
         )
 

@@ -129,8 +129,9 @@ class AsyncCallgate:
     ) -> AsyncIterator[Event]:
         """Run a tool and follow it: `Accepted`, any number of `OutputChunk`, and `Answered` as the last event.
 
-        A replayed call has no `Accepted`. Leaving the iteration early is a disconnect, see `on_disconnect`. Takes
-        and raises the same as `call()`; a refusal is raised at the first step of the iteration.
+        A stored answer has no `Accepted`; that of a repeated call in progress names the first. Leaving the iteration
+        early is a disconnect, see `on_disconnect`. Takes and raises the same as `call()`; a refusal is raised at
+        the first step of the iteration.
         """
         request = _wire.call_request(
             tool, arguments, idempotency_key=idempotency_key, deadline_s=deadline_s, on_disconnect=on_disconnect

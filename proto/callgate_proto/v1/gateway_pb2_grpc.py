@@ -76,7 +76,7 @@ class GatewayServicer:
 
     def Call(self, request, context):
         """Call runs a tool and waits for its answer. The initial metadata `callgate-call-id` comes as soon as the call
-        is claimed; a replayed answer has none, its id is in it.
+        is claimed, or joins the same call in progress, whose id it then is; a stored answer has none, its id is in it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

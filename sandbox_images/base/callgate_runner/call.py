@@ -18,6 +18,7 @@ class Call:
         "deadline_s",
         "function",
         "memory_bytes",
+        "names",
         "open_files",
         "output_bytes",
         "pids",
@@ -32,6 +33,10 @@ class Call:
         if (self.function is None) == (self.command is None):
             raise ValueError("a call needs either a function or a command")
         self.result_from_stdout = head["result"] == "stdout"
+        self.names = {
+            "CALLGATE_CALL_ID": text(head["call_id"]),
+            "CALLGATE_IDEMPOTENCY_KEY": text(head["idempotency_key"]),
+        }
         self.deadline_s = number(head["deadline_ms"]) / 1000
         self.output_bytes = number(head["output_bytes"])
         self.result_bytes = number(head["result_bytes"])

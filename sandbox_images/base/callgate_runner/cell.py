@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 
-from callgate_runner import artifacts, child, kernel, namespaces, python_tool, wire
+from callgate_runner import artifacts, child, json_text, kernel, namespaces, python_tool, wire
 from callgate_runner.call import accept_secret
 from callgate_runner.fault import describe
 from callgate_runner.order import Order
@@ -305,7 +305,7 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
         os.chdir(child.SCRATCH)
         python_tool.forget_inherited_randomness()
         # So far nothing was of any one call; from here on it is.
-        _receive_secrets()
+        _receive_opening()
         if order.function is not None:
             status = python_tool.call(order.function, with_result=not order.result_from_stdout)
         elif order.command is not None:
@@ -316,20 +316,25 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
         os._exit(status)
 
 
-def _receive_secrets() -> None:
-    """Wait for the call to begin, and write its secrets to their files. What follows is the tool's own input."""
-    size = _SIZE.unpack(_read_exactly(_SIZE.size))[0]
-    secrets = _read_exactly(size)
+def _receive_opening() -> None:
+    """Wait for the call to begin; take its names and write its secrets to their files.
+
+    What follows is the tool's own input.
+    """
+    names, secrets = wire.split_head(_read_exactly(_SIZE.unpack(_read_exactly(_SIZE.size))[0]))
+    os.environ.update({name: str(value) for name, value in names.items()})
     while secrets:
         end = _SIZE.size + _SIZE.unpack_from(secrets)[0]
         accept_secret(secrets[_SIZE.size : end], {})
         secrets = secrets[end:]
 
 
-def opening(secrets: list[bytes]) -> bytes:
-    """Return what stands before a tool's input: the payloads of the secrets that it gets as files."""
+def opening(names: dict[str, str], secrets: list[bytes]) -> bytes:
+    """Return what stands before a tool's input: the call's names, and the secrets' payloads that it gets as files."""
     body = b"".join(_SIZE.pack(len(payload)) + payload for payload in secrets)
-    return _SIZE.pack(len(body)) + body
+    head = json_text.encode(names)
+    payload = wire.HEAD.pack(len(head)) + head + body
+    return _SIZE.pack(len(payload)) + payload
 
 
 def _read_exactly(size: int) -> bytes:

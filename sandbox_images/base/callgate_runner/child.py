@@ -149,6 +149,7 @@ def _leave_the_runner(call: Call, pipes: Pipes) -> None:
     kernel.set_no_new_privs()
     # 8. What a program sees of its surroundings: fixed, and without anything of the runner's.
     set_surroundings(with_result=pipes.result is not None)
+    os.environ.update(call.names)
 
 
 def set_surroundings(*, with_result: bool) -> None:

@@ -88,7 +88,7 @@ class _Lane:
         self._link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
         self._link.flush(time.monotonic() + _FRAMES_S)
         call, files, secrets, deadline = self._receive_call(ready)
-        stdin = cell.opening(files) + call.stdin(secrets)
+        stdin = cell.opening(call.names, files) + call.stdin(secrets)
         run = Run(self._link, call, stdin, self._waking, deadline, lambda: ready, self._watch)
         run.supervise()
         run.account()

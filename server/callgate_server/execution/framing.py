@@ -16,6 +16,7 @@ from typing import Final, Literal
 from callgate_server.execution.sandbox import Confinement
 from callgate_server.model import strict_json
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import CallNames
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 
@@ -170,13 +171,15 @@ def encode_secret(name: str, deliver: Literal["file", "stdin"], value: Sealed) -
     return _with_head(FrameType.SECRET, {"name": name, "deliver": deliver}, value.reveal())
 
 
-def encode_call(run: Run, arguments_json: bytes, limits: Limits, deadline_ms: int) -> bytes:
+def encode_call(run: Run, arguments_json: bytes, limits: Limits, deadline_ms: int, names: CallNames) -> bytes:
     """Return the frame that starts the tool. `deadline_ms` count from its receipt.
 
     Raises:
         ValueError: the arguments are too large for the wire.
     """
     head = _common(run, limits) | {
+        "call_id": names.call_id,
+        "idempotency_key": names.idempotency_key,
         "deadline_ms": deadline_ms,
         "output_bytes": limits.output_kb * 1024,
         "result_bytes": limits.result_kb * 1024,

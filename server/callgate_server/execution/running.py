@@ -15,7 +15,10 @@ from callgate_server.model.errors import CallError, Reason
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The call is claimed and recorded; from here on it has an id that can be asked for."""
+    """A call is claimed and recorded; from here on it can be asked for by this id.
+
+    It is this call's own, or that of the call in progress which this one repeats and waits for.
+    """
 
     seq: int
     call_id: str
@@ -54,14 +57,18 @@ class Running:
 
     def __init__(self, call_id: str) -> None:
         self.call_id = call_id
+        # What a client may ask for: another call's id where this one only waits for that.
+        self.claimed_id = call_id
         self.cancelled = asyncio.Event()
         # Set when everything of the call is cleaned up, a little after its answer.
         self.finished = asyncio.Event()
         self._events: list[Event] = []
         self._changed = asyncio.Event()
 
-    def accept(self) -> None:
-        self._publish(Accepted(len(self._events), self.call_id))
+    def accept(self, claimed_id: str | None = None) -> None:
+        """Say that the call is claimed, or that it waits for `claimed_id`, which is the same call."""
+        self.claimed_id = claimed_id or self.call_id
+        self._publish(Accepted(len(self._events), self.claimed_id))
 
     def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         if text:

@@ -127,7 +127,8 @@ class _Run:
         if deadline_ms == 0:
             raise self._too_late()
         try:
-            return encode_call(self._job.run, self._job.arguments_json, self._job.limits, deadline_ms)
+            job = self._job
+            return encode_call(job.run, job.arguments_json, job.limits, deadline_ms, job.names)
         except ValueError as error:
             raise CallError(
                 Reason.REQUEST_TOO_LARGE, "The arguments are larger than a sandbox takes; send less."

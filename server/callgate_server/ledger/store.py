@@ -120,7 +120,8 @@ class Ledger(Protocol):
     async def claim(self, intent: Intent) -> StoredCall | None:
         """Write claim and intent in one transaction: the row in state `running`, and its event.
 
-        Returns None when the claim is won, or the call that already holds the idempotency key.
+        Returns None when the claim is won, or the call that already holds the idempotency key. A holder that was
+        interrupted with the same arguments is no obstacle: it hands its key to this attempt, and both say so.
         """
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:

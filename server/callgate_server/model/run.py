@@ -21,6 +21,17 @@ class DeliveredSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class CallNames:
+    """What a tool may call its call. `idempotency_key` is the same for each attempt of the same call.
+
+    It is for an upstream that tells repetitions by a key, and is never the caller's own, which is nobody else's affair.
+    """
+
+    call_id: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One run. `arguments_json` are canonical bytes; `deadline` is enforced inside by the runner and outside by us."""
 
@@ -29,6 +40,7 @@ class Job:
     secrets: tuple[DeliveredSecret, ...]
     limits: Limits
     deadline: Deadline
+    names: CallNames
 
 
 class Cause(StrEnum):

@@ -54,7 +54,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         with _left(running, on_disconnect):
             if not running.ended:
                 # The client can ask for the call should it stop waiting, and no library between may retry it now.
-                await context.send_initial_metadata(((CALL_ID, running.call_id),))
+                await context.send_initial_metadata(((CALL_ID, running.claimed_id),))
             return gateway_pb2.CallResponse(answer=wire.answer_to_proto(await running.wait()))
 
     async def StreamCall(  # noqa: N802

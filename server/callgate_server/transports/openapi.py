@@ -12,7 +12,7 @@ _MEANINGS: Final = {
     401: "No valid credential.",
     403: "Refused by policy, or sent by a browser page.",
     404: "There is no such thing, or not for this caller.",
-    409: "The same call is still running, or what became of it is unknown.",
+    409: "The same call still runs and the time to wait for it is over, or what became of it is unknown.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The arguments do not fit the tool's schema, or the idempotency key was used with others.",
@@ -30,7 +30,8 @@ CALL_HEADERS: Final[list[dict[str, Any]]] = [
         "name": "Idempotency-Key",
         "in": "header",
         "required": False,
-        "description": "The same key with the same arguments is not run twice.",
+        "description": "The same key with the same arguments is not run twice: it gets the first call's answer, "
+        "waiting for it where that still runs.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
     }
 ]

@@ -8,6 +8,7 @@ from callgate_runner.call import Call, accept_secret
 from callgate_server.execution.framing import HEADER, encode_call, encode_secret
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 
 
 def payload_of(frame: bytes) -> bytes:
@@ -15,7 +16,7 @@ def payload_of(frame: bytes) -> bytes:
 
 
 def call_of(run: Run, limits: Limits | None = None, arguments: bytes = b"{}", deadline_ms: int = 1500) -> Call:
-    return Call(payload_of(encode_call(run, arguments, limits or Limits(), deadline_ms)))
+    return Call(payload_of(encode_call(run, arguments, limits or Limits(), deadline_ms, NAMES)))
 
 
 def test_a_call_arrives_as_the_gateway_meant_it() -> None:
@@ -23,6 +24,7 @@ def test_a_call_arrives_as_the_gateway_meant_it() -> None:
     call = call_of(Run(python="tool:main"), limits, b'{"a":1}')
     assert (call.function, call.command, call.arguments) == ("tool:main", None, b'{"a":1}')
     assert call.deadline_s == 1.5
+    assert call.names == {"CALLGATE_CALL_ID": "call-1", "CALLGATE_IDEMPOTENCY_KEY": "key-1"}
     assert (call.output_bytes, call.result_bytes) == (2048, 3072)
     assert (call.artifacts, call.artifacts_bytes) == (4, 5120)
     assert (call.memory_bytes, call.pids, call.open_files) == (64 * 1024 * 1024, 70, 80)
@@ -45,10 +47,12 @@ def test_a_command_keeps_its_words() -> None:
         {"deadline_ms": -1},
         {"pids": "many"},
         {"pids": True},
+        {"call_id": None},
+        {"idempotency_key": 7},
     ],
 )
 def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:
-    head, _ = wire.split_head(payload_of(encode_call(Run(command=("/bin/true",)), b"{}", Limits(), 1)))
+    head, _ = wire.split_head(payload_of(encode_call(Run(command=("/bin/true",)), b"{}", Limits(), 1, NAMES)))
     encoded = json_text.encode({**head, **change})
     with pytest.raises((TypeError, ValueError)):
         Call(wire.HEAD.pack(len(encoded)) + encoded)

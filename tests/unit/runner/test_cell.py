@@ -24,7 +24,7 @@ def made(within=20):
     return source, source.make_cell(soon(within))
 def finish(one, arguments=b"{}\\n", secrets=()):
     os.set_blocking(one.pipes.stdin, True)
-    os.write(one.pipes.stdin, cell.opening(list(secrets)) + arguments)
+    os.write(one.pipes.stdin, cell.opening({}, list(secrets)) + arguments)
     os.close(one.pipes.stdin)
     said = []
     for fd in one.pipes.ours()[1:]:
@@ -243,8 +243,9 @@ def test_secrets_are_in_their_files_before_the_tool_begins_and_not_in_its_input(
 
 
 def test_an_opening_says_how_long_it_is_and_each_of_its_parts() -> None:
-    assert opening([]) == b"\0\0\0\0"
-    assert opening([b"ab", b"c"]) == b"\0\0\0\x0b" + b"\0\0\0\x02ab" + b"\0\0\0\x01c"
+    assert opening({}, []) == b"\0\0\0\x06" + b"\0\0\0\x02{}"
+    secrets = b"\0\0\0\x02ab" + b"\0\0\0\x01c"
+    assert opening({"A": "b"}, [b"ab", b"c"]) == b"\0\0\0\x18" + b'\0\0\0\x09{"A":"b"}' + secrets
 
 
 def test_a_lane_that_ends_before_the_call_began_starts_no_tool(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_the_status_is_the_tools_own(act: str, status: int, tmp_path: Path) -> N
 def test_who_is_left_behind_is_told_and_killed(tmp_path: Path) -> None:
     own = "import os, time\ndef run():\n    if os.fork() == 0:\n        time.sleep(60)\n    return 1\n"
     body = (
-        "source, one = made()\nos.write(one.pipes.stdin, cell.opening([]) + b'{}\\n')\nos.close(one.pipes.stdin)\n"
+        "source, one = made()\nos.write(one.pipes.stdin, cell.opening({}, []) + b'{}\\n')\nos.close(one.pipes.stdin)\n"
         "found = [wait(one), one.left_nothing, one.end(), one.bury(), others() == [source.pid]]\n"
         "print(json.dumps(found))\n"
     )
@@ -284,7 +285,7 @@ def test_who_is_left_behind_is_told_and_killed(tmp_path: Path) -> None:
 def test_an_end_from_outside_kills_everything_in_the_cell(tmp_path: Path) -> None:
     own = "import os, time\ndef run():\n    os.fork()\n    print('x', flush=True)\n    time.sleep(60)\n"
     body = (
-        "source, one = made()\nos.write(one.pipes.stdin, cell.opening([]) + b'{}\\n')\nos.close(one.pipes.stdin)\n"
+        "source, one = made()\nos.write(one.pipes.stdin, cell.opening({}, []) + b'{}\\n')\nos.close(one.pipes.stdin)\n"
         "os.set_blocking(one.pipes.stdout, True)\nos.read(one.pipes.stdout, 2)\nbefore = one.ended()\n"
         "print(json.dumps([before, one.end(), one.left_nothing, one.usage()[1] > 1000, others() == [source.pid]]))\n"
     )
@@ -307,7 +308,7 @@ def test_a_process_1_that_is_killed_ends_the_tool_with_its_status(tmp_path: Path
 def test_an_end_without_a_report_is_a_fault_and_never_an_end_of_the_tool(breaks: str, tmp_path: Path) -> None:
     body = breaks + (
         "_, one = made()\n"
-        "try:\n    os.write(one.pipes.stdin, cell.opening([]) + b'{}\\n')\nexcept BrokenPipeError:\n    pass\n"
+        "try:\n    os.write(one.pipes.stdin, cell.opening({}, []) + b'{}\\n')\nexcept BrokenPipeError:\n    pass\n"
         "os.close(one.pipes.stdin)\n"
         "try:\n    found = wait(one)\nexcept RuntimeError as error:\n    found = [str(error), one.left_nothing]\n"
         "print(json.dumps(found))\n"

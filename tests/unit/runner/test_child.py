@@ -17,6 +17,7 @@ class Call:
     command = {{command!r}}
     result_from_stdout = {{from_stdout!r}}
     open_files = 99
+    names = {{{{"CALLGATE_CALL_ID": "call-1"}}}}
 pid, pipes, gate = child.start(Call)
 if {{watch_gate!r}}:
     os.write(link.sink, b"%d|" % len(select.select([pipes.stdout], [], [], 0.3)[0]))
@@ -77,3 +78,15 @@ def test_a_command_that_does_not_exist_has_the_shell_status_for_it() -> None:
     stdout, stderr, end = start("/nonexistent/program")
     assert (stdout, end) == ("", "126 0")
     assert "FileNotFoundError" in stderr
+
+
+def test_the_environment_is_fixed_but_for_the_names_of_the_call() -> None:
+    stdout, _, _ = start("/usr/bin/env")
+    assert sorted(stdout.splitlines()) == [
+        "CALLGATE_CALL_ID=call-1",
+        "CALLGATE_RESULT_FD=3",
+        "HOME=/tmp",
+        "LANG=C.UTF-8",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        "TMPDIR=/tmp",
+    ]

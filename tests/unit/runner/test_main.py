@@ -10,9 +10,10 @@ from callgate_runner import main, python_tool, wire
 from callgate_server.execution.framing import encode_call, encode_cancel, encode_secret
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 
 RUNNER = Path(__file__).parents[3] / "sandbox_images/base"
-CALL = encode_call(Run(command=("/bin/true",)), b'{"a":1}', Limits(), 2000)
+CALL = encode_call(Run(command=("/bin/true",)), b'{"a":1}', Limits(), 2000, NAMES)
 SECRET = encode_secret("pin", "stdin", Sealed(b"1234"))
 
 

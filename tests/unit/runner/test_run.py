@@ -13,6 +13,7 @@ from callgate_server.execution.collect import Collector
 from callgate_server.execution.framing import HEADER, FrameDecoder, encode_call
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import Cause
+from support.names import NAMES
 
 SEAL = bytes(wire.SEAL_BYTES)
 ENDED = (
@@ -24,7 +25,7 @@ ENDED = (
 
 
 def a_call(limits: Limits) -> Call:
-    return Call(encode_call(Run(command=("/bin/true",)), b"{}", limits, 1000)[HEADER.size :])
+    return Call(encode_call(Run(command=("/bin/true",)), b"{}", limits, 1000, NAMES)[HEADER.size :])
 
 
 @pytest.mark.parametrize(

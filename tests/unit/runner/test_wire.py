@@ -13,6 +13,7 @@ from callgate_runner import artifacts, wire
 from callgate_server.execution.framing import encode_call, encode_cancel, encode_secret
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 
 ROOT = Path(__file__).parents[3]
 FRAMES = json.loads((ROOT / "proto/callgate_proto/frames.json").read_text())
@@ -50,7 +51,7 @@ def test_limits_of_artifacts_are_those_of_the_description() -> None:
 def test_what_the_gateway_sends_is_read_in_any_portions(cuts: list[int]) -> None:
     stream = (
         encode_secret("key", "file", Sealed(b"\x00value"))
-        + encode_call(Run(command=("/bin/true", "é")), b'{"a":1}', Limits(), 1234)
+        + encode_call(Run(command=("/bin/true", "é")), b'{"a":1}', Limits(), 1234, NAMES)
         + encode_cancel()
     )
     decoder = wire.Decoder()

@@ -13,7 +13,7 @@ ASKS = """
 order = Order(payload)
 def ask(source):
     one = source.make_cell(soon())
-    os.write(one.pipes.stdin, cell.opening([]) + b"{}\\n")
+    os.write(one.pipes.stdin, cell.opening({}, []) + b"{}\\n")
     os.close(one.pipes.stdin)
     said = []
     for fd in one.pipes.ours()[1:]:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -177,17 +178,41 @@ async def test_a_replay_costs_no_place() -> None:
     assert full.retry_after_ms is not None
 
 
-async def test_a_key_with_other_arguments_is_a_conflict_and_a_running_one_is_in_flight() -> None:
+async def test_a_key_with_other_arguments_is_a_conflict_also_while_the_first_call_runs() -> None:
     async with World() as world:
         world.sandboxes.gate = asyncio.Event()
         running = await world.pipeline.start("agent", request(idempotency_key="k"))
-        in_flight = await refusal(world, request(idempotency_key="k"))
-        conflict = await refusal(world, request({"text": "other"}, idempotency_key="k"))
+        early = await refusal(world, request({"text": "other"}, idempotency_key="k"))
         world.sandboxes.gate.set()
         await running.wait()
-    assert in_flight.reason is Reason.CALL_IN_FLIGHT
-    assert conflict.reason is Reason.IDEMPOTENCY_CONFLICT
+        late = await refusal(world, request({"text": "other"}, idempotency_key="k"))
+    assert early.reason is late.reason is Reason.IDEMPOTENCY_CONFLICT
     assert world.journal.count("run") == 1
+
+
+async def test_duplicates_that_come_at_once_take_one_place_and_get_one_answer() -> None:
+    async with World(calls=1) as world:
+        started = await asyncio.gather(
+            *(world.pipeline.start("agent", request(idempotency_key="k")) for _ in range(30))
+        )
+        answers = await asyncio.gather(*(running.wait() for running in started))
+    assert world.journal.count("claim") == world.journal.count("run") == 1
+    assert sorted(answer["replayed"] for answer in answers) == [False] + [True] * 29
+    assert len({json.dumps(dict(answer) | {"replayed": False}, sort_keys=True) for answer in answers}) == 1
+    assert len(world.pipeline.turns) == 0
+
+
+async def test_an_interrupted_call_runs_again_with_its_key_and_with_no_other_arguments() -> None:
+    async with World() as world:
+        first = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        row = world.ledger.rows[first["call_id"]]
+        world.ledger.rows[row.call_id] = replace(row, state=State.INTERRUPTED, answer_json=None)
+        conflict = await refusal(world, request({"text": "other"}, idempotency_key="k"))
+        again = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+    assert conflict.reason is Reason.IDEMPOTENCY_CONFLICT
+    assert (again["state"], again["replayed"]) == ("succeeded", False)
+    assert again["call_id"] != first["call_id"]
+    assert world.journal.count("run") == 2
 
 
 async def test_a_key_belongs_to_its_caller() -> None:

@@ -1,22 +1,24 @@
+import hashlib
+from dataclasses import replace
 from datetime import timedelta
 
 from callgate_server.model.answer import SandboxInfo
-from callgate_server.model.call import CallRequest, Deadline
+from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.ticket import Admitted, Ticket
-from support.stages import AGENT, tool
+from support.stages import AGENT, OTHER_AGENT, tool
 
 REQUEST = CallRequest("text.echo", b"{}", "grpc", idempotency_key="k")
 
 
 def digest(data: bytes) -> str:
-    return "hash"
+    return hashlib.sha256(data).hexdigest()
 
 
-def admitted() -> Admitted:
-    ticket = Ticket(AGENT, REQUEST, arguments={"text": "hello", "mode": "plain"})
+def admitted(request: CallRequest = REQUEST, caller: Caller = AGENT) -> Admitted:
+    ticket = Ticket(caller, request, arguments={"text": "hello", "mode": "plain"})
     ticket.tool = tool(record_clear=["mode"], runtime="runsc")
     verdict = Verdict(Ruling.ALLOW, ("p1",), "v1")
     return Admitted(ticket, ticket.tool, verdict, b"{}", "digest", Deadline(ticket.received_s + 5))
@@ -49,6 +51,22 @@ def test_intent_sandbox_and_answer_agree_on_the_call() -> None:
     assert request.tenant == "acme"
     assert intent.deadline_at == request.deadline_at
     assert abs(intent.deadline_at - call.ticket.received_at - timedelta(seconds=5)) < timedelta(milliseconds=1)
+
+
+def test_each_attempt_with_a_key_has_the_same_key_towards_upstreams_and_never_the_callers() -> None:
+    first, second = admitted().names(digest), admitted().names(digest)
+    assert first.call_id != second.call_id
+    assert first.idempotency_key == second.idempotency_key
+    assert len(first.idempotency_key) == 32
+    others = [
+        admitted(replace(REQUEST, idempotency_key="l")),
+        admitted(caller=OTHER_AGENT),
+        replace(admitted(), tool=tool(tool="text.other")),
+        replace(admitted(), arguments_digest="other"),
+        admitted(replace(REQUEST, idempotency_key=None)),
+        admitted(replace(REQUEST, idempotency_key=None)),
+    ]
+    assert len({first.idempotency_key, *(call.names(digest).idempotency_key for call in others)}) == 7
 
 
 def test_a_call_cancelled_before_it_had_a_sandbox_is_answered_without_one() -> None:

@@ -14,6 +14,7 @@ from callgate_server.backends.sqlite.rows import (
     insert,
     names,
     read,
+    read_expired,
     read_key_holder,
     read_open,
     timestamp,
@@ -21,7 +22,7 @@ from callgate_server.backends.sqlite.rows import (
 )
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
-from callgate_server.ledger.claims import holds_key
+from callgate_server.ledger.claims import holds_key, may_run_again
 from callgate_server.ledger.store import Completion, Intent, OpenLease, Refusal, StoredCall
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import REASONS, Reason
@@ -29,7 +30,7 @@ from callgate_server.model.lifecycle import State, move
 from callgate_server.model.strict_json import Json, decode
 
 # Kinds of event that carry a fingerprint; a note has any other name.
-OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled"})
+OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled", "retried", "expired"})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
     SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
@@ -54,7 +55,10 @@ def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
 
 
 def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot: str) -> CallRow | None:
-    """Write the intent, or return the call that already holds the key."""
+    """Write the intent, or return the call that already holds the key.
+
+    An interrupted holder of the same arguments hands the key over, and the two name each other.
+    """
     row = replace(
         _new_row(intent, move(move(State.RECEIVED, State.ADMITTED), State.RUNNING), boot),
         effect=intent.effect,
@@ -62,10 +66,14 @@ def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot
         key_digest=key_digest,
         holds_key=int(key_digest is not None),
     )
+    again: dict[str, Json] = {}
     if key_digest is not None:
         holder = read_key_holder(transaction.connection, row.tenant, row.agent, row.tool, key_digest)
         if holder is not None:
-            return holder
+            if not may_run_again(State(holder.state), holder.arguments_digest, intent.arguments_digest):
+                return holder
+            _let_go(transaction, "retried", replace(holder, holds_key=0), {"by": intent.call_id})
+            again = {"retry_of": holder.call_id}
     body: dict[str, Json] = {
         "tool_digest": intent.tool_digest,
         "effect": intent.effect,
@@ -76,7 +84,7 @@ def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot
         "deadline_at": timestamp(intent.deadline_at),
         "transport": intent.transport,
     }
-    insert(transaction.connection, row, _append(transaction, "intent", row, _who(row) | body))
+    insert(transaction.connection, row, _append(transaction, "intent", row, _who(row) | body | again))
     return None
 
 
@@ -129,6 +137,17 @@ def complete(transaction: Transaction, completion: Completion) -> None:
     _end(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
 
 
+def expire(transaction: Transaction, before: datetime, most: int) -> int:
+    """Forget the keys and the answers of calls that ended before then, at most so many; return how many it were.
+
+    The rows stay, and the keyed hashes of the answers in their events.
+    """
+    rows = read_expired(transaction.connection, timestamp(before), most)
+    for row in rows:
+        _let_go(transaction, "expired", replace(row, holds_key=0, answer=None), {})
+    return len(rows)
+
+
 def settle(transaction: Transaction, boot: str) -> list[OpenLease]:
     """End the calls of other boots that nobody carries on, and list the leases still open."""
     for row in read_open(transaction.connection, boot):
@@ -167,6 +186,11 @@ def _end(
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
+    update(transaction.connection, row, _append(transaction, kind, row, body))
+
+
+def _let_go(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> None:
+    """Write that a call has lost its key, or its answer too. Its state stays what it is."""
     update(transaction.connection, row, _append(transaction, kind, row, body))
 
 

@@ -28,6 +28,8 @@ from callgate_server.model.strict_json import Json
 
 T = TypeVar("T")
 MAX_LISTED: Final = 1000
+# Few enough that a call's intent never waits long behind them.
+EXPIRED_AT_ONCE: Final = 64
 _READERS: Final = 2
 _GENESIS_KIND: Final = "genesis"
 
@@ -111,13 +113,22 @@ class SqliteLedger:
     async def settle_orphans(self) -> list[OpenLease]:
         """End what an earlier life of this gateway left unfinished; return every lease that is still open.
 
-        A call that may be run twice becomes `interrupted` and gives its key back, any other becomes `unknown` and
-        keeps it. Call it once, before the first call is taken, and note `secret_revoked` for each lease revoked.
+        A call that may be run twice becomes `interrupted`, any other `unknown`. Both keep their keys: the first for
+        its next attempt, the second so that there is none. Call it once, before the first call is taken, and note
+        `secret_revoked` for each lease revoked.
 
         Raises:
             CallError: `audit_unavailable`.
         """
         return await self._write(lambda transaction: entries.settle(transaction, self._boot), owed=True)
+
+    async def expire(self, before: datetime) -> int:
+        """Forget a bite of the keys and answers of calls that ended before then; return how many it were.
+
+        Raises:
+            CallError: `audit_unavailable`.
+        """
+        return await self._write(lambda transaction: entries.expire(transaction, before, EXPIRED_AT_ONCE), owed=False)
 
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         key_digest = self._key_digest(idempotency_key)

@@ -95,6 +95,20 @@ def read_open(connection: sqlite3.Connection, boot: str) -> list[CallRow]:
     return [CallRow(*values) for values in found]
 
 
+def read_expired(connection: sqlite3.Connection, before: str, most: int) -> list[CallRow]:
+    """Calls that ended before then and still hold a key or an answer, without it, oldest first.
+
+    A call whose effect is unknown keeps its key until somebody settles it.
+    """
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER
+        + " WHERE finished_at < ? AND (holds_key = 1 OR answer IS NOT NULL) AND state != 'unknown'"
+        + " ORDER BY finished_at LIMIT ?",
+        (before, most),
+    ).fetchall()
+    return [CallRow(*values) for values in found]
+
+
 def read_recent(connection: sqlite3.Connection, tenant: str, agent: str, limit: int) -> list[CallRow]:
     """The newest calls of an agent, newest first, without their answers."""
     found = connection.execute(

@@ -54,6 +54,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TRIGGER events_are_not_removed BEFORE DELETE ON events
             BEGIN SELECT RAISE(ABORT, 'events are append-only'); END""",
     ),
+    (
+        """CREATE INDEX calls_kept ON calls (finished_at)
+            WHERE (holds_key = 1 OR answer IS NOT NULL) AND state != 'unknown' AND finished_at IS NOT NULL""",
+    ),
 )
 VERSION: Final = len(MIGRATIONS)
 

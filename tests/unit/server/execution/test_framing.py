@@ -24,6 +24,7 @@ from callgate_server.execution.framing import (
 )
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 
 FRAMES = json.loads((Path(__file__).parents[4] / "proto/callgate_proto/frames.json").read_text())
 EXIT = {
@@ -132,16 +133,17 @@ def test_frames_before_a_fault_are_heard() -> None:
 
 def test_a_call_holds_what_the_runner_needs_and_no_more() -> None:
     limits = Limits(output_kb=2, result_kb=3, artifacts=4, artifacts_kb=5, memory_mb=64, pids=70, open_files=80)
-    head, arguments = wire.split_head(encode_call(Run(python="a:b"), b"{}", limits, 77)[HEADER.size :])
+    head, arguments = wire.split_head(encode_call(Run(python="a:b"), b"{}", limits, 77, NAMES)[HEADER.size :])
     assert arguments == b"{}"
     assert set(head) == set(FRAMES["documents"]["call"])
     assert head["deadline_ms"] == 77
+    assert (head["call_id"], head["idempotency_key"]) == (NAMES.call_id, NAMES.idempotency_key)
     assert head["memory_bytes"] == 64 * 1024 * 1024
 
 
 def test_what_does_not_fit_the_wire_is_refused_before_it_is_sent() -> None:
     with pytest.raises(ValueError, match="larger"):
-        encode_call(Run(python="a:b"), b"x" * 8388608, Limits(), 1)
+        encode_call(Run(python="a:b"), b"x" * 8388608, Limits(), 1, NAMES)
     with pytest.raises(ValueError, match="larger"):
         encode_secret("key", "file", Sealed(b"x" * 262144))
     with pytest.raises(ValueError, match="UTF-8"):

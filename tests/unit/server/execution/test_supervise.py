@@ -15,6 +15,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
+from support.names import NAMES
 
 HELLO = wire.encode_document(wire.HELLO, {"wire": 1})
 BYE = wire.encode(wire.BYE, b"")
@@ -89,7 +90,7 @@ async def run(
     cancelled: asyncio.Event | None = None,
     on_output: Callable[[str, bytes], None] = lambda _name, _data: None,
 ) -> RunOutcome:
-    job = Job(Run(python="a:b"), arguments, secrets, Limits(), Deadline(time.monotonic() + seconds))
+    job = Job(Run(python="a:b"), arguments, secrets, Limits(), Deadline(time.monotonic() + seconds), NAMES)
     return await supervise(
         sandbox, job, clock=time.monotonic, on_output=on_output, cancelled=cancelled or asyncio.Event()
     )

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -166,8 +166,8 @@ def test_a_replay_is_a_row_of_its_own_that_names_the_original(transaction):
 @pytest.mark.parametrize(
     ("effect", "state", "reason", "keeps_key"),
     [
-        ("read", State.INTERRUPTED, Reason.INTERRUPTED, 0),
-        ("idempotent", State.INTERRUPTED, Reason.INTERRUPTED, 0),
+        ("read", State.INTERRUPTED, Reason.INTERRUPTED, 1),
+        ("idempotent", State.INTERRUPTED, Reason.INTERRUPTED, 1),
         ("unsafe", State.UNKNOWN, Reason.EFFECT_UNKNOWN, 1),
         ("", State.UNKNOWN, Reason.EFFECT_UNKNOWN, 1),
     ],
@@ -178,6 +178,77 @@ def test_what_a_dead_gateway_left_running_is_settled_by_its_effect(transaction, 
     settled = row(transaction, call_id)
     assert (settled.state, settled.reason, settled.holds_key) == (state, reason, keeps_key)
     assert [kind for kind, _ in events(transaction, call_id)] == ["intent", "settled"]
+
+
+def test_an_interrupted_call_hands_its_key_to_the_next_attempt_and_each_names_the_other(transaction):
+    first = claimed(transaction, boot="dead", key="k")
+    entries.settle(transaction, "alive")
+    second = claimed(transaction, key="k")
+    assert [row(transaction, call_id).holds_key for call_id in (first, second)] == [0, 1]
+    assert row(transaction, first).state == State.INTERRUPTED
+    assert events(transaction, first)[-1] == ("retried", events(transaction, first)[-1][1] | {"by": second})
+    assert events(transaction, second)[0][1]["retry_of"] == first
+    assert "retry_of" not in events(transaction, first)[0][1]
+
+
+def test_an_interrupted_call_keeps_its_key_from_other_arguments(transaction):
+    first = claimed(transaction, boot="dead", key="k")
+    entries.settle(transaction, "alive")
+    other = replace(intent("k"), arguments_digest="other")
+    holder = entries.claim(transaction, other, "k", "alive")
+    assert holder is not None
+    assert holder.call_id == first
+    assert row(transaction, first).holds_key == 1
+
+
+def test_a_call_whose_effect_is_unknown_hands_its_key_to_nobody(transaction):
+    first = claimed(transaction, boot="dead", key="k", effect="unsafe")
+    entries.settle(transaction, "alive")
+    holder = entries.claim(transaction, intent("k"), "k", "alive")
+    assert holder is not None
+    assert holder.call_id == first
+
+
+AFTER = AT + timedelta(seconds=1)
+
+
+def test_what_was_kept_long_enough_loses_its_key_and_its_answer_but_not_its_row(transaction):
+    keyed, keyless = claimed(transaction, key="k"), claimed(transaction)
+    for call_id in (keyed, keyless):
+        entries.complete(transaction, success(call_id))
+    assert entries.expire(transaction, AT, 9) == 0
+    assert entries.expire(transaction, AFTER, 9) == 2
+    for call_id in (keyed, keyless):
+        kept = row(transaction, call_id)
+        assert (kept.state, kept.holds_key, kept.answer) == (State.SUCCEEDED, 0, None)
+        assert [kind for kind, _ in events(transaction, call_id)] == ["intent", "outcome", "expired"]
+    assert entries.expire(transaction, AFTER, 9) == 0
+    claimed(transaction, key="k")
+
+
+def test_no_more_is_forgotten_at_once_than_was_asked_for(transaction):
+    for _ in range(5):
+        entries.complete(transaction, success(claimed(transaction)))
+    assert [entries.expire(transaction, AFTER, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_what_runs_or_is_not_settled_is_not_forgotten_and_what_was_interrupted_is(transaction):
+    unknown = claimed(transaction, boot="dead", key="u", effect="unsafe")
+    interrupted = claimed(transaction, boot="dead", key="i")
+    entries.settle(transaction, "alive")
+    running = claimed(transaction, boot="alive", key="r")
+    assert entries.expire(transaction, AFTER, 9) == 1
+    assert [row(transaction, call_id).holds_key for call_id in (unknown, interrupted, running)] == [1, 0, 1]
+
+
+def test_what_is_to_be_forgotten_is_found_by_an_index(transaction):
+    seen = []
+    transaction.connection.set_trace_callback(seen.append)
+    entries.expire(transaction, AFTER, 9)
+    transaction.connection.set_trace_callback(None)
+    (query,) = [statement for statement in seen if "finished_at <" in statement]
+    (step,) = transaction.connection.execute("EXPLAIN QUERY PLAN " + query).fetchall()
+    assert "calls_kept" in step[-1]
 
 
 def test_what_this_gateway_runs_and_what_has_ended_is_not_settled(transaction):

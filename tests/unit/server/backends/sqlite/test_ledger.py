@@ -3,13 +3,13 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
-from callgate_server.backends.sqlite.ledger import SqliteLedger
+from callgate_server.backends.sqlite.ledger import EXPIRED_AT_ONCE, SqliteLedger
 from callgate_server.ledger.store import OpenLease
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
@@ -143,12 +143,27 @@ async def test_what_a_dead_gateway_left_is_settled_at_the_next_start(path, key):
     assert await ledger.settle_orphans() == [OpenLease(harmless.call_id, "L1")]
     states = [(await ledger.get(new.call_id)).state for new in (harmless, unsafe, mine)]
     assert states == [State.INTERRUPTED, State.UNKNOWN, State.RUNNING]
-    assert await ledger.find(CALLER, "a.b", "k1") is None
+    again = intent("k1")
+    assert await ledger.claim(again) is None
+    assert (await ledger.find(CALLER, "a.b", "k1")).call_id == again.call_id
     assert (await ledger.find(CALLER, "a.b", "k2")).call_id == unsafe.call_id
     await ledger.note(harmless.call_id, "secret_revoked", {"lease_id": "L1"})
     assert await ledger.settle_orphans() == []
     assert (await ledger.verify()).fault is None
     await ledger.close()
+
+
+async def test_what_was_kept_long_enough_is_forgotten_bite_by_bite_and_the_record_stays_whole(ledger):
+    ended = [intent(f"k{number}") for number in range(EXPIRED_AT_ONCE + 1)]
+    for new in ended:
+        await ledger.claim(new)
+        await ledger.complete(success(new.call_id))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert await ledger.expire(datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert [await ledger.expire(later) for _ in range(3)] == [EXPIRED_AT_ONCE, 1, 0]
+    assert await ledger.find(CALLER, "a.b", "k0") is None
+    assert (await ledger.get(ended[0].call_id)).state is State.SUCCEEDED
+    assert (await ledger.verify()).fault is None
 
 
 async def test_the_chain_goes_on_over_restarts(path, key):

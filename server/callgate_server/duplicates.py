@@ -1,0 +1,60 @@
+"""What a call gets whose idempotency key is held: the stored answer, or that of the call in progress, once it ended.
+
+Which of these a key means is `ledger/claims.py`; here it is looked up, waited for and recorded. A duplicate starts
+nothing. It waits beside the call it repeats and ends with it, so that its own deadline bounds the waiting and
+nothing else, and its cancelling cancels nothing.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from callgate_server.admission.limits import Concurrency
+from callgate_server.execution.running import Running, RunningCalls
+from callgate_server.ledger.claims import in_flight, replayable
+from callgate_server.ledger.store import Ledger, StoredCall
+from callgate_server.model.errors import CallError
+from callgate_server.model.strict_json import Json
+from callgate_server.ticket import Admitted
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """`waiting` counts who waits: a duplicate takes no place among the running, and still not any number may wait."""
+
+    ledger: Ledger
+    running: RunningCalls
+    waiting: Concurrency
+
+    async def answer(self, running: Running, call: Admitted, holder: StoredCall) -> dict[str, Json]:
+        """Return the answer of the call that holds this call's key, flagged `replayed`.
+
+        Raises:
+            CallError: `idempotency_conflict`, `effect_unknown`, `call_in_flight` (the deadline passed while waiting),
+                `overloaded` (too many wait), `audit_unavailable`, or what the call in progress was refused for.
+        """
+        if in_flight(holder, call.arguments_digest):
+            holder = await self._ended(running, call, holder)
+        document = replayable(holder, call.arguments_digest)
+        await self.ledger.replayed(holder, call.ticket.id, call.ticket.caller, call.ticket.received_at)
+        return document
+
+    async def _ended(self, running: Running, call: Admitted, holder: StoredCall) -> StoredCall:
+        """Return the holder as it is when it has ended, or when the time to wait for it is over."""
+        first = self.running.get(holder.call_id)
+        if first is not None:
+            with self.waiting.slot(call.ticket.caller):
+                running.accept(first.call_id)
+                await _wait(first, call.deadline.remaining_s(time.monotonic()))
+        return await self.ledger.get(holder.call_id) or holder
+
+
+async def _wait(first: Running, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await first.wait()
+    except TimeoutError:
+        return
+    except CallError as failure:
+        # A copy: the pipeline puts this call's own id into it.
+        raise CallError(failure.reason, failure.message, retry_after_ms=failure.retry_after_ms) from failure
