@@ -7,7 +7,7 @@ after its call had given up from one that is in use.
 """
 
 import asyncio
-import os
+import json
 import secrets
 import socket
 import time
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from docker import APIClient
 from docker.errors import DockerException, ImageNotFound
 
-from callgate_server.backends.docker.engine import Engine
+from callgate_server.backends.docker.engine import Engine, EngineClient
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
@@ -38,7 +38,7 @@ from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
 
 _T = TypeVar("_T")
-_WIRE: Final = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+_WIRE: Final = "stdin=1&stdout=1&stderr=1&stream=1"
 
 
 class DockerBackend:
@@ -202,10 +202,10 @@ class DockerBackend:
     async def _step(
         self,
         step: Step,
-        job: Callable[[APIClient], _T],
+        job: Callable[[EngineClient], _T],
         deadline: Deadline,
         *,
-        late: Callable[[APIClient, _T], object] | None = None,
+        late: Callable[[EngineClient, _T], object] | None = None,
     ) -> _T:
         rest_s = deadline.remaining_s(time.monotonic())
         own_s = self._own_s(step)
@@ -246,26 +246,19 @@ def _missing_images(digests: tuple[str, ...], client: APIClient) -> list[str]:
     return missing
 
 
-def _create(name: str, arguments: dict[str, Any], client: APIClient) -> str:
-    # The library's own `create_container` would add the proxies of the operator's Docker configuration.
-    created = client.create_container_from_config(arguments, name=name)  # type: ignore[no-untyped-call]  # as above
-    return str(created["Id"])
+def _create(name: str, arguments: dict[str, Any], client: EngineClient) -> str:
+    return str(json.loads(client.direct.ask("POST", f"/containers/create?name={name}", arguments))["Id"])
 
 
-def _attach(container_id: str, client: APIClient) -> socket.socket:
-    """Return the raw connection behind the attach request, free of the library's and of buffers.
-
-    Nothing can have been read ahead: the container has not been started.
-    """
-    stream = client.attach_socket(container_id, params=_WIRE)
-    raw = socket.socket(fileno=os.dup(stream.fileno()))
+def _attach(container_id: str, client: EngineClient) -> socket.socket:
+    """Return the container's stream. Nothing can have been read ahead: it has not been started."""
+    raw = client.direct.upgrade(f"/containers/{container_id}/attach?{_WIRE}")
     raw.setblocking(False)
-    stream._response.close()  # where the library keeps it alive for a caller that needs it; we do not
     return raw
 
 
-def _start(container_id: str, client: APIClient) -> None:
-    client.start(container_id)
+def _start(container_id: str, client: EngineClient) -> None:
+    client.direct.ask("POST", f"/containers/{container_id}/start")
 
 
 def _of_instance(instance: str, client: APIClient) -> list[dict[str, Any]]:
@@ -273,7 +266,7 @@ def _of_instance(instance: str, client: APIClient) -> list[dict[str, Any]]:
     return found
 
 
-def _remove_late(client: APIClient, container_id: str) -> None:
+def _remove_late(client: EngineClient, container_id: str) -> None:
     remove(container_id, client)
 
 

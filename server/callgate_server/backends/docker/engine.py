@@ -1,7 +1,7 @@
 """Calls to the engine: in a bounded pool of threads, and none without a deadline.
 
-The library's own defaults are met here: `attach_socket` sends its request without any time limit, and every
-other call waits a minute. It decides nothing about what a failure means.
+The library's own defaults are met here: some of its requests have no time limit, and every other waits a minute. It
+decides nothing about what a failure means.
 """
 
 import asyncio
@@ -18,26 +18,38 @@ from docker.errors import InvalidVersion
 from docker.utils.utils import version_gte
 from requests import PreparedRequest, Response
 
+from callgate_server.backends.docker.direct import Direct
+
 # What engines since December 2020 speak, and what this code is written against.
 API_VERSION: Final = "1.41"
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class _BoundedClient(APIClient):
-    """A client whose every request has a time limit, also where the library passes none."""
+class EngineClient(APIClient):
+    """A client whose every request has a time limit, also where the library passes none.
+
+    `direct` is for the requests that every sandbox costs.
+    """
+
+    def __init__(self, socket_url: str, timeout_s: float, *, version: str, connections: int) -> None:
+        super().__init__(socket_url, version=version, timeout=math.ceil(timeout_s), max_pool_size=connections)
+        # Proxies and credentials of the environment are not for the engine.
+        self.trust_env = False
+        self.direct = Direct(socket_url.removeprefix("unix://"), version, timeout_s)
+
+    def close(self) -> None:
+        self.direct.close()
+        super().close()
 
     def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401  # the library's signature
         kwargs["timeout"] = kwargs.get("timeout") or self.timeout
         return super().send(request, **kwargs)
 
 
-def connect(socket_url: str, timeout_s: float, *, version: str = API_VERSION, connections: int = 1) -> APIClient:
+def connect(socket_url: str, timeout_s: float, *, version: str = API_VERSION, connections: int = 1) -> EngineClient:
     """Return a client of the engine; nothing is sent yet. The caller closes it."""
-    client = _BoundedClient(socket_url, version=version, timeout=math.ceil(timeout_s), max_pool_size=connections)
-    # Proxies and credentials of the environment are not for the engine.
-    client.trust_env = False
-    return client
+    return EngineClient(socket_url, timeout_s, version=version, connections=connections)
 
 
 def spoken(versions: Mapping[str, Any]) -> str:
@@ -65,11 +77,15 @@ class Engine:
         self._threads = threads
         self._timeout_s = timeout_s
         self._connecting = threading.Lock()
-        self._shared: APIClient | None = None
+        self._shared: EngineClient | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(
-        self, job: Callable[[APIClient], _T], timeout_s: float, *, late: Callable[[APIClient, _T], object] | None = None
+        self,
+        job: Callable[[EngineClient], _T],
+        timeout_s: float,
+        *,
+        late: Callable[[EngineClient, _T], object] | None = None,
     ) -> _T:
         """Run a job and wait for it, at most `timeout_s` with its time in the queue.
 
@@ -89,7 +105,7 @@ class Engine:
                 future.add_done_callback(partial(self._give_late, late, threading.get_ident()))
             raise
 
-    def start(self, job: Callable[[APIClient], object]) -> None:
+    def start(self, job: Callable[[EngineClient], object]) -> None:
         """Run a job that nobody waits for. Its failure is logged and has no other effect."""
         try:
             future = self._submit(job)
@@ -103,13 +119,13 @@ class Engine:
         if self._shared is not None:
             self._shared.close()
 
-    def _submit(self, job: Callable[[APIClient], _T]) -> "Future[_T]":
+    def _submit(self, job: Callable[[EngineClient], _T]) -> "Future[_T]":
         try:
             return self._pool.submit(lambda: job(self._client()))
         except RuntimeError as error:
             raise ConnectionError("the connection to the engine is closed") from error
 
-    def _client(self) -> APIClient:
+    def _client(self) -> EngineClient:
         """Connect at first use: newer engines refuse old versions of their interface, and say which they take."""
         if self._shared is not None:
             return self._shared
@@ -120,7 +136,7 @@ class Engine:
                 self._shared = connect(self._socket_url, self._timeout_s, version=version, connections=self._threads)
         return self._shared
 
-    def _give_late(self, late: Callable[[APIClient, _T], object], waiter: int, future: "Future[_T]") -> None:
+    def _give_late(self, late: Callable[[EngineClient, _T], object], waiter: int, future: "Future[_T]") -> None:
         if future.cancelled() or future.exception() is not None:
             return
         result = future.result()

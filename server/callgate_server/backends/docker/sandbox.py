@@ -11,7 +11,7 @@ from typing import Any, Final
 from docker import APIClient
 from docker.errors import APIError, DockerException
 
-from callgate_server.backends.docker.engine import Engine
+from callgate_server.backends.docker.engine import Engine, EngineClient
 from callgate_server.backends.docker.failure import exit_report, unknown_exit
 from callgate_server.backends.docker.stream import AttachStream
 from callgate_server.execution.sandbox import ExitReport
@@ -147,10 +147,10 @@ class DockerSandbox:
         self._writer.transport.abort()
 
 
-def remove(container_id: str, client: APIClient) -> bool:
+def remove(container_id: str, client: EngineClient) -> bool:
     """Remove a container with whatever runs in it; return whether it was this call that did."""
     try:
-        client.remove_container(container_id, v=True, force=True)
+        client.direct.ask("DELETE", f"/containers/{container_id}?v=1&force=1")
     except APIError as error:
         if error.status_code in _GONE:
             return False
@@ -182,9 +182,9 @@ def _noted_for_memory(container_id: str, client: APIClient) -> bool:
     return bool(list(events))
 
 
-def _kill(container_id: str, client: APIClient) -> None:
+def _kill(container_id: str, client: EngineClient) -> None:
     try:
-        client.kill(container_id, "SIGKILL")
+        client.direct.ask("POST", f"/containers/{container_id}/kill?signal=SIGKILL")
     except APIError as error:
         if error.status_code not in _GONE:
             raise

@@ -1,0 +1,168 @@
+"""Requests over kept connections, to an engine that answers, refuses, leaves, hangs or speaks something else."""
+
+import select
+import socketserver
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.errors import APIError, ImageNotFound, NotFound
+
+from callgate_server.backends.docker.direct import Direct
+
+
+def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+ANSWERS = {
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+    "image": answer("404 Not Found", b'{"message":"No such image: sha256:0"}'),
+    "container": answer("404 Not Found", b'{"message":"No such container: x"}'),
+    "conflict": answer("409 Conflict", b"not JSON"),
+}
+# After these the connection is closed.
+LAST_WORDS = {"last": answer("204 No Content"), "nonsense": b"hello?\r\n"}
+UPGRADED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    """Answers each request on a connection by its path; on other paths, not at all."""
+
+    def handle(self) -> None:
+        self.server.connections += 1  # type: ignore[attr-defined]
+        while line := self.rfile.readline():
+            method, path, _ = line.decode().split()
+            name, body = path.rpartition("/")[2], self._body()
+            if name == "echo":
+                self.wfile.write(answer("200 OK", f"{method} {path} ".encode() + body))
+            elif name in ANSWERS:
+                self.wfile.write(ANSWERS[name])
+            elif name in LAST_WORDS:
+                self.wfile.write(LAST_WORDS[name])
+                return
+            elif name == "attach":
+                self.wfile.write(UPGRADED)
+                self.wfile.write(self.rfile.read(4).upper())
+                return
+            else:
+                self.server.released.wait(30)  # type: ignore[attr-defined]
+
+    def _body(self) -> bytes:
+        size = 0
+        while (header := self.rfile.readline()) != b"\r\n":
+            name, _, value = header.decode().partition(":")
+            size = int(value) if name.lower() == "content-length" else size
+        return self.rfile.read(size)
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    connections = 0
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, _Handler)
+        self.released = threading.Event()
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with tempfile.TemporaryDirectory() as folder, _Server(f"{folder}/s") as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def engine(server: _Server) -> Iterator[Direct]:
+    engine = Direct(str(server.server_address), "1.41", 1)
+    yield engine
+    engine.close()
+
+
+def test_requests_of_a_thread_share_a_connection(engine: Direct, server: _Server) -> None:
+    for _ in range(3):
+        assert engine.ask("POST", "/echo", {"a": 1}) == b'POST /v1.41/echo {"a": 1}'
+    assert engine.ask("DELETE", "/echo") == b"DELETE /v1.41/echo "
+    assert engine.ask("GET", "/chunked") == b"abc"
+    assert server.connections == 1
+
+
+def test_threads_do_not_share_one(engine: Direct, server: _Server) -> None:
+    engine.ask("GET", "/echo")
+    other = threading.Thread(target=engine.ask, args=("GET", "/echo"))
+    other.start()
+    other.join()
+    assert server.connections == 2
+
+
+def test_a_connection_that_the_engine_has_closed_is_made_again(engine: Direct, server: _Server) -> None:
+    for _ in range(3):
+        assert engine.ask("GET", "/last") == b""
+        # Until its end is here.
+        assert select.select([engine._own.connection.sock], [], [], 10)[0]
+    assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [("/image", ImageNotFound, 404), ("/container", NotFound, 404), ("/conflict", APIError, 409)],
+)
+def test_a_refusal_is_the_librarys_and_the_connection_stays(
+    engine: Direct, server: _Server, path: str, kind: type[APIError], status: int
+) -> None:
+    with pytest.raises(APIError) as refused:
+        engine.ask("POST", path)
+    assert type(refused.value) is kind
+    assert refused.value.status_code == status
+    assert engine.ask("GET", "/echo")
+    assert server.connections == 1
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for_and_not_taken_for_another(
+    engine: Direct, server: _Server
+) -> None:
+    with pytest.raises(TimeoutError):
+        engine.ask("GET", "/hangs")
+    server.released.set()
+    assert engine.ask("GET", "/echo") == b"GET /v1.41/echo "
+    assert server.connections == 2
+
+
+def test_what_is_no_http_is_a_lost_connection(engine: Direct) -> None:
+    with pytest.raises(ConnectionError):
+        engine.ask("GET", "/nonsense")
+    with pytest.raises(ConnectionError):
+        engine.upgrade("/nonsense")
+
+
+def test_an_engine_that_is_away_cannot_be_reached(tmp_path: Path) -> None:
+    engine = Direct(str(tmp_path / "s"), "1.41", 1)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            engine.ask("GET", "/echo")
+    with pytest.raises(FileNotFoundError):
+        engine.upgrade("/attach")
+    engine.close()
+
+
+def test_a_stream_is_free_of_http_and_of_the_time_limit_of_requests(engine: Direct) -> None:
+    with engine.upgrade("/attach") as stream:
+        stream.settimeout(20)
+        stream.sendall(b"ping")
+        assert stream.recv(9) == b"PING"
+        assert stream.recv(9) == b""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/container", NotFound), ("/echo", ConnectionError), ("/hangs", TimeoutError)]
+)
+def test_no_stream_is_no_stream(engine: Direct, path: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        engine.upgrade(path)
