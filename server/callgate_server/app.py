@@ -56,6 +56,7 @@ HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
 REVOKE_TIMEOUT_S: Final = 2.0
 EXPIRY_EVERY_S: Final = 60.0
+SPOOL_EVERY_S: Final = 1.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
 DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # How long answers may take to reach their clients when the edges close.
@@ -142,6 +143,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
         rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
+        rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
