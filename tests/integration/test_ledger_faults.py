@@ -102,7 +102,9 @@ async def test_a_full_disk_refuses_calls_until_there_is_room_and_loses_none(disk
     assert verify_file(disk / "ledger.db", key).fault is None
 
 
-async def test_an_outcome_that_met_a_full_disk_is_there_after_a_crash_and_its_call_was_not_interrupted(tmp_path, disk, key):
+async def test_an_outcome_that_met_a_full_disk_is_there_after_a_crash_and_its_call_was_not_interrupted(
+    tmp_path, disk, key
+):
     ledger = SqliteLedger.open(disk / "ledger.db", key)
     ended, running = intent("k", effect="unsafe"), intent(effect="unsafe")
     await ledger.claim(ended)
