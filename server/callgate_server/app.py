@@ -58,6 +58,7 @@ LANES_EVERY_S: Final = 1.0
 TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
 EXPIRY_EVERY_S: Final = 60.0
+SPOOL_EVERY_S: Final = 1.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
 DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # How long answers may take to reach their clients when the edges close.
@@ -156,6 +157,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
+        rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)

@@ -206,10 +206,10 @@ def test_a_gateway_with_nothing_to_do_stops_at_once_also_with_a_client_connected
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A ledger's folder on a disk of four megabytes."""
+    """A ledger's folder on a disk of eight megabytes, of which the spool takes four."""
     folder = tmp_path / "gateway" / "ledger"
     folder.mkdir(parents=True, mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
@@ -262,17 +262,25 @@ def test_on_a_full_disk_nothing_runs_and_service_resumes_when_there_is_room(
             # What policy refuses is recorded as well, or the caller is not told what policy says.
             refused.append(eventually(lambda: refused_for_want_of_a_record(gateway, disk, "guest")))
             refused.append(eventually(lambda: refused_by_grpc(gateway, disk)))
-            # What a running call owes the record is not given out unrecorded.
+            # A running call finishes; what it owes the record waits where there is room for it.
             name, document = until_ended(owed, disk)
-            assert (name, document["reason"], document["call_id"]) == ("error", "audit_unavailable", owed.call_id)
+            assert (name, document["state"], document["call_id"]) == ("answer", "succeeded", owed.call_id)
         eventually(lambda: says_that_it_cannot_record(gateway))
+        assert fetched(gateway, owed.call_id) == document
+        assert [event["kind"] for event in deployment.events(owed.call_id)] == ["intent"]
         names = created(engine, deployment, began_s)
         assert any(owed.call_id in name for name in names)
         assert not any(call_id in name for call_id in refused for name in names)
         (disk / "ballast").unlink()
         eventually(lambda: runs(gateway))
+        eventually(lambda: has_its_outcome(deployment, owed.call_id))
+        assert fetched(gateway, owed.call_id) == document
     deployment.wait_until_clean()
     assert deployment.verify().fault is None
+
+
+def has_its_outcome(deployment: Deployment, call_id: str) -> None:
+    assert [event["kind"] for event in deployment.events(call_id)] == ["intent", "outcome"]
 
 
 def until_ended(call: LiveCall, disk: Path) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from callgate_server.backends.sqlite.audit import verify_file
+from callgate_server.backends.sqlite.audit import events, verify_file
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
+from callgate_server.backends.sqlite.spool import SPOOL_BYTES
 from callgate_server.ledger.record import recorded
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
@@ -30,10 +32,10 @@ def key(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of two megabytes."""
+    """A disk that has room for the spool, and a little more."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=700", "tmpfs", folder], check=True)
     yield folder
     # Lazily: a test that failed has left its ledger open.
     subprocess.run(["umount", "--lazy", folder], check=True)
@@ -65,6 +67,10 @@ async def refused(awaitable):
     assert error.value.message == "The call cannot be recorded, so it is refused; try again later."
 
 
+def kinds(path, call):
+    return [event.kind for event in events(path) if event.call_id == call.call_id]
+
+
 async def states(ledger, calls):
     return [None if (found := await ledger.get(call.call_id)) is None else found.state for call in calls]
 
@@ -76,11 +82,17 @@ async def test_a_full_disk_refuses_calls_until_there_is_room_and_loses_none(disk
     await fill_up(ledger, disk)
     outcomes = await asyncio.gather(*(ledger.claim(new) for new in during), return_exceptions=True)
     await fill_up(ledger, disk)
-    await refused(ledger.complete(success(before.call_id, b"x" * 100_000)))
+    # A running call's outcome finds room, and is what everybody is told, before it is in the record.
+    await ledger.complete(success(before.call_id, b"x" * 100_000))
+    assert await states(ledger, [before]) == [State.SUCCEEDED]
+    await fill_up(ledger, disk)
+    await ledger.move_spooled()
+    assert kinds(disk / "ledger.db", before) == ["intent"]
     (disk / "ballast").unlink()
     await ledger.probe()
     await ledger.claim(after)
-    await ledger.complete(success(before.call_id))
+    await ledger.move_spooled()
+    assert kinds(disk / "ledger.db", before) == ["intent", "outcome"]
     found = await states(ledger, during)
     assert [state is State.RUNNING for state in found] == [outcome is None for outcome in outcomes]
     assert None in found
@@ -90,13 +102,45 @@ async def test_a_full_disk_refuses_calls_until_there_is_room_and_loses_none(disk
     assert verify_file(disk / "ledger.db", key).fault is None
 
 
+async def test_an_outcome_that_met_a_full_disk_is_there_after_a_crash_and_its_call_was_not_interrupted(
+    tmp_path, disk, key
+):
+    ledger = SqliteLedger.open(disk / "ledger.db", key)
+    ended, running = intent("k", effect="unsafe"), intent(effect="unsafe")
+    await ledger.claim(ended)
+    await ledger.claim(running)
+    await fill_up(ledger, disk)
+    await ledger.complete(success(ended.call_id, b"x" * 100_000))
+    # What a crash leaves: the files as they are.
+    shutil.copytree(disk, tmp_path / "after", ignore=shutil.ignore_patterns("ballast"))
+    await ledger.close()
+    after = SqliteLedger.open(tmp_path / "after" / "ledger.db", key)
+    await after.settle_orphans()
+    assert await states(after, [ended, running]) == [State.SUCCEEDED, State.UNKNOWN]
+    assert (await after.find(CALLER, "a.b", "k")).answer_json == b"x" * 100_000
+    assert (await after.verify()).fault is None
+    await after.close()
+
+
+async def test_an_outcome_for_which_even_the_spool_has_no_room_is_refused(disk, key):
+    ledger = SqliteLedger.open(disk / "ledger.db", key)
+    small, large = intent(), intent()
+    await ledger.claim(small)
+    await ledger.claim(large)
+    await fill_up(ledger, disk)
+    await refused(ledger.complete(success(large.call_id, b"x" * SPOOL_BYTES)))
+    await ledger.complete(success(small.call_id))
+    assert await states(ledger, [small, large]) == [State.SUCCEEDED, State.RUNNING]
+    await ledger.close()
+
+
 async def test_an_answer_too_large_for_the_disk_does_not_take_its_neighbours_along(disk, key):
     ledger = SqliteLedger.open(disk / "ledger.db", key)
     large, small = intent(), [intent() for _ in range(10)]
     await ledger.claim(large)
     outcomes = await asyncio.gather(
         *(ledger.claim(new) for new in small[:5]),
-        ledger.complete(success(large.call_id, b"x" * 4_000_000)),
+        ledger.complete(success(large.call_id, b"x" * 5_000_000)),
         *(ledger.claim(new) for new in small[5:]),
         return_exceptions=True,
     )
@@ -150,9 +194,11 @@ async def test_a_ledger_that_became_open_to_others_refuses_calls_until_it_is_clo
     await ledger.claim(new)
     path.chmod(0o666)
     await refused(ledger.claim(intent()))
-    await refused(ledger.complete(success(new.call_id)))
-    path.chmod(0o600)
     await ledger.complete(success(new.call_id))
+    path.chmod(0o600)
+    assert kinds(path, new) == ["intent"]
+    await ledger.move_spooled()
+    assert kinds(path, new) == ["intent", "outcome"]
     await ledger.close()
 
 

@@ -65,13 +65,14 @@ class Keys:
     row: Sealed
     value: Sealed
     idempotency: Sealed
+    spool: Sealed
 
     @classmethod
     def derive(cls, key: Sealed) -> "Keys":
         def subkey(purpose: str) -> Sealed:
             return Sealed(hmac.digest(key.reveal(), b"callgate ledger v1 " + purpose.encode(), "sha256"))
 
-        return cls(subkey("chain"), subkey("row"), subkey("value"), subkey("idempotency"))
+        return cls(subkey("chain"), subkey("row"), subkey("value"), subkey("idempotency"), subkey("spool"))
 
 
 def keyed_hash(key: Sealed, data: bytes) -> str:

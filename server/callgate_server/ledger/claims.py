@@ -49,8 +49,8 @@ def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:
     if holder.state is State.UNKNOWN:
         raise CallError(
             Reason.EFFECT_UNKNOWN,
-            f"The gateway died while call {holder.call_id} ran with this key, and whether it took effect is unknown. "
-            "It is not run again: look at what it was to change, and use a new key if it is still wanted.",
+            f"Call {holder.call_id} ran with this key and was not seen to its end: whether it took effect is unknown. "
+            "It is not run again. Look at what it was to change, and use a new key if it is still wanted.",
         )
     if holder.answer_json is None and holder.reason is not None:
         # It ended between two looks, before its tool started: this is what the first one was told.

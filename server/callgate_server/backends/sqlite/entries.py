@@ -26,7 +26,7 @@ from callgate_server.ledger.claims import holds_key, may_run_again
 from callgate_server.ledger.store import Completion, Intent, OpenLease, Refusal, StoredCall
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import REASONS, Reason
-from callgate_server.model.lifecycle import State, move
+from callgate_server.model.lifecycle import IN_FLIGHT, State, move
 from callgate_server.model.strict_json import Json, decode
 
 # Kinds of event that carry a fingerprint; a note has any other name.
@@ -135,6 +135,13 @@ def complete(transaction: Transaction, completion: Completion) -> None:
     end: dict[str, Json] = {"sandbox": completion.sandbox}
     reason, answer = completion.reason, completion.answer_json
     _end(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
+
+
+def complete_late(transaction: Transaction, completion: Completion) -> None:
+    """Write the end of a call that waited in the spool, unless it is there: its write may only have seemed lost."""
+    row = read(transaction.connection, completion.call_id)
+    if row is not None and State(row.state) in IN_FLIGHT:
+        complete(transaction, completion)
 
 
 def expire(transaction: Transaction, before: datetime, most: int) -> int:

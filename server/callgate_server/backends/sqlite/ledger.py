@@ -11,7 +11,9 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -19,10 +21,13 @@ from callgate_server.backends.sqlite import entries, rows, schema
 from callgate_server.backends.sqlite.audit import verify_file
 from callgate_server.backends.sqlite.files import LedgerFiles
 from callgate_server.backends.sqlite.rows import CallRow
+from callgate_server.backends.sqlite.spool import Spool
 from callgate_server.backends.sqlite.writer import Transaction, Writer, unavailable
 from callgate_server.ledger.chain import Event, Keys, check, keyed_hash
 from callgate_server.ledger.store import ChainReport, Completion, Intent, OpenLease, Refusal, StoredCall
 from callgate_server.model.call import Caller
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import IN_FLIGHT
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 
@@ -52,9 +57,11 @@ class SqliteLedger:
         self._keys = Keys.derive(key)
         # Names this life of the gateway in the rows it claims: rows of another life have nobody to end them.
         self._boot = secrets.token_hex(8)
+        self._spool = Spool.open(files.path.with_name(files.path.name + ".spool"), self._keys.spool)
         self._writer = Writer(files, self._keys, now)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._idle.put(_first_reader(files.path))
         self._closed = False
 
     @classmethod
@@ -79,11 +86,14 @@ class SqliteLedger:
         """Write what waits, then let go of the file. Idempotent."""
         if self._closed:
             return
+        await self.move_spooled()
         self._closed = True
-        await asyncio.to_thread(self._writer.close)
         await asyncio.to_thread(self._readers.shutdown)
         while not self._idle.empty():
             self._idle.get_nowait().close()
+        # Last: who closes the database last folds the log into it, and a reader cannot.
+        await asyncio.to_thread(self._writer.close)
+        self._spool.close()
         self._files.release()
 
     def digest(self, data: bytes) -> str:
@@ -97,7 +107,7 @@ class SqliteLedger:
         holder = await self._write(
             lambda transaction: entries.claim(transaction, intent, key_digest, self._boot), owed=False
         )
-        return _stored(holder)
+        return self._stored(holder)
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         await self._write(lambda transaction: entries.note(transaction, call_id, kind, dict(body)), owed=True)
@@ -108,7 +118,23 @@ class SqliteLedger:
         )
 
     async def complete(self, completion: Completion) -> None:
-        await self._write(lambda transaction: entries.complete(transaction, completion), owed=True)
+        """See `Ledger`. Where the record cannot be written, the outcome is durable in the spool until it can."""
+        try:
+            await self._write(lambda transaction: entries.complete(transaction, completion), owed=True)
+        except CallError as refusal:
+            if refusal.reason is not Reason.AUDIT_UNAVAILABLE or self._closed:
+                raise
+            await asyncio.to_thread(self._spool_or_refuse, completion)
+
+    async def move_spooled(self) -> None:
+        """Move the outcomes that wait in the spool to the record, as far as it takes them now."""
+        for completion in self._spool.waiting():
+            try:
+                await self._write(partial(entries.complete_late, completion=completion), owed=True)
+                await asyncio.to_thread(self._spool.moved, completion.call_id)
+            except (CallError, OSError):
+                return  # the next round tries again, and the record's state is visible as such
+            _log.warning("an outcome was moved from the spool to the record: call %s", completion.call_id)
 
     async def settle_orphans(self) -> list[OpenLease]:
         """End what an earlier life of this gateway left unfinished; return every lease that is still open.
@@ -120,6 +146,8 @@ class SqliteLedger:
         Raises:
             CallError: `audit_unavailable`.
         """
+        # First: a call whose outcome is known was not interrupted.
+        await self.move_spooled()
         return await self._write(lambda transaction: entries.settle(transaction, self._boot), owed=True)
 
     async def expire(self, before: datetime) -> int:
@@ -132,21 +160,21 @@ class SqliteLedger:
 
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         key_digest = self._key_digest(idempotency_key)
-        return _stored(
+        return self._stored(
             await self._read(
                 lambda connection: rows.read_key_holder(connection, caller.tenant, caller.agent, tool, key_digest)
             )
         )
 
     async def get(self, call_id: str) -> StoredCall | None:
-        return _stored(await self._read(lambda connection: rows.read(connection, call_id)))
+        return self._stored(await self._read(lambda connection: rows.read(connection, call_id)))
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
         """See `Ledger`. `answer_json` is left out: a list is no place for outputs of any size."""
         found = await self._read(
             lambda connection: rows.read_recent(connection, caller.tenant, caller.agent, min(limit, MAX_LISTED))
         )
-        return [stored for row in found if (stored := _stored(row)) is not None]
+        return [replace(stored, answer_json=None) for row in found if (stored := self._stored(row)) is not None]
 
     async def verify(self) -> ChainReport:
         return await self._in_reader(lambda: verify_file(self._files.path, self._key))
@@ -158,6 +186,22 @@ class SqliteLedger:
             CallError: `audit_unavailable`.
         """
         await self._write(lambda transaction: schema.rewrite_version(transaction.connection), owed=False)
+
+    def _spool_or_refuse(self, completion: Completion) -> None:
+        try:
+            self._spool.keep(completion)
+        except (OSError, ValueError) as fault:
+            _log.exception("the outcome of call %s is neither in the record nor in the spool", completion.call_id)
+            raise unavailable() from fault
+        _log.warning("an outcome waits in the spool until the record can be written: call %s", completion.call_id)
+
+    def _stored(self, row: CallRow | None) -> StoredCall | None:
+        """Decode a row, as it will be when what waits in the spool is in it."""
+        stored = _stored(row)
+        late = None if stored is None else self._spool.find(stored.call_id)
+        if stored is None or late is None or stored.state not in IN_FLIGHT:
+            return stored
+        return replace(stored, state=late.state, reason=late.reason, message=late.message, answer_json=late.answer_json)
 
     def _key_digest(self, idempotency_key: str) -> str:
         # A caller's text: it is recognised again and never written.
@@ -190,6 +234,13 @@ class SqliteLedger:
             raise
         self._idle.put(connection)
         return result
+
+
+def _first_reader(path: Path) -> sqlite3.Connection:
+    """Connect a reader that has read: the index of the log, without which nobody reads, needs room while it is made."""
+    reader = schema.open_reader(path)
+    reader.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+    return reader
 
 
 def _stored(row: CallRow | None) -> StoredCall | None:

@@ -209,6 +209,15 @@ def test_a_call_whose_effect_is_unknown_hands_its_key_to_nobody(transaction):
     assert holder.call_id == first
 
 
+def test_an_end_that_comes_late_is_written_once_and_changes_no_other(transaction):
+    call_id = claimed(transaction)
+    entries.complete_late(transaction, success(call_id))
+    entries.complete_late(transaction, never_started(call_id))
+    entries.complete_late(transaction, success("absent"))
+    assert row(transaction, call_id).state == State.SUCCEEDED
+    assert [kind for kind, _ in events(transaction, call_id)] == ["intent", "outcome"]
+
+
 AFTER = AT + timedelta(seconds=1)
 
 
