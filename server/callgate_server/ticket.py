@@ -18,6 +18,7 @@ from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Verdict
 from callgate_server.observe.phases import Phases
+from callgate_server.result.conclude import new_nonce
 
 Digest = Callable[[bytes], str]
 
@@ -134,4 +135,4 @@ class Admitted:
         """The answer of a call that was cancelled while it waited for a sandbox."""
         failure = Failure(Reason.CANCELLED, "The call was cancelled before there was a sandbox for it.")
         blank = self.blank(SandboxInfo("", "", self.tool.manifest.isolation))
-        return replace(blank, state=State.CANCELLED, error=failure)
+        return replace(blank, state=State.CANCELLED, error=failure, nonce=new_nonce())
