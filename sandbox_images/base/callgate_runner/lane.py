@@ -117,6 +117,8 @@ class _Lane:
         ours = (order.function, order.command, order.result_from_stdout, order.open_files, order.artifacts)
         if (call.function, call.command, call.result_from_stdout, call.open_files, call.artifacts) != ours:
             raise ValueError("a call that is not of this lane")
+        if call.egress is not None:
+            raise ValueError("a call with egress, which a lane does not have")
         return call
 
     def _first_frames(self, ready: Cell) -> list[tuple[int, bytes]]:

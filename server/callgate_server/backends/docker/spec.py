@@ -34,7 +34,7 @@ _SHM_MIB: Final = 16
 _SHM_FILES: Final = 256
 _SECRETS_FILES: Final = 128
 # What the runner needs for itself (`runner_open_files` of the wire's description); it holds the tool to its own limit.
-_RUNNER_OPEN_FILES: Final = 64
+_RUNNER_OPEN_FILES: Final = 128
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
