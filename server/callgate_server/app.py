@@ -19,7 +19,6 @@ from callgate_server.admission.authenticate import Authentication, Authenticator
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
-from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
@@ -30,7 +29,17 @@ from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
-from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.config import (
+    Auth,
+    Grpc,
+    Http,
+    Jwt,
+    LaneSettings,
+    SecretStoreSettings,
+    Settings,
+    Tls,
+    deployed_catalog,
+)
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.levels import Levels
@@ -91,9 +100,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     """
     telemetry = Telemetry(settings.log.level)
     telemetry.take_over_logging()
-    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(
-        {name: tool.isolation for name, tool in settings.tools.items()}
-    )
+    catalog = deployed_catalog(settings)
     rules = _lane_rules(settings.execution.lanes, catalog)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(

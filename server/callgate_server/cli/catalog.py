@@ -36,6 +36,7 @@ def build(
             check_schema=check_schema,
             write_schemas=write_schemas,
             progress=lambda text: err.print(text, markup=False),
+            internal=settings.internal_services,
         )
     if report.catalog is None:
         names = "\n  ".join(str(path) for path in report.drifted)

@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from callgate_server.admission.validate import check_arguments, find_tool
-from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.cedar.cases import parse_cases, run_cases
 from callgate_server.backends.cedar.directory import PolicyDirectory
 from callgate_server.backends.cedar.policy import ExplainedPart
 from callgate_server.backends.json_schema import CompiledSchemas
 from callgate_server.cli.output import err, explained, say
-from callgate_server.config import Settings, load
+from callgate_server.config import Settings, deployed_catalog, load
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError
@@ -77,7 +76,7 @@ def schema(config: Config = Path("callgate.yaml")) -> None:
 
 
 def _live(settings: Settings) -> tuple[Catalog, PolicyDirectory]:
-    catalog = load_catalog(settings.catalog.directories, settings.catalog.lock)
+    catalog = deployed_catalog(settings)
     alarms: list[str] = []
     return catalog, PolicyDirectory(settings.policy.directory, catalog, alarms.append, lambda: datetime.now(UTC))
 

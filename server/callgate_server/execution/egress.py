@@ -12,8 +12,7 @@ from typing import Protocol
 
 from callgate_server.execution.framing import Frame
 from callgate_server.model.call import Deadline
-from callgate_server.model.egress import EgressAsk, EgressRule, EgressUsage
-from callgate_server.model.sealed import Sealed
+from callgate_server.model.egress import Credential, EgressAsk, EgressRule, EgressUsage
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Verdict
 
@@ -21,16 +20,6 @@ from callgate_server.model.verdict import Verdict
 Record = Callable[[str, Mapping[str, Json]], Awaitable[None]]
 # Policy on one connection or request (Cedar `connect`), bound to the call's caller and tool. Never raises.
 Consent = Callable[[EgressAsk], Verdict]
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """A secret as the gate adds it: `header: prefix + value`, replacing whatever the tool put there."""
-
-    name: str
-    header: str
-    prefix: str
-    value: Sealed
 
 
 @dataclass(frozen=True, slots=True)

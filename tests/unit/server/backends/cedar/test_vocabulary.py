@@ -36,7 +36,7 @@ def test_context_of_a_secret_has_no_arguments() -> None:
 
 
 def test_empty_catalog_has_a_vocabulary() -> None:
-    assert Vocabulary.of(Catalog.of()).contexts.keys() == {"use"}
+    assert Vocabulary.of(Catalog.of()).contexts.keys() == {"use", "connect"}
 
 
 def test_caller_is_added_to_the_catalog() -> None:
