@@ -9,6 +9,7 @@ nothing), and the intent is durable before the first side effect. Giving back th
 sandbox happen whatever comes, and the answer does not wait for them.
 """
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
+from callgate_server.execution.egress import EgressGate
 from callgate_server.execution.running import Running, RunningCalls, internal
 from callgate_server.execution.sandbox import SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
@@ -50,6 +52,7 @@ class Pipeline:
     sandboxes: SandboxBackend
     running: RunningCalls
     watch: Watch
+    egress: EgressGate | None = None
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
         """Take one call as far as its claim and return it, running by itself or already answered.
@@ -140,14 +143,21 @@ class Pipeline:
         ticket.sandbox = sandbox.id
         self.watch.started(ticket.id, tool.name, sandbox.id)
         with ticket.phases.measure("run"):
-            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
-            live = LiveViews(redactor, running.output)
-            outcome = await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
+            consent = partial(self.policy.consent, ticket.caller, tool)
+            out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
+            manifest = tool.manifest
+            job = Job(manifest.run, call.arguments_json, leases.delivered, manifest.limits, deadline, out.wire)
+            feed = LiveViews(redactor, running.output).feed
+            outcome = await supervise(sandbox, job, on_output=feed, cancelled=running.cancelled, egress=out.begin)
         with ticket.phases.measure("result"):
             answer = conclude(
                 call.blank(sandbox.info), outcome, redactor, partial(self.schemas.output_violations, tool)
             )
         return answer.timed(queue_ms, ticket.phases.ms)
+
+    async def _reached(self, call: Admitted, event: str, body: Mapping[str, Json]) -> None:
+        await self.ledger.note(call.ticket.id, event, body)
+        self.watch.egress(call.tool.name, event, body)
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)

@@ -18,6 +18,7 @@ from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusa
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.lifecycle import State, move
 from callgate_server.model.manifest import Manifest
@@ -81,6 +82,10 @@ class Rulings:
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         self.journal.append("authorize")
         return Verdict(self.ruling, ("p1",), "v1", "approvers")
+
+    def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
+        self.journal.append(f"consent:{ask.host}")
+        return Verdict(self.ruling, ("p2",), "v1")
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         return self.ruling in (Ruling.ALLOW, Ruling.NEEDS_APPROVAL)
@@ -279,6 +284,7 @@ class Seen:
     refusals: list[tuple[str, Reason]] = field(default_factory=list)
     ends: list[tuple[str, State]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    connections: list[tuple[str, str]] = field(default_factory=list)
     starts: list[tuple[str, str]] = field(default_factory=list)
 
     def refused(self, tool: str, reason: Reason) -> None:
@@ -289,6 +295,9 @@ class Seen:
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         self.ends.append((tool, state))
+
+    def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
+        self.connections.append((tool, event))
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         self.defects.append(type(error).__name__)

@@ -6,15 +6,20 @@ host, and it travels encrypted unless the operator declared that host as his own
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
+from typing import Final
 
 from callgate_server.model.egress import EgressRule, Fault, InternalService
 
 # How each secret is delivered, by its name.
 Deliveries = Mapping[str, str]
+# So many ports of its own a sandbox can offer.
+MAX_TCP_RULES: Final = 32
 
 
 def rule_faults(rules: Sequence[EgressRule], secrets: Deliveries) -> Iterator[Fault]:
     """Say what does not hold; `at` begins with `egress` or `secrets`."""
+    if sum(rule.scheme == "tcp" for rule in rules) > MAX_TCP_RULES:
+        yield Fault(("egress",), f"a sandbox has {MAX_TCP_RULES} ports for `scheme: tcp`; declare no more such rules")
     for index, rule in enumerate(rules):
         if rule.secret is not None:
             yield from _secret_faults(index, rule, secrets)
@@ -74,10 +79,10 @@ def _pair_faults(first: int, one: EgressRule, second: int, other: EgressRule) ->
 
 
 def _hosts_meet(one: str, other: str) -> bool:
-    """Whether some host name fits both."""
-    if one == other:
-        return True
-    return any(wide.startswith("*.") and narrow.endswith(wide[1:]) for wide, narrow in ((one, other), (other, one)))
+    """Whether some host name fits both. A star stands for one label."""
+    return one == other or any(
+        wide.startswith("*.") and narrow.partition(".")[2] == wide[2:] for wide, narrow in ((one, other), (other, one))
+    )
 
 
 def _requests_meet(one: EgressRule, other: EgressRule) -> bool:

@@ -102,7 +102,7 @@ class Limits(_Strict):
     artifacts_kb: Annotated[int, Field(ge=0, le=65536)] = 4096
     # Of all connections to the outside: bytes both ways, connections, and requests that the gate sees.
     egress_kb: Annotated[int, Field(ge=1, le=4_194_304)] = 16384
-    egress_connections: Annotated[int, Field(ge=1, le=10_000)] = 64
+    egress_connections: Annotated[int, Field(ge=1, le=4096)] = 64
     egress_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
 
 

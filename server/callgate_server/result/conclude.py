@@ -44,7 +44,12 @@ def conclude(blank: Answer, outcome: RunOutcome, redactor: Redactor, check: Chec
         stdout=render_output(outcome.stdout, redactor),
         stderr=render_output(outcome.stderr, redactor),
         artifacts=tuple(render_artifact(artifact, redactor) for artifact in outcome.artifacts),
-        usage=Usage(wall_ms=outcome.wall_ms, cpu_ms=outcome.cpu_ms, max_rss_kb=outcome.max_rss_kb),
+        usage=Usage(
+            wall_ms=outcome.wall_ms,
+            cpu_ms=outcome.cpu_ms,
+            max_rss_kb=outcome.max_rss_kb,
+            egress_bytes=outcome.egress.bytes,
+        ),
         nonce=new_nonce(),
     )
 
