@@ -23,6 +23,7 @@ from callgate_server.execution.framing import (
     encode_secret,
 )
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import EgressWire
 from callgate_server.model.sealed import Sealed
 
 FRAMES = json.loads((Path(__file__).parents[4] / "proto/callgate_proto/frames.json").read_text())
@@ -136,6 +137,15 @@ def test_a_call_holds_what_the_runner_needs_and_no_more() -> None:
     assert set(head) == set(FRAMES["documents"]["call"])
     assert head["deadline_ms"] == 77
     assert head["memory_bytes"] == 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("authority", [None, b"PEM"])
+def test_a_call_says_what_the_way_out_is(authority: bytes | None) -> None:
+    way_out = EgressWire(proxy=True, ports=(5432,), authority_pem=authority)
+    head, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1, way_out)[HEADER.size :])
+    assert head["egress"] == {"proxy": True, "ports": [5432], "authority": authority and "PEM"}
+    without, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1)[HEADER.size :])
+    assert without["egress"] is None
 
 
 def test_what_does_not_fit_the_wire_is_refused_before_it_is_sent() -> None:
