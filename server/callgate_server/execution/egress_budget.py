@@ -6,7 +6,7 @@ from callgate_server.model.egress import EgressUsage
 
 
 class Spending:
-    """Each method returns why it must not go on, or None."""
+    """Each method returns why it must not go on, or None. Once bytes were refused, nothing new begins."""
 
     def __init__(self, budget: EgressBudget) -> None:
         self._budget = budget
@@ -16,6 +16,7 @@ class Spending:
         self._refused = 0
         self._sent_bytes = 0
         self._received_bytes = 0
+        self._bytes_spent = False
 
     @property
     def usage(self) -> EgressUsage:
@@ -23,6 +24,8 @@ class Spending:
 
     def connect(self) -> Why | None:
         """Count one more connection of the tool. Each that was let in is given back with `disconnect`."""
+        if self._bytes_spent:
+            return Why.BYTES_SPENT
         if self._connections >= self._budget.connections:
             return Why.CONNECTIONS_SPENT
         if self._open >= self._budget.concurrent:
@@ -36,6 +39,8 @@ class Spending:
 
     def request(self) -> Why | None:
         """Count one more request."""
+        if self._bytes_spent:
+            return Why.BYTES_SPENT
         if self._requests >= self._budget.requests:
             return Why.REQUESTS_SPENT
         self._requests += 1
@@ -48,6 +53,7 @@ class Spending:
     def send(self, size: int) -> Why | None:
         """Count bytes that are about to leave. Those that may not are not counted."""
         if self._sent_bytes + self._received_bytes + size > self._budget.bytes:
+            self._bytes_spent = True
             return Why.BYTES_SPENT
         self._sent_bytes += size
         return None
@@ -56,5 +62,6 @@ class Spending:
         """Count bytes that have arrived: they did, whether there was room for them or not."""
         self._received_bytes += size
         if self._sent_bytes + self._received_bytes > self._budget.bytes:
+            self._bytes_spent = True
             return Why.BYTES_SPENT
         return None

@@ -46,12 +46,16 @@ class Why(StrEnum):
     UNDECLARED_ADDRESS = "undeclared_address"
     # What became of an allowed connection.
     UNREACHABLE = "unreachable"
+    BROKEN_OFF = "broken_off"
     UNTRUSTED_CERTIFICATE = "untrusted_certificate"
     TLS_FAILED = "tls_failed"
     BAD_ANSWER = "bad_answer"
     ENCODED_ANSWER = "encoded_answer"
     IDLE = "idle"
     DEADLINE = "deadline"
+    TOOL_GONE = "tool_gone"
+    CALL_ENDED = "call_ended"
+    INTERNAL = "internal"
 
 
 def is_seen(rule: EgressRule) -> bool:
