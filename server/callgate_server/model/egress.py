@@ -121,7 +121,7 @@ class EgressRule(BaseModel):
     @field_validator("host")
     @classmethod
     def _host_is_exact_or_narrow(cls, value: str) -> str:
-        if not value.startswith("*"):
+        if "*" not in value:
             return named_host(value)
         if not _WILDCARD.fullmatch(value) or len(value) > 253 or _NUMERIC.fullmatch(value):
             raise ValueError("a wildcard is `*.` and at least two labels, like *.api.example.com; narrow it")
