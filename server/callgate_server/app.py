@@ -22,6 +22,7 @@ from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.egress import gate as egress
 from callgate_server.backends.json_schema import CompiledSchemas
 from callgate_server.backends.json_web_tokens import ClaimNames, JsonWebTokens, TokenRules
 from callgate_server.backends.jwks import JwksFile, JwksUrl
@@ -31,6 +32,7 @@ from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import (
     Auth,
+    EgressSettings,
     Grpc,
     Http,
     Jwt,
@@ -51,6 +53,7 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
+from callgate_server.result.redact import Redactor
 from callgate_server.secrets.broker import Broker
 from callgate_server.transports.gate import Gate, Readiness
 from callgate_server.transports.http import http_app
@@ -121,6 +124,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             telemetry.readings(partial(_pool_readings, pool))
         lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
         sandboxes = Levels(container=container, fork=lanes)
+        out = await held.enter_async_context(_egress(settings.egress, telemetry)) if settings.egress else None
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
@@ -135,6 +139,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             sandboxes=sandboxes,
             running=running,
             watch=telemetry,
+            egress=out,
         )
         health = _HealthBoard(ledger, store, sandboxes, running)
         await health.look()
@@ -367,6 +372,18 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
         default_runtime=settings.engine.runtime,
         images=tuple(sorted({tool.image_digest for tool in catalog})),
     )
+
+
+def _egress(settings: EgressSettings, telemetry: Telemetry) -> egress.Gate:
+    options = egress.GateOptions(
+        authority_dir=settings.authority_dir,
+        internal=settings.services,
+        ca_file=settings.ca_file,
+        dns_timeout_s=settings.dns_timeout_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        idle_s=settings.idle_s,
+    )
+    return egress.Gate(options, make_stripper=Redactor, report=telemetry.unexpected)
 
 
 def _lane_rules(settings: LaneSettings, catalog: Catalog) -> LaneRules:
