@@ -236,6 +236,16 @@ class InternalHost(_Strict):
     def _one_host(cls, value: str) -> str:
         return named_host(value)
 
+    @field_validator("networks", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        try:
+            return tuple(ip_network(network) for network in value)
+        except ValueError:
+            raise ValueError("write networks like 10.1.0.0/16, with no bit set behind the prefix") from None
+
     @field_validator("networks")
     @classmethod
     def _own_networks(cls, value: tuple[IPv4Network | IPv6Network, ...]) -> tuple[IPv4Network | IPv6Network, ...]:

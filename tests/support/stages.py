@@ -1,6 +1,7 @@
 """Behaving fakes of what the pipeline stands on. They share a journal, from which a test reads the order of effects."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -11,6 +12,8 @@ from datetime import UTC, datetime
 from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.execution.egress import EgressTerms, Outlet
+from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
 from callgate_server.ledger.claims import holds_key
@@ -18,7 +21,7 @@ from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusa
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
-from callgate_server.model.egress import EgressAsk
+from callgate_server.model.egress import EgressAsk, EgressUsage
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.lifecycle import State, move
 from callgate_server.model.manifest import Manifest
@@ -278,6 +281,36 @@ class Sandboxes:
 
 
 @dataclass
+class Session:
+    """Asks for one connection when the call ends, as a tool would, and tells the record of it."""
+
+    terms: EgressTerms
+    journal: list[str]
+
+    def feed(self, frame: Frame) -> None:
+        raise ValueError("no connections are expected")
+
+    async def close(self) -> EgressUsage:
+        ask = EgressAsk("https", "api.example.com", 443)
+        allowed = self.terms.consent(ask).ruling is Ruling.ALLOW
+        with contextlib.suppress(CallError):
+            await self.terms.record("egress_allowed" if allowed else "egress_refused", {"host": ask.host})
+        self.journal.append("egress closed")
+        return EgressUsage(connections=1, sent_bytes=10, received_bytes=32)
+
+
+@dataclass
+class Gate:
+    journal: list[str]
+    opened: list[EgressTerms] = field(default_factory=list)
+    authority_pem: bytes = b"PEM"
+
+    def open(self, terms: EgressTerms, outlet: Outlet) -> Session:
+        self.opened.append(terms)
+        return Session(terms, self.journal)
+
+
+@dataclass
 class Seen:
     """A Watch that remembers."""
 
@@ -312,6 +345,7 @@ class World:
         self.ledger = MemoryLedger(self.journal)
         self.vault = Vault(self.journal)
         self.sandboxes = Sandboxes(self.journal)
+        self.gate = Gate(self.journal)
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
@@ -327,6 +361,7 @@ class World:
             sandboxes=self.sandboxes,
             running=self.running,
             watch=self.watch,
+            egress=self.gate,
         )
 
     async def __aenter__(self) -> "World":
