@@ -49,6 +49,7 @@ class Why(StrEnum):
     BROKEN_OFF = "broken_off"
     UNTRUSTED_CERTIFICATE = "untrusted_certificate"
     TLS_FAILED = "tls_failed"
+    OTHER_NAME = "other_name"
     BAD_ANSWER = "bad_answer"
     ENCODED_ANSWER = "encoded_answer"
     IDLE = "idle"

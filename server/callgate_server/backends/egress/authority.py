@@ -92,11 +92,9 @@ class Authority:
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
         _load_chain(context, self._leaf(host, until) + _private_pem(self._leaf_key))
-        name = None if _is_address(host) else host
 
         def same_name(_: ssl.SSLObject, asked: str | None, __: ssl.SSLContext) -> int | None:
-            given = None if asked is None else asked.lower()
-            return None if given == name else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+            return None if asks_for(host, asked) else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
 
         context.sni_callback = same_name
         return context
@@ -117,6 +115,13 @@ class Authority:
             )
         )
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def asks_for(host: str, name: str | None) -> bool:
+    """Whether a client of TLS that names `name`, or nothing, means `host`. Addresses are not named (RFC 6066)."""
+    if _is_address(host):
+        return name is None or name == host
+    return name is not None and name.lower() == host
 
 
 def _new_authority(now: datetime) -> bytes:

@@ -13,6 +13,7 @@ import h11
 from callgate_server.backends.egress.authority import Authority
 from callgate_server.backends.egress.checkpoint import Admission, Checkpoint
 from callgate_server.backends.egress.credentials import Stripper
+from callgate_server.backends.egress.hello import HelloReader
 from callgate_server.backends.egress.messages import (
     connect_ask,
     has_body,
@@ -23,7 +24,7 @@ from callgate_server.backends.egress.messages import (
     response_for_tool,
 )
 from callgate_server.backends.egress.meter import Metered, Trip
-from callgate_server.backends.egress.pipes import FailedError, Pipe, RefusedError, of_group
+from callgate_server.backends.egress.pipes import FailedError, Pipe, RefusedError
 from callgate_server.backends.egress.relay import relay
 from callgate_server.backends.egress.tls import EndedTls
 from callgate_server.backends.egress.wire import HttpWire
@@ -114,9 +115,21 @@ class Conversation:
         admission = await self._checkpoint.admit(ask)
         upstream = await self._checkpoint.dial(admission, self._trip, tls=False)
         await self._tool.send(_established())
-        if early := self._tool.trailing:
-            await upstream.write(early)
+        await upstream.write(await self._hello(ask.host))
         await relay(self._pipe, upstream)
+
+    async def _hello(self, host: str) -> bytes:
+        """Return the beginning of a tunnel, once it is known to be TLS for its host."""
+        reader, hello = HelloReader(host), self._tool.trailing
+        try:
+            complete = bool(hello) and reader.feed(hello)
+            while not complete:
+                data = await self._pipe.read()
+                complete = reader.feed(data)
+                hello += data
+        except ValueError as error:
+            raise FailedError(Why.OTHER_NAME) from error
+        return hello
 
     async def _inner(self, ask: EgressAsk) -> None:
         tls = EndedTls(self._pipe, self._authority.context(ask.host), self._tool.trailing)
@@ -162,7 +175,7 @@ class Conversation:
                 await self._download(upstream, admission)
                 upload.cancel()
         except BaseExceptionGroup as both:
-            raise of_group(both) from None
+            raise both.exceptions[0] from None
 
     async def _upload(self, upstream: HttpWire, *, body: bool) -> None:
         try:
@@ -176,11 +189,7 @@ class Conversation:
                 raise
 
     async def _download(self, upstream: HttpWire, admission: Admission) -> None:
-        event = await upstream.next()
-        while isinstance(event, h11.InformationalResponse):
-            event = await upstream.next()
-        if not isinstance(event, h11.Response):
-            raise FailedError(Why.BAD_ANSWER)
+        event = await self._response(upstream)
         head = admission.ask.method == "HEAD"
         if admission.header is not None and not is_readable(event, head=head):
             raise FailedError(Why.ENCODED_ANSWER)
@@ -193,6 +202,19 @@ class Conversation:
                 await self._tool.send(h11.Data(data=shown))
         rest = b"" if stream is None else stream.finish()
         await self._tool.send(*([h11.Data(data=rest)] if rest else []), h11.EndOfMessage())
+
+    async def _response(self, upstream: HttpWire) -> h11.Response:
+        """Wait for an answer. What an upstream says before it is of this connection, or only a hint."""
+        try:
+            async with asyncio.timeout(self._trip.idle_s):
+                event = await upstream.next()
+                while isinstance(event, h11.InformationalResponse):
+                    event = await upstream.next()
+        except TimeoutError as error:
+            raise FailedError(Why.IDLE) from error
+        if not isinstance(event, h11.Response):
+            raise FailedError(Why.BAD_ANSWER)
+        return event
 
     async def _say(self, error: str, why: Why) -> None:
         response, body = plain_answer(error, why)

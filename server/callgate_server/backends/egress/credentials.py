@@ -4,8 +4,10 @@ Decides what may stand in a header at all. To which requests it is added is deci
 a secret are looked for in an answer by `result/`, which is handed in from outside.
 """
 
+import base64
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -54,3 +56,18 @@ def header_of(credential: Credential) -> Header | None:
     """Return the header of a credential, or None if its value cannot stand in one."""
     value = credential.prefix.encode("ascii") + credential.value.reveal()
     return Header(credential.header.encode("ascii"), value) if _VALUE.fullmatch(value) else None
+
+
+def values_of(credentials: Iterable[Credential]) -> dict[str, Sealed]:
+    """Return what must not come back, by the name under which it is hidden: with basic authentication, the pair and
+    the password that the value stands for as well."""
+    values: dict[str, Sealed] = {}
+    for one in credentials:
+        values[one.name] = one.value
+        if one.prefix.strip().lower() == "basic":
+            # Raises nothing: what is no base64 is left out, and what is no pair has no password.
+            with contextlib.suppress(ValueError):
+                pair = base64.b64decode(one.value.reveal(), validate=True)
+                values[f"{one.name}.pair"] = Sealed(pair)
+                values[f"{one.name}.password"] = Sealed(pair.partition(b":")[2] or pair)
+    return values

@@ -82,7 +82,11 @@ class Metered:
 
 @dataclass(slots=True)
 class Trip:
-    """One connection of the tool, and what is open for it. `touch` is called when bytes move to or from upstreams."""
+    """One connection of the tool, and what is open for it.
+
+    `touch` is called when bytes move to or from upstreams; an answer has `idle_s` to begin.
+    """
 
     touch: Callable[[], None]
+    idle_s: float
     links: list[Metered] = field(default_factory=list)

@@ -1,6 +1,5 @@
 """What carries bytes in the gate, and the two ways in which carrying them ends early."""
 
-import asyncio
 from typing import Final, Protocol
 
 from callgate_server.execution.egress_rules import Why
@@ -50,11 +49,3 @@ class FailedError(Exception):
     def __init__(self, why: Why) -> None:
         super().__init__(why.value)
         self.why = why
-
-
-def of_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what ended a group of tasks. A failure at the moment of a cancellation does not hide it."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        return asyncio.CancelledError()
-    return group.exceptions[0]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from callgate_server.backends.egress.pipes import Pipe, of_group
+from callgate_server.backends.egress.pipes import Pipe
 
 
 async def relay(tool: Pipe, upstream: Pipe) -> None:
@@ -17,7 +17,7 @@ async def relay(tool: Pipe, upstream: Pipe) -> None:
             group.create_task(_carry(tool, upstream))
             group.create_task(_carry(upstream, tool))
     except BaseExceptionGroup as both:
-        raise of_group(both) from None
+        raise both.exceptions[0] from None
 
 
 async def _carry(source: Pipe, sink: Pipe) -> None:

@@ -9,11 +9,12 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from functools import cached_property
+from typing import Final
 
 from callgate_server.backends.egress.authority import Authority
 from callgate_server.backends.egress.checkpoint import Checkpoint, Report
 from callgate_server.backends.egress.conversation import Conversation
-from callgate_server.backends.egress.credentials import MakeStripper, Stripper
+from callgate_server.backends.egress.credentials import MakeStripper, Stripper, values_of
 from callgate_server.backends.egress.dialler import Dialler
 from callgate_server.backends.egress.meter import Trip
 from callgate_server.backends.egress.pipes import FailedError, RefusedError
@@ -23,6 +24,11 @@ from callgate_server.execution.egress_rules import Why, listening_rule
 from callgate_server.execution.egress_streams import Stream, Streams
 from callgate_server.execution.framing import Frame
 from callgate_server.model.egress import PROXY_PORT, EgressAsk, EgressUsage, Scheme
+
+# How much longer a connection may be silent than an upstream, so that the tool can be told of that.
+_ANSWER_S: Final = 1.0
+
+_CANCEL_AGAIN_S: Final = 5.0
 
 # Begins a task of the gate's group.
 Spawn = Callable[[Coroutine[None, None, None]], "asyncio.Task[None]"]
@@ -61,10 +67,11 @@ class Session:
     async def close(self) -> EgressUsage:
         """See `EgressSession`."""
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # A task that failed at this very moment may have taken the one for the other.
+            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
         return self._checkpoint.spending.usage
 
     def _accept(self, stream: Stream) -> None:
@@ -82,7 +89,7 @@ class Session:
 
     async def _serve(self, stream: Stream) -> None:
         """Carry one connection to its end. Whatever happens, it is only this one's."""
-        trip = Trip(lambda: None)
+        trip = Trip(lambda: None, self._idle_s)
         why: Why | None = Why.INTERNAL
         try:
             why = await self._timed(stream, trip)
@@ -108,13 +115,14 @@ class Session:
     async def _timed(self, stream: Stream, trip: Trip) -> Why | None:
         """Return why it ended early, or None."""
         loop = asyncio.get_running_loop()
+        idle_s = self._idle_s + _ANSWER_S
         left_s = self._terms.deadline.remaining_s(time.monotonic())
         try:
-            async with asyncio.timeout(left_s) as deadline, asyncio.timeout(self._idle_s) as idle:
+            async with asyncio.timeout(left_s) as deadline, asyncio.timeout(idle_s) as idle:
 
                 def touch() -> None:
                     if not idle.expired():
-                        idle.reschedule(loop.time() + self._idle_s)
+                        idle.reschedule(loop.time() + idle_s)
 
                 trip.touch = touch
                 return await self._carried(stream, trip)
@@ -147,7 +155,7 @@ class Session:
     @cached_property
     def _stripper(self) -> Stripper | None:
         """Looks for every secret of the call, since what one answer hid another may show."""
-        values = {name: one.value for name, one in self._terms.credentials.items()}
+        values = values_of(self._terms.credentials.values())
         return self._make_stripper(values) if values else None
 
 
