@@ -247,7 +247,7 @@ class Connection:
 
 def environment(way_out: "WayOut") -> dict[str, str]:
     """Return what tells ordinary libraries of the way out."""
-    variables = {}
+    variables: dict[str, str] = {}
     if way_out.proxy:
         proxy = f"http://{_ADDRESS}:{PROXY_PORT}"
         variables |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy)
