@@ -27,6 +27,7 @@ from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import Cause, EgressWire, Job, RunOutcome
 from support.egress_session import Answer, PlayedSession, cut, echo, flood, http, ignore, swallow
 from support.images import images
+from support.lane_rig import lane_rig
 from support.probe import request_for
 from support.probe_image import runner_image
 from support.sandboxes import RUNTIMES, Rig, rig
@@ -402,6 +403,28 @@ result = True
     assert ended.result is True
     assert ended.session is not None
     assert [stream.id for stream in ended.session.accepted] == list(range(1, 301))
+
+
+async def test_a_lane_has_no_way_out() -> None:
+    """Refused long before; were it not, the runner would rather end than serve the call without one."""
+    sessions: list[PlayedSession] = []
+
+    def open_session(outlet: Outlet) -> PlayedSession:
+        sessions.append(PlayedSession(outlet, ANSWERS))
+        return sessions[-1]
+
+    async with lane_rig() as lanes:
+        request = lanes.request()
+        sandbox = await lanes.lanes.open(request)
+        way_out = EgressWire(proxy=True, ports=(), authority_pem=None)
+        job = Job(PROBE, b'{"code":"result = 1"}', (), request.limits, request.deadline, way_out)
+        outcome = await supervise(
+            sandbox, job, on_output=lambda _name, _data: None, cancelled=asyncio.Event(), egress=open_session
+        )
+        await sandbox.destroy()
+    assert outcome.cause is Cause.LOST
+    assert sessions[0].closed
+    assert sessions[0].accepted == []
 
 
 def _authority() -> bytes:
