@@ -41,6 +41,13 @@ def credential(name: str, value: bytes, header: str = "Authorization", prefix: s
     return Credential(name, header, prefix, Sealed(value))
 
 
+async def until(condition: Callable[[], object], limit_s: float = 10) -> None:
+    """Wait for what no event tells."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)
+
+
 @dataclass
 class Rig:
     """One call. `ports` are where its local ports really listen; `events` what was recorded."""

@@ -132,6 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         parts = urlsplit(self.path)
+        if parts.path == "/early-413":
+            self._say(413, b"")
+            self.close_connection = True
+            return
         length = self.headers.get("Content-Length")
         body = self._chunked() if self.headers.get("Transfer-Encoding") else self.rfile.read(int(length or 0))
         self.server.owner.seen.append(
@@ -184,6 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def say_redirect(self, query: dict[str, list[str]]) -> None:
         self._say(int(query.get("status", ["302"])[0]), b"", {"Location": query["to"][0]})
+
+    def say_closing(self, _: dict[str, list[str]]) -> None:
+        """Says nothing of it, and closes after the answer."""
+        self._say(200, b"x")
+        self.close_connection = True
 
     def say_bytes(self, query: dict[str, list[str]]) -> None:
         self._say(200, b"x" * int(query["n"][0]))

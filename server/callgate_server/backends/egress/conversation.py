@@ -217,7 +217,7 @@ class Conversation:
         return event
 
     async def _say(self, error: str, why: Why) -> None:
-        response, body = plain_answer(error, why)
+        response, body = plain_answer(error, why, last=not self._tool.heard_all)
         await self._tool.send(response, h11.Data(data=body), h11.EndOfMessage())
 
     async def _linger(self) -> None:

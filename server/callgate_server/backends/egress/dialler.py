@@ -79,7 +79,8 @@ class Dialler:
         """`ca_file` adds to the system's roots.
 
         Raises:
-            OSError: `ca_file` cannot be read, or holds no certificate.
+            OSError: `ca_file` cannot be read.
+            ValueError: it holds no certificate.
         """
         self._internal = tuple(internal)
         self._trust = _trust(ca_file)
@@ -138,7 +139,10 @@ class Dialler:
 def _trust(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if ca_file is not None:
-        context.load_verify_locations(cafile=ca_file)
+        try:
+            context.load_verify_locations(cadata=ca_file.read_text(encoding="utf-8"))
+        except (ssl.SSLError, UnicodeDecodeError):
+            raise ValueError(f"{ca_file} holds no certificates in PEM form") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context

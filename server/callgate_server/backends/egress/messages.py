@@ -120,11 +120,13 @@ def response_for_tool(response: h11.Response, *, head: bool, strip: Callable[[by
     return h11.Response(status_code=response.status_code, headers=headers, reason=_phrase(response.status_code))
 
 
-def plain_answer(error: str, why: Why) -> tuple[h11.Response, bytes]:
-    """Return the gate's own words to a tool: one document, and never more."""
+def plain_answer(error: str, why: Why, *, last: bool) -> tuple[h11.Response, bytes]:
+    """Return the gate's own words to a tool: one document, and never more. After the `last` the connection ends."""
     body = strict_json.encode({"error": error, "why": why.value})
     status = _STATUS.get(why, HTTPStatus.FORBIDDEN)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
+    if last:
+        headers.append((b"connection", b"close"))
     return h11.Response(status_code=status, headers=headers, reason=_phrase(status)), body
 
 
@@ -161,8 +163,10 @@ def _destination(scheme: str, authority: str, default_port: int | None) -> tuple
 def _check_host(request: h11.Request, ask: EgressAsk) -> None:
     """See that the Host header names what the target does: an upstream may go by either.
 
-    h11 refuses more than one, and HTTP/1.1 without any.
+    h11 refuses more than one, and none, but only of HTTP/1.1.
     """
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise RefusedError(Why.BAD_REQUEST, ask)
     for value in _values(request.headers, b"host"):
         try:
             # Clients leave out the usual port of CONNECT here or not, as they like.

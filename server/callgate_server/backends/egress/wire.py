@@ -29,6 +29,11 @@ class HttpWire:
         return self._machine.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     @property
+    def heard_all(self) -> bool:
+        """Whether the other side's message has ended, so that another may follow."""
+        return self._machine.their_state not in (h11.SEND_BODY, h11.ERROR)
+
+    @property
     def awaits_continue(self) -> bool:
         """Whether the client waits for a word before it sends the body."""
         return self._machine.they_are_waiting_for_100_continue and self.may_answer
