@@ -110,6 +110,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED)
     )
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
+    out = None if settings.egress is None else _egress(settings.egress, telemetry)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         store = _secret_store(settings.secrets)
@@ -124,7 +125,8 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             telemetry.readings(partial(_pool_readings, pool))
         lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
         sandboxes = Levels(container=container, fork=lanes)
-        out = await held.enter_async_context(_egress(settings.egress, telemetry)) if settings.egress else None
+        if out is not None:
+            await held.enter_async_context(out)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         pipeline = Pipeline(
