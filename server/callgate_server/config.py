@@ -17,7 +17,7 @@ from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.model.catalog import Adjustment, Catalog
 from callgate_server.model.egress import EgressRule, InternalService, named_host
 from callgate_server.model.egress_checks import exposed
-from callgate_server.model.manifest import Isolation, SecretRef
+from callgate_server.model.manifest import Effect, Isolation, SecretRef
 
 # A network of fewer fixed bits is no network of one's own any more.
 _WIDEST_PREFIX: Final = 8
@@ -278,16 +278,18 @@ class EgressSettings(_Strict):
 class ToolSettings(_Strict):
     """What the operator decides for one tool, over its manifest.
 
-    `egress` and `secrets` are for a manifest that says `egress: configured`.
+    `egress` and `secrets` are for a manifest that says `egress: configured`. A tool that runs any program has the
+    `effect` of what it may reach.
     """
 
     isolation: Isolation | None = None
+    effect: Effect | None = None
     egress: tuple[EgressRule, ...] | None = None
     secrets: tuple[SecretRef, ...] = ()
 
     @property
     def adjustment(self) -> Adjustment:
-        return Adjustment(self.isolation, self.egress, self.secrets)
+        return Adjustment(self.isolation, self.effect, self.egress, self.secrets)
 
 
 class LedgerSettings(_Strict):

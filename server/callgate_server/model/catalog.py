@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import ValidationError
 
 from callgate_server.model.egress import EgressRule
-from callgate_server.model.manifest import EGRESS_FORMS, Isolation, Manifest, SecretRef
+from callgate_server.model.manifest import EGRESS_FORMS, Effect, Isolation, Manifest, SecretRef
 from callgate_server.model.strict_json import encode
 
 
@@ -16,10 +17,12 @@ class Adjustment:
     """What an operator decides for one tool, over its manifest. None leaves it as it is declared.
 
     `egress` and `secrets` (of delivery `egress` alone, beside the declared ones) are for tools that leave their
-    destinations to the deployment. Without them such a tool reaches nothing.
+    destinations to the deployment. Without them such a tool reaches nothing. `effect` is for those whose effect
+    depends on what they may reach, and can only be a graver one.
     """
 
     isolation: Isolation | None = None
+    effect: Effect | None = None
     egress: tuple[EgressRule, ...] | None = None
     secrets: tuple[SecretRef, ...] = ()
 
@@ -46,6 +49,8 @@ class Tool:
         changes: dict[str, object] = {}
         if adjustment.isolation is not None:
             changes["isolation"] = adjustment.isolation
+        if adjustment.effect is not None:
+            changes["effect"] = self._graver(adjustment.effect)
         if self.manifest.egress == "configured":
             changes |= self._reach(adjustment)
         elif adjustment.egress is not None or adjustment.secrets:
@@ -62,6 +67,14 @@ class Tool:
                 "\n".join(_placed(self.name, fault["loc"], fault["msg"]) for fault in error.errors())
             ) from None
         return Tool.pin(manifest, self.image_digest)
+
+    def _graver(self, effect: Effect) -> Effect:
+        effects = get_args(Effect)
+        if effects.index(effect) < effects.index(self.manifest.effect):
+            raise ValueError(
+                f"tools.{self.name}.effect: its manifest says {self.manifest.effect}, which is graver; remove this"
+            )
+        return effect
 
     def _reach(self, adjustment: Adjustment) -> dict[str, object]:
         """The operator's rules, and of the declared secrets those that they leave of use."""

@@ -17,6 +17,8 @@ from callgate_server.model.identifiers import SECRET_NAME, TOOL_NAME
 JsonSchema = dict[str, Any]
 # A container for each call, or a lane: a fork in fresh namespaces inside a container that serves one call at a time.
 Isolation = Literal["container", "fork"]
+# What running it twice would do, mildest first.
+Effect = Literal["read", "idempotent", "unsafe"]
 _SECRET_FROM = re.compile(r"(?P<path>[A-Za-z0-9_{}-]+(/[A-Za-z0-9_{}-]+)+)#(?P<field>[A-Za-z0-9_-]+)")
 _PLACEHOLDER = "{tenant}"
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
@@ -201,7 +203,7 @@ class Manifest(_Strict):
     run: Run
     input: JsonSchema
     output: JsonSchema
-    effect: Literal["read", "idempotent", "unsafe"]
+    effect: Effect
     isolation: Isolation = "container"
     runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
     limits: Limits = Limits()

@@ -91,6 +91,12 @@ def test_an_operator_sets_the_isolation_and_the_digest_says_so():
     assert forked.digest != Tool.pin(manifest(), IMAGE).digest
 
 
+def test_an_operator_may_call_an_effect_graver_and_never_milder():
+    assert adjusted(Adjustment(effect="unsafe")).manifest.effect == "unsafe"
+    assert adjusted(Adjustment(effect="idempotent"), effect="idempotent").manifest.effect == "idempotent"
+    assert "which is graver" in refused(Adjustment(effect="read"), effect="unsafe")
+
+
 def test_an_operator_gives_destinations_and_keys_to_a_tool_that_leaves_them_open():
     found = adjusted(Adjustment(egress=(BOUND,), secrets=(SecretRef.model_validate(KEY),)), egress="configured")
     assert found.manifest.rules == (BOUND,)
