@@ -67,7 +67,10 @@ def test_the_committed_schemas_are_what_the_tools_code_says() -> None:
 
 def test_the_tools_of_the_repository_are_all_declared() -> None:
     tools = {found.manifest().tool for found in declarations(image_folders([SANDBOX_IMAGES]).values())}
-    assert tools == {"python.run", "shell.run", "webhooks.sign", "text.diff"}
+    assert tools == {
+        *("python.run", "shell.run", "webhooks.sign", "text.diff"),
+        *("http.request", "web.fetch", "messages.post", "sql.query", "sql.execute"),
+    }
 
 
 def test_a_build_writes_a_lock_that_loads(images: Path, tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_a_build_writes_a_lock_that_loads(images: Path, tmp_path: Path) -> None:
     report = run(images, lock)
     assert report.catalog is not None
     assert load_catalog([images], lock).digest == report.catalog.digest
-    assert set(report.images) == {"base", "python", "shell"}
+    assert set(report.images) == {"base", "python", "shell", "sql", "web"}
     assert (report.written, report.drifted) == ((), ())
 
 
