@@ -10,9 +10,11 @@ import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
+import uvloop
 from dnslib import AAAA, QTYPE, RR, A, DNSRecord
 from dnslib.server import BaseResolver, DNSServer
 
@@ -34,7 +36,9 @@ def in_own_network(
             _bind(Path(folder), "/etc/resolv.conf", f"nameserver {RESOLVER}\noptions timeout:1 attempts:1\n")
             lines = "".join(f"{address} {name}\n" for name, address in (hosts or {}).items())
             _bind(Path(folder), "/etc/hosts", lines)
-            return asyncio.run(_awaited(work))
+            # The loop that the gateway runs on.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_awaited(work))
 
     # A thread of its own, which ends with the call: its namespaces go with it.
     with ThreadPoolExecutor(1) as thread:
@@ -67,7 +71,7 @@ class Resolver(BaseResolver):
         turns = self._answers.get(name, [[]])
         for address in turns[min(turn, len(turns) - 1)]:
             if (":" in address) == (kind == "AAAA"):
-                data = AAAA(address) if kind == "AAAA" else A(address)
+                data = AAAA(tuple(IPv6Address(address).packed)) if kind == "AAAA" else A(address)
                 reply.add_answer(RR(request.q.qname, request.q.qtype, rdata=data, ttl=0))
         return reply
 

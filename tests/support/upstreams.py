@@ -4,6 +4,7 @@ Each is a server in threads, on any address that this thread's network has; it k
 rules beyond those of the test: an endless body ends with the connection.
 """
 
+import base64
 import gzip
 import json
 import socket
@@ -147,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "body": body,
             }
         )
-        name = parts.path.split("/")[1].replace("-", "_") or "echo"
+        # The last word of the path says which answer is wanted, whatever stands before it.
+        name = parts.path.rpartition("/")[2].replace("-", "_") or "echo"
         answer: Callable[[dict[str, list[str]]], None] = getattr(self, f"say_{name}", self.say_echo)
         answer(parse_qs(parts.query))
 
@@ -173,6 +175,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = gzip.compress(self.headers.get("Authorization", "none").encode())
         self._say(200, body, {"Content-Encoding": "gzip"})
 
+    def say_echo_base64(self, _: dict[str, list[str]]) -> None:
+        self._say(200, base64.b64encode(b"ab" + self.headers.get("Authorization", "none").encode()))
+
+    def say_echo_url(self, _: dict[str, list[str]]) -> None:
+        value = "".join(f"%{byte:02x}" for byte in self.headers.get("Authorization", "none").encode())
+        self._say(302, b"", {"Location": f"/?{value}"})
+
     def say_echo_slowly(self, _: dict[str, list[str]]) -> None:
         """The credential, a byte at a time."""
         value = self.headers.get("Authorization", "none").encode()
@@ -182,8 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def say_demand(self, query: dict[str, list[str]]) -> None:
-        """200 only with the key."""
-        allowed = self.headers.get("Authorization") == query["key"][0]
+        """200 only with a key, or with this one."""
+        given = self.headers.get("Authorization")
+        allowed = given is not None and given == query.get("key", [given])[0]
         self._say(200 if allowed else 401, b"welcome" if allowed else b"who are you?")
 
     def say_redirect(self, query: dict[str, list[str]]) -> None:
