@@ -303,7 +303,7 @@ def test_a_credential_goes_to_its_host_port_method_and_path_and_nowhere_else(tmp
 # N14
 def test_what_the_upstream_echoes_comes_back_without_the_credential(tmp_path, signer):
     async def scene():
-        with Upstream(PUBLIC, 443, signer.context(API)), Resolver({API: [[PUBLIC]]}):
+        with Upstream(PUBLIC, 443, signer.context(API)) as upstream, Resolver({API: [[PUBLIC]]}):
             options = {"credentials": [credential("key", KEY)], "ca_file": signer.ca_file}
             async with rig(tmp_path, [rule(API, 443, secret="key")], **options) as gate, client(gate) as http:
                 heard = []
@@ -314,6 +314,9 @@ def test_what_the_upstream_echoes_comes_back_without_the_credential(tmp_path, si
                 assert KEY.decode() not in str(heard)
                 assert KEY.decode()[8:30] not in str(heard)
                 assert str(heard).count("[REDACTED:key]") >= 12
+                # Neither was it asked for in parts, of which none would look like it.
+                assert not upstream.headers_seen("Range")
+                assert set(upstream.headers_seen("Accept-Encoding")) == {"identity"}
 
     in_own_network(scene, addresses=[PUBLIC])
 

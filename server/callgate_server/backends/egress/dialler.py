@@ -141,7 +141,7 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
     if ca_file is not None:
         try:
             context.load_verify_locations(cadata=ca_file.read_text(encoding="utf-8"))
-        except (ssl.SSLError, UnicodeDecodeError):
+        except (ssl.SSLError, ValueError):
             raise ValueError(f"{ca_file} holds no certificates in PEM form") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -149,9 +149,17 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def _look_up(host: str) -> tuple[Address, ...]:
-    """Ask the system, in a thread. An address with a zone is no answer: it would choose an interface."""
+    """Ask the system, in a thread.
+
+    Raises:
+        OSError: it knows no address.
+        ValueError: one has a zone, and would choose an interface.
+    """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return tuple(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
+    texts = dict.fromkeys(str(entry[4][0]) for entry in found)
+    if any("%" in text for text in texts):
+        raise ValueError("an address with a zone")
+    return tuple(map(ip_address, texts))
 
 
 async def _connect(address: Address, port: int, limit_s: float) -> socket.socket | None:

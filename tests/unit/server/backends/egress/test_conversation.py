@@ -430,6 +430,19 @@ async def test_requests_are_counted_whatever_becomes_of_them(tmp_path, signer, p
     assert len(plain.seen) == 2
 
 
+async def test_a_wish_to_speak_something_else_is_not_passed_on(tmp_path, signer, plain):
+    wish = (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c, websocket\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+    )
+    async with open_rig(tmp_path, signer, rule(HOST, plain.port, scheme="http")) as gate:
+        client = await Client.to(gate.proxy)
+        answers = [await client.ask(plain_request(plain.port, headers=wish)) for _ in range(2)]
+        client.close()
+    assert [status for status, *_ in answers] == [200, 200]
+    assert not plain.headers_seen("Upgrade")
+    assert not plain.headers_seen("HTTP2-Settings")
+
+
 async def test_an_old_client_is_answered_in_its_own_version(tmp_path, signer, plain):
     async with open_rig(tmp_path, signer, rule(HOST, plain.port, scheme="http")) as gate:
         client = await Client.to(gate.proxy)
