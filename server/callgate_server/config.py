@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import load_yaml
+from callgate_server.backends.json_schema import fits
 from callgate_server.model.catalog import Adjustment, Catalog
 from callgate_server.model.egress import EgressRule, InternalService, named_host
 from callgate_server.model.egress_checks import exposed
@@ -279,17 +280,18 @@ class ToolSettings(_Strict):
     """What the operator decides for one tool, over its manifest.
 
     `egress` and `secrets` are for a manifest that says `egress: configured`. A tool that runs any program has the
-    `effect` of what it may reach.
+    `effect` of what it may reach. `fixed` gives arguments that callers cannot give any more.
     """
 
     isolation: Isolation | None = None
     effect: Effect | None = None
     egress: tuple[EgressRule, ...] | None = None
     secrets: tuple[SecretRef, ...] = ()
+    fixed: dict[str, Any] = {}
 
     @property
     def adjustment(self) -> Adjustment:
-        return Adjustment(self.isolation, self.effect, self.egress, self.secrets)
+        return Adjustment(self.isolation, self.effect, self.egress, self.secrets, self.fixed)
 
 
 class LedgerSettings(_Strict):
@@ -349,6 +351,10 @@ def deployed_catalog(settings: Settings) -> Catalog:
     """
     locked = load_catalog(settings.catalog.directories, settings.catalog.lock)
     catalog = locked.adjusted({name: tool.adjustment for name, tool in settings.tools.items()})
+    for name, decided in settings.tools.items():
+        for argument, value in decided.fixed.items():
+            if not fits(locked.tools[name].manifest.input["properties"][argument], value):
+                raise ValueError(f"tools.{name}.fixed.{argument}: does not fit what the tool's manifest says of it")
     for tool in catalog:
         if tool.manifest.rules and settings.egress is None:
             raise ValueError(

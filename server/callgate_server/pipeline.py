@@ -146,7 +146,7 @@ class Pipeline:
             consent = partial(self.policy.consent, ticket.caller, tool)
             out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
             manifest = tool.manifest
-            job = Job(manifest.run, call.arguments_json, leases.delivered, manifest.limits, deadline, out.wire)
+            job = Job(manifest.run, call.tool_arguments_json, leases.delivered, manifest.limits, deadline, out.wire)
             feed = LiveViews(redactor, running.output).feed
             outcome = await supervise(sandbox, job, on_output=feed, cancelled=running.cancelled, egress=out.begin)
         with ticket.phases.measure("result"):

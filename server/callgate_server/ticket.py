@@ -28,7 +28,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
 from callgate_server.model.run import EgressWire
-from callgate_server.model.strict_json import Json
+from callgate_server.model.strict_json import Json, encode
 from callgate_server.model.verdict import Verdict
 from callgate_server.observe.phases import Phases
 from callgate_server.result.conclude import new_nonce
@@ -98,6 +98,12 @@ class Admitted:
     @property
     def deadline_at(self) -> datetime:
         return self.ticket.received_at + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
+
+    @property
+    def tool_arguments_json(self) -> bytes:
+        """What the tool gets: the caller's arguments and the deployment's."""
+        fixed = self.tool.manifest.fixed
+        return encode({**self.ticket.arguments, **fixed}) if fixed else self.arguments_json
 
     def intent(self, digest: Digest) -> Intent:
         manifest = self.tool.manifest

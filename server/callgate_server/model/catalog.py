@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from pydantic import ValidationError
 
 from callgate_server.model.egress import EgressRule
 from callgate_server.model.manifest import EGRESS_FORMS, Effect, Isolation, Manifest, SecretRef
-from callgate_server.model.strict_json import encode
+from callgate_server.model.strict_json import Json, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,15 @@ class Adjustment:
 
     `egress` and `secrets` (of delivery `egress` alone, beside the declared ones) are for tools that leave their
     destinations to the deployment. Without them such a tool reaches nothing. `effect` is for those whose effect
-    depends on what they may reach, and can only be a graver one.
+    depends on what they may reach, and can only be a graver one. `fixed` are arguments that callers cannot give any
+    more: the tool gets the operator's.
     """
 
     isolation: Isolation | None = None
     effect: Effect | None = None
     egress: tuple[EgressRule, ...] | None = None
     secrets: tuple[SecretRef, ...] = ()
+    fixed: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Tool:
             changes["isolation"] = adjustment.isolation
         if adjustment.effect is not None:
             changes["effect"] = self._graver(adjustment.effect)
+        if adjustment.fixed:
+            changes |= self._without(adjustment.fixed)
         if self.manifest.egress == "configured":
             changes |= self._reach(adjustment)
         elif adjustment.egress is not None or adjustment.secrets:
@@ -67,6 +71,21 @@ class Tool:
                 "\n".join(_placed(self.name, fault["loc"], fault["msg"]) for fault in error.errors())
             ) from None
         return Tool.pin(manifest, self.image_digest)
+
+    def _without(self, fixed: Mapping[str, Json]) -> dict[str, object]:
+        """The declaration as callers see it when the operator gives these arguments."""
+        known = self.manifest.input.get("properties", {})
+        if unknown := sorted(fixed.keys() - known.keys()):
+            raise ValueError(
+                f"tools.{self.name}.fixed.{unknown[0]}: the tool has no such argument; correct the name or remove it"
+            )
+        properties = {name: schema for name, schema in known.items() if name not in fixed}
+        required = [name for name in self.manifest.input.get("required", []) if name not in fixed]
+        return {
+            "input": {**self.manifest.input, "properties": properties, "required": required},
+            "record_clear": tuple(name for name in self.manifest.record_clear if name not in fixed),
+            "fixed": dict(fixed),
+        }
 
     def _graver(self, effect: Effect) -> Effect:
         effects = get_args(Effect)

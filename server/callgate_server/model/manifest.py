@@ -213,6 +213,8 @@ class Manifest(_Strict):
     egress: Egress = ()
     retry: Retry = Retry()
     fallback: None = None
+    # Arguments that the deployment gives, beside those of `input`.
+    fixed: dict[str, Any] = {}
 
     @field_validator("secrets", "record_clear", "egress", mode="before")
     @classmethod
@@ -261,6 +263,12 @@ class Manifest(_Strict):
             faults += rule_faults(self.egress, {secret.name: secret.deliver for secret in self.secrets})
         if faults:
             refuse("Manifest", faults)
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_arguments_are_nobody_elses(self) -> Self:
+        if taken := sorted(self.fixed.keys() & self.input.get("properties", {}).keys()):
+            raise ValueError(f"`fixed` gives {taken[0]}, which `input` leaves to callers; take it out of one of them")
         return self
 
     @model_validator(mode="after")

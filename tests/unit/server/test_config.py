@@ -154,7 +154,7 @@ version: 1.0.0
 summary: Reach something.
 image: probe
 run: {command: [/bin/true]}
-input: {type: object, additionalProperties: false}
+input: {type: object, properties: {name: {type: string, maxLength: 3}}, additionalProperties: false}
 output: {}
 effect: read
 """
@@ -230,3 +230,14 @@ def test_a_secret_may_travel_in_clear_to_a_service_of_ones_own(tmp_path: Path) -
 def test_a_setting_for_a_tool_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tools\.probe\.raech: no manifest declares this tool"):
         deployed_catalog(load(deployment(tmp_path, "", tools={"probe.raech": {"isolation": "fork"}})))
+
+
+def test_a_fixed_argument_is_taken_from_callers_and_must_fit_what_the_tool_takes(tmp_path: Path) -> None:
+    tools = {"probe.reach": {"fixed": {"name": "own"}}}
+    found = deployed_catalog(load(deployment(tmp_path, "", tools=tools))).tools["probe.reach"].manifest
+    assert (found.input["properties"], found.fixed) == ({}, {"name": "own"})
+    for value in ("other", 7):
+        tools = {"probe.reach": {"fixed": {"name": value}}}
+        with pytest.raises(ValueError, match=r"tools\.probe\.reach\.fixed\.name: does not fit") as caught:
+            deployed_catalog(load(deployment(tmp_path, "", tools=tools)))
+        assert str(value) not in str(caught.value)

@@ -137,3 +137,10 @@ def test_what_a_call_may_reach_is_made_of_its_tool_its_leases_and_its_deadline()
 def test_a_sandbox_is_offered_what_its_rules_need_and_no_more(rule: dict[str, object], wire: EgressWire) -> None:
     call = admitted(egress=[{"host": "api.example.com", **rule}])
     assert call.way_out(Gate(), {}, yes, unrecorded).wire == wire
+
+
+def test_a_tool_gets_the_arguments_that_the_deployment_fixes_and_the_record_does_not() -> None:
+    call = admitted(fixed={"database": "orders"})
+    assert call.tool_arguments_json == b'{"database":"orders","mode":"plain","text":"hello"}'
+    assert admitted().tool_arguments_json == b"{}"
+    assert "database" not in call.intent(digest).arguments

@@ -97,6 +97,26 @@ def test_an_operator_may_call_an_effect_graver_and_never_milder():
     assert "which is graver" in refused(Adjustment(effect="read"), effect="unsafe")
 
 
+CLOSED = {
+    "type": "object",
+    "properties": {"database": {"type": "string"}, "sql": {"type": "string"}},
+    "required": ["database", "sql"],
+    "additionalProperties": False,
+}
+
+
+def test_an_argument_that_the_operator_fixes_is_no_callers_any_more():
+    found = adjusted(Adjustment(fixed={"database": "orders"}), input=CLOSED, record_clear=["database", "sql"]).manifest
+    assert found.input == {**CLOSED, "properties": {"sql": {"type": "string"}}, "required": ["sql"]}
+    assert (found.fixed, found.record_clear) == ({"database": "orders"}, ("sql",))
+    other = adjusted(Adjustment(fixed={"database": "other"}), input=CLOSED)
+    assert other.digest != adjusted(Adjustment(fixed={"database": "orders"}), input=CLOSED).digest
+
+
+def test_an_argument_that_the_tool_does_not_have_cannot_be_fixed():
+    assert "fixed.table: the tool has no such argument" in refused(Adjustment(fixed={"table": 1}), input=CLOSED)
+
+
 def test_an_operator_gives_destinations_and_keys_to_a_tool_that_leaves_them_open():
     found = adjusted(Adjustment(egress=(BOUND,), secrets=(SecretRef.model_validate(KEY),)), egress="configured")
     assert found.manifest.rules == (BOUND,)

@@ -328,6 +328,12 @@ def test_path_of_a_secret_is_the_tenants_own() -> None:
     assert (secret.path("acme"), secret.field) == ("kv/data/acme/webhooks", "key")
 
 
+def test_a_fixed_argument_is_not_a_callers_too() -> None:
+    assert declare(fixed={"database": "orders"}).fixed == {"database": "orders"}
+    with pytest.raises(ValueError, match="`fixed` gives payload"):
+        declare(fixed={"payload": "x"})
+
+
 def test_only_arguments_of_the_tool_may_be_recorded_in_clear() -> None:
     assert declare(record_clear=["payload"]).record_clear == ("payload",)
     assert "`record_clear` names paylaod" in refusal(record_clear=["paylaod"])
