@@ -206,7 +206,7 @@ class Conversation:
     async def _response(self, upstream: HttpWire) -> h11.Response:
         """Wait for an answer. What an upstream says before it is of this connection, or only a hint."""
         try:
-            async with asyncio.timeout(self._trip.idle_s):
+            async with self._trip.silence():
                 event = await upstream.next()
                 while isinstance(event, h11.InformationalResponse):
                     event = await upstream.next()

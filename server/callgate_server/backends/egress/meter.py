@@ -1,7 +1,8 @@
 """A connection to an upstream as one call pays for it: every byte is counted before it goes on, in either direction."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from callgate_server.backends.egress.dialler import Link
 from callgate_server.backends.egress.pipes import FailedError
@@ -80,13 +81,31 @@ class Metered:
         await self._link.abort()
 
 
-@dataclass(slots=True)
 class Trip:
-    """One connection of the tool, and what is open for it.
+    """One connection of the tool: what is open for it, and how long nothing has moved to or from upstreams."""
 
-    `touch` is called when bytes move to or from upstreams; an answer has `idle_s` to begin.
-    """
+    def __init__(self, idle_s: float) -> None:
+        self.links: list[Metered] = []
+        self._idle_s = idle_s
+        self._limits: list[tuple[asyncio.Timeout, float]] = []
 
-    touch: Callable[[], None]
-    idle_s: float
-    links: list[Metered] = field(default_factory=list)
+    @asynccontextmanager
+    async def silence(self, more_s: float = 0) -> AsyncIterator[None]:
+        """Bound how long nothing moves while the body runs: `idle_s`, and `more_s`.
+
+        Raises:
+            TimeoutError: nothing did for that long.
+        """
+        async with asyncio.timeout(self._idle_s + more_s) as limit:
+            self._limits.append((limit, self._idle_s + more_s))
+            try:
+                yield
+            finally:
+                self._limits.pop()
+
+    def touch(self) -> None:
+        """Bytes have moved."""
+        now_s = asyncio.get_running_loop().time()
+        for limit, allowed_s in self._limits:
+            if not limit.expired():
+                limit.reschedule(now_s + allowed_s)

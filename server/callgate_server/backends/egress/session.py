@@ -89,7 +89,7 @@ class Session:
 
     async def _serve(self, stream: Stream) -> None:
         """Carry one connection to its end. Whatever happens, it is only this one's."""
-        trip = Trip(lambda: None, self._idle_s)
+        trip = Trip(self._idle_s)
         why: Why | None = Why.INTERNAL
         try:
             why = await self._timed(stream, trip)
@@ -114,17 +114,9 @@ class Session:
 
     async def _timed(self, stream: Stream, trip: Trip) -> Why | None:
         """Return why it ended early, or None."""
-        loop = asyncio.get_running_loop()
-        idle_s = self._idle_s + _ANSWER_S
         left_s = self._terms.deadline.remaining_s(time.monotonic())
         try:
-            async with asyncio.timeout(left_s) as deadline, asyncio.timeout(idle_s) as idle:
-
-                def touch() -> None:
-                    if not idle.expired():
-                        idle.reschedule(loop.time() + idle_s)
-
-                trip.touch = touch
+            async with asyncio.timeout(left_s) as deadline, trip.silence(_ANSWER_S):
                 return await self._carried(stream, trip)
         except TimeoutError:
             return Why.DEADLINE if deadline.expired() else Why.IDLE

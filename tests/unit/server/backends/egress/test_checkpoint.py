@@ -123,7 +123,7 @@ async def test_policy_is_asked_about_exactly_what_was_asked_for():
 async def test_what_is_allowed_is_recorded_before_it_is_dialled():
     desk = Desk(rule(HOST, 443))
     admission = await desk.checkpoint.admit(ASK)
-    await desk.checkpoint.dial(admission, Trip(lambda: None, 1), tls=True)
+    await desk.checkpoint.dial(admission, Trip(1), tls=True)
     assert desk.steps == ["consent", "resolve", "egress_allowed", "dial"]
     assert desk.order[2][1] == {
         "scheme": "https",
@@ -182,7 +182,7 @@ def test_tls_is_to_be_ended_where_a_rule_must_see_the_request():
 
 async def test_what_a_connection_carried_is_recorded_at_its_end():
     desk = Desk(rule(HOST, 443))
-    trip = Trip(lambda: None, 1)
+    trip = Trip(1)
     link = await desk.checkpoint.dial(await desk.checkpoint.admit(ASK), trip, tls=True)
     await link.write(b"1234")
     await desk.checkpoint.close(trip)
@@ -200,7 +200,7 @@ async def test_what_a_connection_carried_is_recorded_at_its_end():
 
 async def test_a_connection_that_was_allowed_and_failed_is_recorded_as_that():
     desk = Desk(rule(HOST, 443), fails=Why.UNTRUSTED_CERTIFICATE)
-    trip = Trip(lambda: None, 1)
+    trip = Trip(1)
     with pytest.raises(FailedError, match="untrusted_certificate"):
         await desk.checkpoint.dial(await desk.checkpoint.admit(ASK), trip, tls=True)
     assert desk.order[-1][1]["how"] == "untrusted_certificate"
@@ -209,7 +209,7 @@ async def test_a_connection_that_was_allowed_and_failed_is_recorded_as_that():
 
 async def test_an_account_that_cannot_be_written_is_reported():
     desk = Desk(rule(HOST, 443), unwritable=("egress_closed", "egress_refused"))
-    trip = Trip(lambda: None, 1)
+    trip = Trip(1)
     await desk.checkpoint.dial(await desk.checkpoint.admit(ASK), trip, tls=True)
     await desk.checkpoint.close(trip, Why.IDLE)
     assert await desk.refused(EgressAsk("https", "evil.test", 443)) is Why.NO_RULE

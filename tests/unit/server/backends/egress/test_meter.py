@@ -1,6 +1,8 @@
+import asyncio
+
 import pytest
 
-from callgate_server.backends.egress.meter import Metered
+from callgate_server.backends.egress.meter import Metered, Trip
 from callgate_server.backends.egress.pipes import FailedError
 from callgate_server.execution.egress import EgressBudget
 from callgate_server.execution.egress_budget import Spending
@@ -51,3 +53,27 @@ async def test_an_upstream_that_breaks_off_is_not_taken_for_the_tool(act):
     with pytest.raises(FailedError) as failed:
         await act(link)
     assert failed.value.why is Why.BROKEN_OFF
+
+
+async def test_silence_is_bounded():
+    with pytest.raises(TimeoutError):
+        async with Trip(0.01).silence():
+            await asyncio.Event().wait()
+
+
+async def test_what_moves_is_not_silent():
+    trip = Trip(0.2)
+    async with trip.silence(), trip.silence(0.1):
+        for _ in range(10):
+            await asyncio.sleep(0.04)
+            trip.touch()
+
+
+async def test_the_shorter_silence_ends_first_and_alone():
+    trip = Trip(0.01)
+    async with trip.silence(10):
+        with pytest.raises(TimeoutError):
+            async with trip.silence():
+                await asyncio.Event().wait()
+        trip.touch()
+    trip.touch()
