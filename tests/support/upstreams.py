@@ -80,11 +80,13 @@ class TestAuthority:
 
 
 class Upstream:
-    """An HTTP server that answers by path; `seen` are its requests, `connections` counts who came at all."""
+    """An HTTP server that answers by path; `seen` are its requests, `connections` counts who came at
+    all, `broken` whom it could not answer to the end."""
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[dict[str, Any]] = []
         self.connections = 0
+        self.broken = 0
         self.closing = threading.Event()
         self._server = _Server((address, port), self)
         if tls is not None:
@@ -124,6 +126,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave are what the tests are about."""
+        self.owner.broken += 1
 
 
 class _Handler(BaseHTTPRequestHandler):

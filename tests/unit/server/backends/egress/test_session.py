@@ -173,7 +173,7 @@ async def test_a_connection_on_which_nothing_moves_is_ended(tmp_path, upstream, 
 
 # CASES N13.
 async def test_the_deadline_ends_what_only_drips(tmp_path, upstream):
-    async with open_rig(tmp_path, tcp(upstream), idle_s=5, deadline_s=0.5) as gate:
+    async with open_rig(tmp_path, tcp(upstream), idle_s=30, deadline_s=2) as gate:
         assert (await get(gate.ports[5432], "/dripping", "1.1")).startswith(b"HTTP/1.1 200")
     assert gate.recorded("egress_closed")[0]["how"] == "deadline"
 
