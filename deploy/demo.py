@@ -9,12 +9,15 @@ import hashlib
 import hmac
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
@@ -60,12 +63,76 @@ def told(answer: Answer) -> None:
     )
 
 
+class Upstream(ThreadingHTTPServer):
+    """A service on loopback that gives its orders to who has the key. `seen` are the credentials that came."""
+
+    daemon_threads = True
+
+    def __init__(self, key: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Orders)
+        self.key = key
+        self.seen: list[str] = []
+
+
+class _Orders(BaseHTTPRequestHandler):
+    server: Upstream
+
+    def do_GET(self) -> None:  # the library asks for this name
+        credential = self.headers.get("Authorization", "none")
+        self.server.seen.append(credential)
+        allowed = hmac.compare_digest(credential, f"Bearer {self.server.key}")
+        body = b'{"orders": [4711, 4712]}' if allowed else b"who are you?"
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """The scene tells what it saw."""
+
+
+@contextmanager
+def upstreams() -> Iterator[tuple[Upstream, Upstream]]:
+    """Two services on this machine: ours, whose key the gateway's store holds, and a stranger's."""
+    ours, strangers = Upstream(secrets.token_hex(16)), Upstream(secrets.token_hex(16))
+    for server in (ours, strangers):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield ours, strangers
+    finally:
+        for server in (ours, strangers):
+            server.shutdown()
+            server.server_close()
+
+
+def configure(ours: Upstream) -> None:
+    """Write what the gateway is to know of our service: its key into the store, and who may reach it with it."""
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    seeds_file = STATE / "dev-secrets.yaml"
+    seeds = yaml.safe_load(seeds_file.read_text()) if seeds_file.exists() else {}
+    seeds.setdefault("kv/data/dev/webhooks", {"key": secrets.token_hex(32)})
+    seeds["kv/data/dev/orders"] = {"key": ours.key}
+    port = ours.server_port
+    rule = {"host": "localhost", "scheme": "http", "port": port, "methods": ["GET"], "paths": ["/orders"]}
+    reach = {
+        "egress": {"internal": [{"host": "localhost", "port": port, "networks": ["127.0.0.0/8"]}]},
+        "tools": {
+            "python.run": {
+                "egress": [{**rule, "secret": "orders"}],
+                "secrets": [{"name": "orders", "from": "kv/data/{tenant}/orders#key", "deliver": "egress"}],
+            }
+        },
+    }
+    for path, document in ((seeds_file, seeds), (STATE / "dev-egress.yaml", reach)):
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
 @contextmanager
 def gateway() -> Iterator[Callgate]:
     """A development gateway of our own, stopped at the end."""
     client_file = STATE / "client.json"
     client_file.unlink(missing_ok=True)
-    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = STATE / "gateway.log"
     command = [str(ROOT / ".venv/bin/callgated"), "dev", "--state", str(STATE)]
     with log.open("wb") as log_file:
@@ -194,8 +261,66 @@ def replay(client: Callgate) -> None:
     expect(again.replayed and again.stdout.text == first.stdout.text, "the second answer is the stored first one")
 
 
+# What the scene shows of an event; the record has more.
+RECORDED = ("method", "scheme", "host", "port", "rule", "secret", "policies", "why", "sent_bytes", "received_bytes")
+SCRIPT = """\
+import os, urllib.error, urllib.request
+print('keys in sight:', [name for name in os.environ if 'KEY' in name], os.path.exists('/run/secrets/orders'))
+try:
+    print(urllib.request.urlopen(URL, timeout=10).read().decode())
+except urllib.error.HTTPError as error:
+    print(error.code, error.read().decode())
+"""
+
+
+def reaches_out(client: Callgate, ours: Upstream, strangers: Upstream) -> None:
+    scene(7, "A program uses a key that it does not hold, for one destination and no other")
+    show("code", SCRIPT)
+    answers = []
+    for label, server, host in (("permitted", ours, "localhost"), ("stranger", strangers, "127.0.0.1")):
+        url = f"http://{host}:{server.server_port}/orders"
+        show(label, f"URL = {url!r}")
+        answer = client.call("python.run", {"code": f"URL = {url!r}\n{SCRIPT}"})
+        told(answer)
+        show("stdout", answer.stdout.text)
+        show("upstream", _seen_by(server))
+        show("record", _egress_record(answer.call_id))
+        answers.append(answer)
+    permitted, refused = answers
+    expect("4711" in permitted.stdout.text, "the permitted upstream demanded the key, and the gate added it on the way")
+    expect("egress_refused" in refused.stdout.text, "the same script aimed at a stranger was told no")
+    expect(strangers.seen == [], "the stranger's server saw nothing at all")
+    written = {"the answers": json.dumps([answer.to_json() for answer in answers]).encode(), **_everything_written()}
+    expect(
+        not any(ours.key.encode() in text for text in written.values()), f"the key is nowhere in {', '.join(written)}"
+    )
+
+
+def _seen_by(server: Upstream) -> str:
+    if not server.seen:
+        return "saw nothing"
+    with_key = "with its key" if server.seen == [f"Bearer {server.key}"] else "without its key"
+    return f"saw {len(server.seen)} request(s), {with_key}"
+
+
+def _egress_record(call_id: str) -> str:
+    """What the record has of a call's connections, an event a line."""
+    config = str(STATE / "callgate.yaml")
+    command = [str(ROOT / ".venv/bin/callgated"), "audit", "show", "--call", call_id, "--config", config]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603
+    events = [json.loads(line) for line in shown.splitlines()]
+    lines = [
+        f"{event['kind']}: " + ", ".join(f"{key} {event['body'][key]}" for key in RECORDED if event["body"].get(key))
+        for event in events
+        if event["kind"].startswith("egress_")
+    ]
+    if not lines:
+        raise StoryError("the record says nothing of what the call reached")
+    return "\n".join(lines)
+
+
 def verified() -> None:
-    scene(7, "The record shows tampering")
+    scene(8, "The record shows tampering")
     command = [str(ROOT / ".venv/bin/callgated"), "audit", "verify", "--config", str(STATE / "callgate.yaml")]
     report = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
     show("audit", report.stdout + report.stderr)
@@ -212,15 +337,18 @@ def nothing_left() -> None:
 def main() -> int:
     console.print("Callgate: typed tool calls of an agent, through policy, into single-use containers.", style="bold")
     try:
-        with gateway() as client:
-            python_run(client)
-            webhooks_sign(client)
-            refused_by_policy(client)
-            invalid_arguments(client)
-            runaway(client)
-            replay(client)
-            verified()
-            scene(8, "Stopping")
+        with upstreams() as (ours, strangers):
+            configure(ours)
+            with gateway() as client:
+                python_run(client)
+                webhooks_sign(client)
+                refused_by_policy(client)
+                invalid_arguments(client)
+                runaway(client)
+                replay(client)
+                reaches_out(client, ours, strangers)
+                verified()
+                scene(9, "Stopping")
         nothing_left()
     except StoryError as error:
         console.print(f"\n  ✘ {error}", style="bold red", markup=False)

@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {
     f"{SERVER}/cli/places.py": "tests/e2e/test_demo.py",
     f"{SERVER}/cli/policy.py": COMMAND_LINE,
     f"{SERVER}/cli/serving.py": "tests/integration/test_gateway_lifecycle.py",
+    f"{SERVER}/execution/egress.py": "tests/integration/test_egress_of_sandboxes.py",
     f"{SERVER}/execution/sandbox.py": CONTRACT,
     f"{SERVER}/observe/watch.py": "tests/unit/server/backends/test_telemetry.py",
 }

@@ -89,6 +89,7 @@ def answer(message: pb.Answer) -> types.Answer:
         decision=types.Decision(message.decision.id, tuple(message.decision.policies)),
         replayed=message.replayed,
         untrusted=message.untrusted,
+        nonce=message.content.nonce,
     )
 
 

@@ -23,7 +23,7 @@ import typer
 
 from callgate._cli.arguments import parse_arguments
 from callgate._cli.artifacts import save
-from callgate._cli.documents import Documents
+from callgate._cli.documents import Documents, Envelopes
 from callgate._cli.screen import Screen, describe
 from callgate._cli.settings import load
 from callgate._sync.client import Callgate
@@ -127,6 +127,9 @@ def call(
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the tool's bytes to standard output as they are; not to a terminal.")
     ] = False,
+    envelope: Annotated[
+        bool, typer.Option("--envelope", help="Print the answer as text for a model, between marks no tool can forge.")
+    ] = False,
     as_json: AsJson = False,
     target: Target = None,
     token_file: TokenFile = None,
@@ -135,10 +138,12 @@ def call(
 ) -> None:
     if raw and (as_json or stream or sys.stdout.isatty()):
         _usage("--raw goes without --json and --stream, and to a file or a pipe")
+    if envelope and (as_json or stream or raw):
+        _usage("--envelope goes without --json, --stream and --raw")
     with _usage_errors():
         arguments = parse_arguments(arg or (), args_file)
     wish = _Wish(tool, arguments, idempotency_key, deadline, "detach" if detach else "cancel")
-    screen = _screen(as_json, lines=stream)
+    screen = Envelopes() if envelope else _screen(as_json, lines=stream)
     with _gateway(screen, target, token_file, ca_file, send_token_in_clear, tool=tool) as gateway:
         state, interrupted = _follow(gateway, wish, screen.event if stream else _unseen, screen)
     screen.state(state, raw=raw)

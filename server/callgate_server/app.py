@@ -19,10 +19,10 @@ from callgate_server.admission.authenticate import Authentication, Authenticator
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
-from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.egress import gate as egress
 from callgate_server.backends.json_schema import CompiledSchemas
 from callgate_server.backends.json_web_tokens import ClaimNames, JsonWebTokens, TokenRules
 from callgate_server.backends.jwks import JwksFile, JwksUrl
@@ -30,7 +30,18 @@ from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
-from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.config import (
+    Auth,
+    EgressSettings,
+    Grpc,
+    Http,
+    Jwt,
+    LaneSettings,
+    SecretStoreSettings,
+    Settings,
+    Tls,
+    deployed_catalog,
+)
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
@@ -45,6 +56,7 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
+from callgate_server.result.redact import Redactor
 from callgate_server.secrets.broker import Broker
 from callgate_server.transports.gate import Gate, Readiness
 from callgate_server.transports.http import http_app
@@ -87,16 +99,6 @@ class Gateway:
     running: RunningCalls
 
 
-def catalog_of(settings: Settings) -> Catalog:
-    """Return the tools as this gateway serves them: as pinned, each at the isolation level that the operator chose.
-
-    Raises:
-        ValueError: what is pinned does not fit what is there, or `tools` names a tool that is not.
-    """
-    levels = {name: tool.isolation for name, tool in settings.tools.items()}
-    return load_catalog(settings.catalog.directories, settings.catalog.lock).isolated(levels)
-
-
 @asynccontextmanager
 async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIterator[Gateway]:
     """Start everything, yield while it serves, stop everything.
@@ -109,7 +111,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     """
     telemetry = Telemetry(settings.log.level)
     telemetry.take_over_logging()
-    catalog = catalog_of(settings)
+    catalog = deployed_catalog(settings)
     options = _docker_options(settings, catalog)
     rules = _lane_rules(settings.execution.lanes, catalog, options)
     schemas = CompiledSchemas.of(catalog)
@@ -117,6 +119,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED)
     )
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
+    out = None if settings.egress is None else _egress(settings.egress, telemetry)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         store = _secret_store(settings.secrets)
@@ -132,6 +135,8 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
         telemetry.readings(partial(_lane_readings, lanes))
         sandboxes = Levels(container=container, fork=lanes)
+        if out is not None:
+            await held.enter_async_context(out)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
@@ -148,6 +153,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             running=running,
             duplicates=duplicates,
             watch=telemetry,
+            egress=out,
         )
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
@@ -410,6 +416,18 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
         default_runtime=settings.engine.runtime,
         images=tuple(sorted({tool.image_digest for tool in catalog})),
     )
+
+
+def _egress(settings: EgressSettings, telemetry: Telemetry) -> egress.Gate:
+    options = egress.GateOptions(
+        authority_dir=settings.authority_dir,
+        internal=settings.services,
+        ca_file=settings.ca_file,
+        dns_timeout_s=settings.dns_timeout_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        idle_s=settings.idle_s,
+    )
+    return egress.Gate(options, make_stripper=Redactor, report=telemetry.unexpected)
 
 
 def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:

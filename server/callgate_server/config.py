@@ -5,15 +5,25 @@ is read here and nowhere else in the server. Defaults are the safe choice; what 
 """
 
 import os
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import load_yaml
-from callgate_server.model.manifest import Isolation
+from callgate_server.backends.json_schema import fits
+from callgate_server.model.catalog import Adjustment, Catalog
+from callgate_server.model.egress import EgressRule, InternalService, named_host
+from callgate_server.model.egress_checks import exposed
+from callgate_server.model.manifest import Effect, Isolation, SecretRef
+
+# A network of fewer fixed bits is no network of one's own any more.
+_WIDEST_PREFIX: Final = 8
+# Metadata services and every host's own: no service has such an address on purpose.
+_LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 
 
 def _relative_to_file(value: object, info: ValidationInfo) -> object:
@@ -212,10 +222,76 @@ class ExecutionSettings(_Strict):
     lanes: LaneSettings = LaneSettings()
 
 
-class ToolSettings(_Strict):
-    """What the operator decides for one tool, over its manifest."""
+class InternalHost(_Strict):
+    """A host of the operator's own: `networks` are those in which its addresses may lie, which are refused otherwise.
 
-    isolation: Isolation
+    Without `port`, any port.
+    """
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    networks: Annotated[tuple[IPv4Network | IPv6Network, ...], Field(min_length=1)]
+
+    @field_validator("host")
+    @classmethod
+    def _one_host(cls, value: str) -> str:
+        return named_host(value)
+
+    @field_validator("networks", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        try:
+            return tuple(ip_network(network) for network in value)
+        except ValueError:
+            raise ValueError("write networks like 10.1.0.0/16, with no bit set behind the prefix") from None
+
+    @field_validator("networks")
+    @classmethod
+    def _own_networks(cls, value: tuple[IPv4Network | IPv6Network, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+        for network in value:
+            if network.prefixlen < _WIDEST_PREFIX:
+                raise ValueError(f"a network of fewer than {_WIDEST_PREFIX} bits is everybody's; name your own")
+            if any(network.version == other.version and network.overlaps(other) for other in _LINK_LOCAL):
+                raise ValueError("link-local addresses cannot be allowed: metadata services live there")
+        return value
+
+
+class EgressSettings(_Strict):
+    """The one way out. `authority_dir` keeps the gate's own certificate authority, made at the first start.
+
+    `ca_file` holds roots to trust for upstreams beside the system's.
+    """
+
+    authority_dir: Path
+    ca_file: Path | None = None
+    internal: tuple[InternalHost, ...] = ()
+    dns_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    connect_timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    idle_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+    @property
+    def services(self) -> tuple[InternalService, ...]:
+        return tuple(InternalService(host.host, host.port, host.networks) for host in self.internal)
+
+
+class ToolSettings(_Strict):
+    """What the operator decides for one tool, over its manifest.
+
+    `egress` and `secrets` are for a manifest that says `egress: configured`. A tool that runs any program has the
+    `effect` of what it may reach. `fixed` gives arguments that callers cannot give any more.
+    """
+
+    isolation: Isolation | None = None
+    effect: Effect | None = None
+    egress: tuple[EgressRule, ...] | None = None
+    secrets: tuple[SecretRef, ...] = ()
+    fixed: dict[str, Any] = {}
+
+    @property
+    def adjustment(self) -> Adjustment:
+        return Adjustment(self.isolation, self.effect, self.egress, self.secrets, self.fixed)
 
 
 class LedgerSettings(_Strict):
@@ -252,6 +328,7 @@ class Settings(_Strict):
     secrets: SecretStoreSettings | None = None
     engine: Engine = Engine()
     execution: ExecutionSettings = ExecutionSettings()
+    egress: EgressSettings | None = None
     tools: dict[str, ToolSettings] = {}
     ledger: LedgerSettings
     limits: LimitSettings = LimitSettings()
@@ -262,6 +339,34 @@ class Settings(_Strict):
         if self.http is None and self.grpc is None:
             raise ValueError("both `http` and `grpc` are off: nobody could call")
         return self
+
+    @property
+    def internal_services(self) -> tuple[InternalService, ...]:
+        return () if self.egress is None else self.egress.services
+
+
+def deployed_catalog(settings: Settings) -> Catalog:
+    """The locked catalog with this configuration's own decisions: what the gateway serves and policy is checked with.
+
+    Raises:
+        ValueError: it is not acceptable, or the configuration does not fit it; says what to change.
+        OSError: a file cannot be read.
+    """
+    locked = load_catalog(settings.catalog.directories, settings.catalog.lock)
+    catalog = locked.adjusted({name: tool.adjustment for name, tool in settings.tools.items()})
+    for name, decided in settings.tools.items():
+        for argument, value in decided.fixed.items():
+            if not fits(locked.tools[name].manifest.input["properties"][argument], value):
+                raise ValueError(f"tools.{name}.fixed.{argument}: does not fit what the tool's manifest says of it")
+    for tool in catalog:
+        if tool.manifest.rules and settings.egress is None:
+            raise ValueError(
+                f"{tool.name} may reach {tool.manifest.rules[0].destination}, and the configuration says nothing of "
+                "egress: add a section `egress: {authority_dir: egress}`, or take the tool out of the catalog"
+            )
+        for fault in exposed(tool.manifest.rules, settings.internal_services):
+            raise ValueError(f"tools.{tool.name}.{'.'.join(map(str, fault.at))}: {fault.text}")
+    return catalog
 
 
 def load(path: Path) -> Settings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from callgate_server.admission.limits import Concurrency
 from callgate_server.execution.running import Running, RunningCalls
-from callgate_server.ledger.claims import in_flight, replayable
+from callgate_server.ledger.claims import in_flight, may_run_again, replayable
 from callgate_server.ledger.store import Ledger, StoredCall
 from callgate_server.model.errors import CallError
 from callgate_server.model.strict_json import Json
@@ -25,6 +25,20 @@ class Duplicates:
     ledger: Ledger
     running: RunningCalls
     waiting: Concurrency
+
+    async def holder(self, call: Admitted) -> StoredCall | None:
+        """Return the earlier call that holds this call's key and does not give it up.
+
+        Raises:
+            CallError: `audit_unavailable`.
+        """
+        key = call.ticket.request.idempotency_key
+        if key is None:
+            return None
+        stored = await self.ledger.find(call.ticket.caller, call.tool.name, key)
+        if stored is not None and may_run_again(stored.state, stored.arguments_digest, call.arguments_digest):
+            return None
+        return stored
 
     async def answer(self, running: Running, call: Admitted, holder: StoredCall) -> dict[str, Json]:
         """Return the answer of the call that holds this call's key, flagged `replayed`.

@@ -9,6 +9,7 @@ answer costs nothing), and the intent is durable before the first side effect. G
 destroying the sandbox happen whatever comes, and the answer does not wait for them.
 """
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +19,10 @@ from callgate_server.admission.authorize import Policy, refuse_unless_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.egress import EgressGate
 from callgate_server.execution.running import Running, RunningCalls, internal
 from callgate_server.execution.sandbox import SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
-from callgate_server.ledger.claims import may_run_again
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.model.answer import Answer, to_document
@@ -29,8 +30,7 @@ from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.model.run import Job
-from callgate_server.model.strict_json import encode
+from callgate_server.model.strict_json import Json, encode
 from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import conclude
 from callgate_server.result.live import LiveViews
@@ -54,6 +54,7 @@ class Pipeline:
     duplicates: Duplicates
     watch: Watch
     turns: Turns = field(default_factory=Turns)
+    egress: EgressGate | None = None
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
         """Take one call as far as its claim and return it, running by itself or already answered.
@@ -98,21 +99,11 @@ class Pipeline:
         """Take a place and claim the call, or return the call that holds its key."""
         with call.ticket.phases.measure("ledger"):
             async with self.turns.of(call.key):
-                holder = await self._holder(call)
+                holder = await self.duplicates.holder(call)
                 if holder is None:
                     place.enter_context(self.concurrency.slot(call.ticket.caller))
                     holder = await self.ledger.claim(call.intent(self.ledger.digest))
                 return holder
-
-    async def _holder(self, call: Admitted) -> StoredCall | None:
-        """The earlier call that holds this call's key and does not give it up."""
-        key = call.ticket.request.idempotency_key
-        if key is None:
-            return None
-        stored = await self.ledger.find(call.ticket.caller, call.tool.name, key)
-        if stored is not None and may_run_again(stored.state, stored.arguments_digest, call.arguments_digest):
-            return None
-        return stored
 
     async def _run(self, running: Running, call: Admitted) -> None:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""
@@ -148,15 +139,20 @@ class Pipeline:
         ticket.sandbox = sandbox.id
         self.watch.started(ticket.id, tool.name, sandbox.id)
         with ticket.phases.measure("run"):
-            names = call.names(self.ledger.digest)
-            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline, names)
-            live = LiveViews(redactor, running.output)
-            outcome = await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
+            consent = partial(self.policy.consent, ticket.caller, tool)
+            out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
+            job = call.job(leases.delivered, out, self.ledger.digest)
+            feed = LiveViews(redactor, running.output).feed
+            outcome = await supervise(sandbox, job, on_output=feed, cancelled=running.cancelled, egress=out.begin)
         with ticket.phases.measure("result"):
             answer = conclude(
                 call.blank(sandbox.info), outcome, redactor, partial(self.schemas.output_violations, tool)
             )
         return answer.timed(queue_ms, ticket.phases.ms)
+
+    async def _reached(self, call: Admitted, event: str, body: Mapping[str, Json]) -> None:
+        await self.ledger.note(call.ticket.id, event, body)
+        self.watch.egress(call.tool.name, event, body)
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)

@@ -1,26 +1,41 @@
 """What the pipeline knows of one call, step by step, and the forms in which the stages need it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import assert_never
+from functools import partial
+from typing import Final, assert_never
 
+from callgate_server.execution.egress import (
+    Consent,
+    EgressBudget,
+    EgressGate,
+    EgressSession,
+    EgressTerms,
+    Outlet,
+    Record,
+)
+from callgate_server.execution.egress_rules import is_seen
 from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
 from callgate_server.ledger.store import Intent, Refusal
 from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo
 from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.catalog import Tool
+from callgate_server.model.egress import Credential
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
-from callgate_server.model.run import CallNames
+from callgate_server.model.run import CallNames, DeliveredSecret, EgressWire, Job
 from callgate_server.model.strict_json import Json, encode
 from callgate_server.model.verdict import Verdict
 from callgate_server.observe.phases import Phases
+from callgate_server.result.conclude import new_nonce
 
 Digest = Callable[[bytes], str]
+# Connections that one call may have at the same time.
+EGRESS_AT_ONCE: Final = 16
 
 
 @dataclass(slots=True)
@@ -61,6 +76,14 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class WayOut:
+    """The two ends of a call's way out: what its sandbox offers, and what begins its session at the gate."""
+
+    wire: EgressWire | None = None
+    begin: Callable[[Outlet], EgressSession] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """A call that may run, should its claim be won. `arguments_json` is canonical, the digest its keyed hash."""
 
@@ -86,6 +109,25 @@ class Admitted:
         """What its tool may know it by: what the caller repeats with a key has one key of ours, else each its own."""
         same: list[Json] = [self.ticket.id] if self.key is None else [*self.key, self.arguments_digest]
         return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32])
+
+    @property
+    def tool_arguments_json(self) -> bytes:
+        """What the tool gets: the caller's arguments and the deployment's."""
+        fixed = self.tool.manifest.fixed
+        return encode({**self.ticket.arguments, **fixed}) if fixed else self.arguments_json
+
+    def job(self, secrets: tuple[DeliveredSecret, ...], out: WayOut, digest: Digest) -> Job:
+        """What its sandbox is to run."""
+        manifest = self.tool.manifest
+        return Job(
+            manifest.run,
+            self.tool_arguments_json,
+            secrets,
+            manifest.limits,
+            self.deadline,
+            self.names(digest),
+            out.wire,
+        )
 
     def intent(self, digest: Digest) -> Intent:
         manifest = self.tool.manifest
@@ -121,6 +163,31 @@ class Admitted:
             lane=self._lane_terms(),
         )
 
+    def way_out(
+        self, gate: EgressGate | None, credentials: Mapping[str, Credential], consent: Consent, record: Record
+    ) -> WayOut:
+        """What the call may reach: nothing, unless its tool has rules."""
+        manifest = self.tool.manifest
+        if not manifest.rules:
+            return WayOut()
+        if gate is None:
+            raise ValueError("a tool has egress, and this gateway has no gate")
+        limits = manifest.limits
+        budget = EgressBudget(
+            bytes=limits.egress_kb * 1024,
+            connections=limits.egress_connections,
+            requests=limits.egress_requests,
+            concurrent=EGRESS_AT_ONCE,
+        )
+        terms = EgressTerms(manifest.rules, credentials, consent, budget, self.deadline, record)
+        ends_tls = any(rule.scheme == "https" and is_seen(rule) for rule in manifest.rules)
+        wire = EgressWire(
+            proxy=any(rule.scheme != "tcp" for rule in manifest.rules),
+            ports=tuple(rule.local_port for rule in manifest.rules if rule.local_port is not None),
+            authority_pem=gate.authority_pem if ends_tls else None,
+        )
+        return WayOut(wire, partial(gate.open, terms))
+
     @property
     def state_after_a_defect(self) -> State:
         """Where a defect of ours leaves the call: once a sandbox was there, an unsafe tool may have taken effect."""
@@ -146,4 +213,4 @@ class Admitted:
         """The answer of a call that was cancelled while it waited for a sandbox."""
         failure = Failure(Reason.CANCELLED, "The call was cancelled before there was a sandbox for it.")
         blank = self.blank(SandboxInfo("", "", self.tool.manifest.isolation))
-        return replace(blank, state=State.CANCELLED, error=failure)
+        return replace(blank, state=State.CANCELLED, error=failure, nonce=new_nonce())

@@ -16,7 +16,7 @@ from callgate_proto.v1 import gateway_pb2, gateway_pb2_grpc
 from support.gateway import RunningGateway
 
 CALLGATE = Path(sys.executable).parent / "callgate"
-VOLATILE = {"call_id", "decision", "usage"}
+VOLATILE = {"call_id", "content", "decision", "usage"}
 Way = Callable[[RunningGateway, str, dict[str, Any]], dict[str, Any]]
 
 

@@ -42,6 +42,6 @@ def test_caller_sees_only_tools_that_a_role_could_reach(catalog: Catalog) -> Non
         return [tool.name for tool in catalog if policy.could_allow(Caller("acme", "bot", roles), tool)]
 
     assert listed() == []
-    assert listed("analyst") == ["python.run", "text.diff"]
+    assert listed("analyst") == ["python.run", "sql.query", "text.diff", "web.fetch"]
     assert listed("integrator") == ["webhooks.sign"]
     assert listed("shell") == ["shell.run"]

@@ -23,6 +23,7 @@ from callgate_server.model.sealed import Sealed
 from support.arena import IDLE_LANE_PROCESSES
 from support.lane_rig import LaneRig, lane_rig
 from support.names import NAMES
+from support.secrecy import memory_of
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 WRITABLE = ["/dev/shm", "/out", "/run/secrets", "/tmp"]
@@ -329,18 +330,6 @@ async def test_the_honest_call_would_see_it(lane: LaneRig) -> None:
 
 
 # --- secrets -------------------------------------------------------------------------------------------------
-
-
-def memory_of(pid: int) -> bytes:
-    """All memory of a process that can be read, by the host's eyes."""
-    found = []
-    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in maps:
-            begin, end = (int(word, 16) for word in line.split()[0].split("-"))
-            if " r" in line and "[v" not in line:
-                memory.seek(begin)
-                found.append(memory.read(end - begin))
-    return b"\n".join(found)
 
 
 async def test_no_memory_that_a_later_call_starts_from_holds_an_earlier_calls_secrets() -> None:

@@ -15,6 +15,7 @@ import pytest
 from callgate_server.backends.openbao_dev import DevServer
 from support.gateway import Deployment, RunningGateway
 from support.images import ENGINE
+from support.secrecy import everything_written, hits
 
 READ = "canary = open('/run/secrets/by_file').read()\n"
 
@@ -26,32 +27,6 @@ def leaky(tmp_path_factory: pytest.TempPathFactory, store: DevServer) -> Iterato
     with deployment.start() as running:
         yield running
     deployment.wait_until_clean()
-
-
-def forms(secret: str) -> dict[str, bytes]:
-    """Encodings that must be covered (S2)."""
-    raw = secret.encode()
-    shifted = {f"base64 at {n}": base64.b64encode(b"x" * n + raw)[4 if n else 0 : -4] for n in range(3)}
-    return shifted | {
-        "raw": raw,
-        "urlsafe": base64.urlsafe_b64encode(raw).rstrip(b"="),
-        "hex": raw.hex().encode(),
-        "HEX": raw.hex().upper().encode(),
-        "percent": "".join(f"%{byte:02X}" for byte in raw).encode(),
-        "json": "".join(f"\\u{byte:04x}" for byte in raw).encode(),
-        "html": "".join(f"&#{byte};" for byte in raw).encode(),
-        "reversed": raw[::-1],
-    }
-
-
-def hits(secret: str, haystack: bytes) -> list[str]:
-    return [name for name, form in forms(secret).items() if form in haystack]
-
-
-def everything_written(gateway: RunningGateway) -> bytes:
-    """Ledger, write-ahead log, gateway log at level debug, configuration, engine's own log files of our containers."""
-    folder = gateway.deployment.folder
-    return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 ECHOES = {
@@ -89,7 +64,7 @@ def test_a_secret_that_a_tool_gives_back_is_redacted_in_answer_stream_and_record
     decoded += (answer["stdout"]["text"] + answer["stderr"]["text"]).encode()
     assert b"[REDACTED:by_file]" in response.content + decoded
     assert hits(secrets_of_acme.by_file, response.content + decoded + streamed) == []
-    assert hits(secrets_of_acme.by_file, everything_written(leaky)) == []
+    assert hits(secrets_of_acme.by_file, everything_written(leaky.deployment)) == []
 
 
 def test_a_secret_by_standard_input_is_redacted_too(leaky: RunningGateway, secrets_of_acme: Any) -> None:
@@ -142,7 +117,7 @@ def test_arguments_stand_in_the_record_as_hashes_numbers_too(leaky: RunningGatew
     leaky.post("text.diff", {"before": marker, "after": marker})
     leaky.post("python.run", {"code": f"x = 90210442  # {marker}"})
     leaky.post("probe.run", {"code": f"pass  # {marker}", "unknown": 55512347})
-    written = everything_written(leaky)
+    written = everything_written(leaky.deployment)
     assert marker.encode() not in written
     assert b"90210442" not in written
     assert b"55512347" not in written
@@ -161,7 +136,7 @@ def test_a_credential_is_never_reflected(leaky: RunningGateway) -> None:
         ):
             assert token not in response.text + str(response.headers)
             assert wrong not in html.unescape(response.text) + str(response.headers)
-    assert token.encode() not in everything_written(leaky)
+    assert token.encode() not in everything_written(leaky.deployment)
 
 
 def test_the_gateway_itself_leaves_no_core_and_cannot_be_read_by_its_user(leaky: RunningGateway) -> None:

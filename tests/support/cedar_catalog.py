@@ -47,7 +47,8 @@ SIGN = tool(
     required=("payload",),
     secrets=[{"name": "key", "from": "kv/data/{tenant}/webhooks#key", "deliver": "file"}],
 )
-CATALOG = Catalog.of(PYTHON, SHELL, SIGN)
+FETCH = tool("web.fetch", {"url": {"type": "string"}}, required=("url",), egress=[{"host": "*.example.com"}])
+CATALOG = Catalog.of(PYTHON, SHELL, SIGN, FETCH)
 VOCABULARY = Vocabulary.of(CATALOG)
 
 

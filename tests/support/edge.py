@@ -49,6 +49,7 @@ from callgate_server.transports.server import GrpcServer, HttpServer
 CANARY = "sk-live-3Jx8Qv1Zr7Lm5Tn9Wc2Yb6"
 TOKEN = "cg_agent_0123456789"
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+NONCE = "0123456789abcdef0123456789abcdef"
 LARGE = 32 * 1024 * 1024
 BYTES = b"\x1b[31mred\x00"
 TOOL = {
@@ -78,6 +79,7 @@ def answer(call_id: str, tool: str = "text.echo", **changes: Any) -> dict[str, A
         SandboxInfo("fake", "none", "container"),
         exit=Exit(0),
         usage=Usage(1.5, 2.5, 3.5, 4096, 0, {"run": 2.5}),
+        nonce=NONCE,
     )
     return to_document(replace(blank, **changes))
 

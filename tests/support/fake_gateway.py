@@ -328,6 +328,7 @@ def _blank(call: Call) -> pb.Answer:
         usage=pb.Usage(queue_ms=1.5, wall_ms=12.25, max_rss_kb=2048, phases_ms={"run": 12.25}),
         sandbox=pb.Sandbox(backend="fake", runtime="none", isolation="container"),
         decision=pb.Decision(id="d1", policies=["permit-demo"]),
+        content=pb.Content(nonce="f" * 32, untrusted=True),
     )
 
 

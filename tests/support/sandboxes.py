@@ -97,9 +97,10 @@ async def pooled(rig: Rig, shape: Shape, *, ready: int) -> AsyncIterator[Rig]:
 
 
 @contextmanager
-def rig(runtime: str) -> Iterator[Rig]:
-    """A backend with a default runtime. gVisor gets an engine of its own, which knows it."""
-    image = probe_image()
+def rig(runtime: str, image: str | None = None) -> Iterator[Rig]:
+    """A backend with a default runtime, for the probe or the image given. gVisor gets an engine of its own, which
+    knows it."""
+    image = image or probe_image()
     if runtime == "runc":
         with _backend(ENGINE_URL, runtime, image) as made:
             yield made

@@ -1,6 +1,7 @@
 """Behaving fakes of what the pipeline stands on. They share a journal, from which a test reads the order of effects."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -12,6 +13,8 @@ from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.egress import EgressTerms, Outlet
+from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
 from callgate_server.ledger.claims import holds_key, may_run_again
@@ -19,6 +22,7 @@ from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusa
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import EgressAsk, EgressUsage
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.lifecycle import State, move
 from callgate_server.model.manifest import Manifest
@@ -82,6 +86,10 @@ class Rulings:
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         self.journal.append("authorize")
         return Verdict(self.ruling, ("p1",), "v1", "approvers")
+
+    def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
+        self.journal.append(f"consent:{ask.host}")
+        return Verdict(self.ruling, ("p2",), "v1")
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         return self.ruling in (Ruling.ALLOW, Ruling.NEEDS_APPROVAL)
@@ -275,12 +283,43 @@ class Sandboxes:
 
 
 @dataclass
+class Session:
+    """Asks for one connection when the call ends, as a tool would, and tells the record of it."""
+
+    terms: EgressTerms
+    journal: list[str]
+
+    def feed(self, frame: Frame) -> None:
+        raise ValueError("no connections are expected")
+
+    async def close(self) -> EgressUsage:
+        ask = EgressAsk("https", "api.example.com", 443)
+        allowed = self.terms.consent(ask).ruling is Ruling.ALLOW
+        with contextlib.suppress(CallError):
+            await self.terms.record("egress_allowed" if allowed else "egress_refused", {"host": ask.host})
+        self.journal.append("egress closed")
+        return EgressUsage(connections=1, sent_bytes=10, received_bytes=32)
+
+
+@dataclass
+class Gate:
+    journal: list[str]
+    opened: list[EgressTerms] = field(default_factory=list)
+    authority_pem: bytes = b"PEM"
+
+    def open(self, terms: EgressTerms, outlet: Outlet) -> Session:
+        self.opened.append(terms)
+        return Session(terms, self.journal)
+
+
+@dataclass
 class Seen:
     """A Watch that remembers."""
 
     refusals: list[tuple[str, Reason]] = field(default_factory=list)
     ends: list[tuple[str, State]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    connections: list[tuple[str, str]] = field(default_factory=list)
     starts: list[tuple[str, str]] = field(default_factory=list)
 
     def refused(self, tool: str, reason: Reason) -> None:
@@ -291,6 +330,9 @@ class Seen:
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         self.ends.append((tool, state))
+
+    def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
+        self.connections.append((tool, event))
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         self.defects.append(type(error).__name__)
@@ -305,6 +347,7 @@ class World:
         self.ledger = MemoryLedger(self.journal)
         self.vault = Vault(self.journal)
         self.sandboxes = Sandboxes(self.journal)
+        self.gate = Gate(self.journal)
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
@@ -321,6 +364,7 @@ class World:
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             watch=self.watch,
+            egress=self.gate,
         )
 
     async def __aenter__(self) -> "World":

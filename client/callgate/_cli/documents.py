@@ -1,4 +1,5 @@
-"""What a program sees with `--json`: exactly one JSON document on standard output, or one per line of a stream.
+"""What a program sees: with `--json` exactly one JSON document on standard output, or one per line of a stream; with
+`--envelope` the answer's text for a model.
 
 The documents are those of the gateway's HTTP interface; a refusal is `{call_id, error, policies, violations}`.
 Remarks for people still go to standard error.
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from callgate._cli.screen import Screen
-from callgate._cli.text import to_json_text
+from callgate._cli.text import clean, to_json_text
 from callgate.errors import CallRefused, GatewayUnreachable
 from callgate.types import Answer, Answered, CallSummary, Event, Tool
 
@@ -47,4 +48,19 @@ class Documents(Screen):
 
     def document(self, document: Any) -> None:  # noqa: ANN401  # any JSON value
         sys.stdout.write(to_json_text(document, indent=None if self._lines else 2) + "\n")
+        sys.stdout.flush()
+
+
+class Envelopes(Screen):
+    """A screen for models: an answer is its envelope on standard output, and nothing else is there."""
+
+    def state(self, state: Answer | CallSummary, *, raw: bool = False) -> None:  # noqa: ARG002  # its bytes are no text
+        if isinstance(state, Answer):
+            self._write(state.envelope())
+            self._status(state)
+        else:
+            super().state(state)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(clean(text))
         sys.stdout.flush()

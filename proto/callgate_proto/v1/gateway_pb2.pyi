@@ -20,18 +20,20 @@ ON_DISCONNECT_DETACH: OnDisconnect
 ON_DISCONNECT_CANCEL: OnDisconnect
 
 class CallRequest(_message.Message):
-    __slots__ = ("tool", "arguments_json", "idempotency_key", "deadline_ms", "on_disconnect")
+    __slots__ = ("tool", "arguments_json", "idempotency_key", "deadline_ms", "on_disconnect", "content_text")
     TOOL_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TEXT_FIELD_NUMBER: _ClassVar[int]
     tool: str
     arguments_json: bytes
     idempotency_key: str
     deadline_ms: int
     on_disconnect: OnDisconnect
-    def __init__(self, tool: _Optional[str] = ..., arguments_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ...) -> None: ...
+    content_text: bool
+    def __init__(self, tool: _Optional[str] = ..., arguments_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., content_text: _Optional[bool] = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("answer",)
@@ -60,10 +62,12 @@ class StreamCallResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., output: _Optional[_Union[OutputChunk, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class GetCallRequest(_message.Message):
-    __slots__ = ("call_id",)
+    __slots__ = ("call_id", "content_text")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TEXT_FIELD_NUMBER: _ClassVar[int]
     call_id: str
-    def __init__(self, call_id: _Optional[str] = ...) -> None: ...
+    content_text: bool
+    def __init__(self, call_id: _Optional[str] = ..., content_text: _Optional[bool] = ...) -> None: ...
 
 class GetCallResponse(_message.Message):
     __slots__ = ("answer", "summary")
@@ -74,10 +78,12 @@ class GetCallResponse(_message.Message):
     def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., summary: _Optional[_Union[CallSummary, _Mapping]] = ...) -> None: ...
 
 class CancelCallRequest(_message.Message):
-    __slots__ = ("call_id",)
+    __slots__ = ("call_id", "content_text")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TEXT_FIELD_NUMBER: _ClassVar[int]
     call_id: str
-    def __init__(self, call_id: _Optional[str] = ...) -> None: ...
+    content_text: bool
+    def __init__(self, call_id: _Optional[str] = ..., content_text: _Optional[bool] = ...) -> None: ...
 
 class CancelCallResponse(_message.Message):
     __slots__ = ("answer", "summary")
@@ -158,7 +164,7 @@ class Violation(_message.Message):
     def __init__(self, path: _Optional[str] = ..., rule: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("call_id", "tool", "version", "state", "result_json", "error", "exit", "stdout", "stderr", "artifacts", "untrusted", "replayed", "usage", "sandbox", "decision")
+    __slots__ = ("call_id", "tool", "version", "state", "result_json", "error", "exit", "stdout", "stderr", "artifacts", "untrusted", "replayed", "usage", "sandbox", "decision", "content")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     TOOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +180,7 @@ class Answer(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     tool: str
     version: str
@@ -189,7 +196,18 @@ class Answer(_message.Message):
     usage: Usage
     sandbox: Sandbox
     decision: Decision
-    def __init__(self, call_id: _Optional[str] = ..., tool: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., result_json: _Optional[bytes] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ..., stdout: _Optional[_Union[Output, _Mapping]] = ..., stderr: _Optional[_Union[Output, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., untrusted: _Optional[bool] = ..., replayed: _Optional[bool] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., sandbox: _Optional[_Union[Sandbox, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
+    content: Content
+    def __init__(self, call_id: _Optional[str] = ..., tool: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., result_json: _Optional[bytes] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ..., stdout: _Optional[_Union[Output, _Mapping]] = ..., stderr: _Optional[_Union[Output, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., untrusted: _Optional[bool] = ..., replayed: _Optional[bool] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., sandbox: _Optional[_Union[Sandbox, _Mapping]] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
+
+class Content(_message.Message):
+    __slots__ = ("nonce", "untrusted", "text")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    UNTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    nonce: str
+    untrusted: bool
+    text: str
+    def __init__(self, nonce: _Optional[str] = ..., untrusted: _Optional[bool] = ..., text: _Optional[str] = ...) -> None: ...
 
 class CallSummary(_message.Message):
     __slots__ = ("call_id", "tool", "version", "state", "error", "received_at", "finished_at", "policies")

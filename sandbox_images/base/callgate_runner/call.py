@@ -7,6 +7,19 @@ from callgate_runner import json_text, wire
 SECRETS_FOLDER = "/run/secrets"
 
 
+class WayOut:
+    """What the tool gets to reach the outside: an HTTP proxy, local ports, and the gate's own certificate authority."""
+
+    __slots__ = ("authority", "ports", "proxy")
+
+    def __init__(self, document: object) -> None:
+        if not isinstance(document, dict) or not isinstance(document["ports"], list):
+            raise TypeError("a call's way out is malformed")
+        self.proxy = document["proxy"] is True
+        self.ports = [number(port) for port in document["ports"]]
+        self.authority = None if document["authority"] is None else text(document["authority"])
+
+
 class Call:
     """A call frame, decoded. The gateway is trusted; what is malformed is a fault, and nothing runs."""
 
@@ -16,6 +29,7 @@ class Call:
         "artifacts_bytes",
         "command",
         "deadline_s",
+        "egress",
         "function",
         "memory_bytes",
         "names",
@@ -45,6 +59,7 @@ class Call:
         self.memory_bytes = number(head["memory_bytes"])
         self.pids = number(head["pids"])
         self.open_files = number(head["open_files"])
+        self.egress = None if head["egress"] is None else WayOut(head["egress"])
 
     def stdin(self, secrets: dict[str, str]) -> bytes:
         """Return the tool's input: one line of arguments, and one of secrets where it gets any that way."""

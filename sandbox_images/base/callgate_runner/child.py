@@ -12,7 +12,8 @@ from callgate_runner import artifacts, kernel, python_tool
 from callgate_runner.call import Call
 
 _RESULT_FD = 3
-# Above any descriptor that the runner ever has: it opens about twenty, from the lowest number free.
+# Above any descriptor that the runner ever has: it opens about twenty, and 64 more for egress, from the lowest number
+# free.
 HIGHEST_FD = 1024
 CANNOT_START = 126
 SCRATCH = "/tmp"  # noqa: S108  # the sandbox's own
@@ -150,6 +151,11 @@ def _leave_the_runner(call: Call, pipes: Pipes) -> None:
     # 8. What a program sees of its surroundings: fixed, and without anything of the runner's.
     set_surroundings(with_result=pipes.result is not None)
     os.environ.update(call.names)
+    if call.egress is not None:
+        # Imported already: the runner itself uses it.
+        from callgate_runner import egress
+
+        os.environ.update(egress.environment(call.egress))
 
 
 def set_surroundings(*, with_result: bool) -> None:

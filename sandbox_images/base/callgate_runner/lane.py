@@ -121,6 +121,8 @@ class _Lane:
         """Return the call if it is one that this lane was opened for: its cells are made for no other."""
         if any(getattr(call, name) != getattr(self._order, name) for name in _IN_COMMON):
             raise ValueError("a call that is not of this lane")
+        if call.egress is not None:
+            raise ValueError("a call with egress, which a lane does not have")
         return call
 
     def _first_frames(self, ready: Cell) -> list[tuple[int, bytes]]:

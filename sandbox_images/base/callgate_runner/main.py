@@ -14,6 +14,10 @@ from callgate_runner.child import Child
 from callgate_runner.fault import STATUS, describe
 from callgate_runner.run import Run
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from callgate_runner.egress import Egress
+
 # How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
 # may be started long before there is a call for it, and the end of the wire ends it.
 _GREETING_S = 60.0
@@ -52,7 +56,7 @@ def _serve() -> int:
 
         return lane.serve(link, waking, frames)
     call, secrets, deadline = _receive_call(link, frames)
-    run = Run(link, call, call.stdin(secrets), waking, deadline, lambda: Child(call))
+    run = Run(link, call, call.stdin(secrets), waking, deadline, lambda: Child(call), egress=_open_way_out(link, call))
     run.supervise()
     run.account()
     return 0
@@ -90,6 +94,18 @@ def _receive_call(link: wire.Wire, frames: list[tuple[int, bytes]]) -> tuple[Cal
             else:
                 raise ValueError("a frame that may not precede the tool")
         frames = link.next_frames()
+
+
+def _open_way_out(link: wire.Wire, call: Call) -> "Egress | None":
+    """Listen for the tool's connections, before there is a tool that could take the ports."""
+    if call.egress is None:
+        return None
+    # Only here, as with the lane.
+    from callgate_runner import egress
+
+    if call.egress.authority is not None:
+        egress.write_certificates(call.egress.authority)
+    return egress.Egress(link, call.egress)
 
 
 def _report(error: BaseException) -> None:

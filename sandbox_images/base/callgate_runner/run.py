@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from callgate_runner.cell import Cell
     from callgate_runner.child import Child
+    from callgate_runner.egress import Egress
 
     Tool = Child | Cell
 
@@ -40,6 +41,7 @@ class Run:
         deadline: float,
         start: "Callable[[], Tool]",
         watch: limits.Watch | None = None,
+        egress: "Egress | None" = None,
     ) -> None:
         self._link = link
         self._call = call
@@ -52,6 +54,7 @@ class Run:
         self._stderr = HeadAndTail(call.output_bytes)
         self._result = Bounded(call.result_bytes)
         self._flood_bytes = max(_FLOOD_BYTES, _FLOOD_FACTOR * call.output_bytes)
+        self._egress = egress
         self._input = bytearray(stdin)
         self._watch = watch or limits.Watch(call.memory_bytes, call.pids)
         self._next_look = time.monotonic()
@@ -101,6 +104,8 @@ class Run:
             while self._read(fd):
                 pass
         self._close_pipes()
+        if self._egress is not None:
+            self._egress.close()
         until = max(self._deadline, ended) + _FAREWELL_S
         for frame in self._account_frames((ended - self._started) * 1000, all_gone=all_gone):
             self._link.queue(frame)
@@ -133,6 +138,8 @@ class Run:
         if self._link.pending < wire.HIGH_WATER:
             for fd in self._readers:
                 poll.register(fd, select.POLLIN)
+        if self._egress is not None:
+            self._egress.register(poll)
         wake_at = min(self._deadline, self._next_look if self._watch.needed else self._deadline)
         pause = min(max(wake_at - time.monotonic(), 0.0), _TICK_S)
         # Rounded up: rounded down, the last millisecond before a deadline would be spent spinning.
@@ -146,16 +153,22 @@ class Run:
                 raise ConnectionError("the wire broke")
         elif fd == self._waking:
             self._drain_wakeups()
-        elif fd == self._pipes.stdin:
+        elif fd == self._pipes.stdin and self._input:
+            # With nothing left to write it is closed, and its number may be another's.
             self._write_input()
         elif fd in self._readers:
             self._read(fd)
+        elif self._egress is not None:
+            self._egress.handle(fd, event)
 
     def _on_gateway(self) -> None:
-        for kind, _ in self._link.receive():
-            if kind != wire.CANCEL:
+        for kind, payload in self._link.receive():
+            if kind == wire.CANCEL:
+                self._cause = "cancelled"
+            elif kind in wire.EGRESS and self._egress is not None:
+                self._egress.on_frame(kind, payload)
+            else:
                 raise ValueError("a frame that may not follow call")
-            self._cause = "cancelled"
 
     def _drain_wakeups(self) -> None:
         try:

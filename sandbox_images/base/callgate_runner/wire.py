@@ -31,13 +31,39 @@ ARTIFACT_DATA = 12
 BYE = 13
 SEAL = 14
 LANE = 15
+EGRESS_OPEN = 32
+EGRESS_DATA = 33
+EGRESS_CLOSE = 34
+EGRESS_CREDIT = 35
+EGRESS = (EGRESS_DATA, EGRESS_CLOSE, EGRESS_CREDIT)
 
-# Smallest and largest payload of what may come in.
-RECEIVED = {SECRET: (6, 262144), CALL: (6, 8388608), CANCEL: (0, 0), LANE: (6, 131072)}
 # Data frames carry at most this much.
 CHUNK = 65536
+# A connection's number before its data.
+EGRESS_HEAD = struct.Struct(">I")
+_EGRESS_MOST = EGRESS_HEAD.size + CHUNK
+# Smallest and largest payload of what may come in.
+RECEIVED = {
+    SECRET: (6, 262144),
+    CALL: (6, 8388608),
+    CANCEL: (0, 0),
+    LANE: (6, 131072),
+    EGRESS_DATA: (5, _EGRESS_MOST),
+    EGRESS_CLOSE: (5, 5),
+    EGRESS_CREDIT: (8, 8),
+}
 SEAL_BYTES = 32
-MAX_SENT = {HELLO: 256, EXIT: 4096, ARTIFACT: 8192, BYE: 0, SEAL: SEAL_BYTES}
+MAX_SENT = {
+    HELLO: 256,
+    EXIT: 4096,
+    ARTIFACT: 8192,
+    BYE: 0,
+    SEAL: SEAL_BYTES,
+    EGRESS_OPEN: 6,
+    EGRESS_DATA: _EGRESS_MOST,
+    EGRESS_CLOSE: 5,
+    EGRESS_CREDIT: 8,
+}
 # While more than this waits to be sent, the tool's output is not read: the tool blocks, not the runner.
 HIGH_WATER = 4 * CHUNK
 # The first descriptor free of meaning: 0 to 3 are the tool's input, outputs and result.

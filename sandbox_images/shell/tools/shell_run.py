@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "TMPDIR": "/tmp",  # noqa: S108  # the sandbox's own
     "LANG": "C.UTF-8",
 }
+# The way out, where the deployment gives this tool one.
+_WAY_OUT = ("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "curl_ca_bundle", "requests_ca_bundle")
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
@@ -67,13 +69,17 @@ def _status_of(argv: list[str], stdin: str) -> int:
         source.write(stdin.encode())
         source.seek(0)
         try:
-            return subprocess.run(argv, stdin=source, env=_ENVIRONMENT, check=False).returncode
+            return subprocess.run(argv, stdin=source, env=_ENVIRONMENT | _way_out(), check=False).returncode
         except FileNotFoundError:
             sys.stderr.write(f"{argv[0]}: command not found\n")
             return _NOT_FOUND
         except OSError as error:
             sys.stderr.write(f"{argv[0]}: {error.strerror}\n")
             return _NOT_EXECUTABLE
+
+
+def _way_out() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.lower() in _WAY_OUT}
 
 
 def _die_by(number: int) -> None:

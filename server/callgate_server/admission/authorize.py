@@ -4,6 +4,7 @@ from typing import Protocol
 
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Ruling, Verdict
@@ -14,6 +15,13 @@ class Policy(Protocol):
 
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         """Rule on one call: action `call` on the tool and `use` on each of its secrets. Never raises."""
+
+    def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
+        """Rule on one connection or request of a running tool: action `connect` on the host.
+
+        It is asked of the set that is live at that moment, so that what is revoked ends in running calls too.
+        Only `allow` is consent. Never raises.
+        """
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """Whether some call of this caller to this tool could be allowed (or parked for approval)."""

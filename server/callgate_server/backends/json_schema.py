@@ -111,6 +111,15 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     _compile(schema)
 
 
+def fits(schema: Mapping[str, Any], value: Json) -> bool:
+    """Tell whether a value fits a schema that a manifest declares.
+
+    Raises:
+        ValueError: the schema is not one that a manifest may declare, or stands on definitions beside it.
+    """
+    return not _violations(_compile(schema), value)
+
+
 def _compile(schema: Mapping[str, Any]) -> _Compiled:
     _refuse_large(schema)
     definitions = _definitions(schema)

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from callgate_server.model.answer import Usage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json
 
 _BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 _FAMILIES: Final = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
@@ -89,6 +90,9 @@ class Telemetry:
         self._calls = self._counter("calls", "Calls whose tool was started", "tool", "state")
         self._defects = self._counter("unexpected_errors", "Unexpected errors")
         self._alarms = self._counter("policy_alarms", "Policy evaluations that failed")
+        self._connections = self._counter("egress_allowed", "Connections and requests that were allowed", "tool")
+        self._kept_in = self._counter("egress_refused", "Connections and requests that were refused", "tool", "why")
+        self._carried = self._counter("egress_bytes", "Bytes to and from the outside", "tool", "direction")
         self._phases = Histogram(
             "callgate_phase_ms",
             "Milliseconds per phase of a call",
@@ -125,6 +129,18 @@ class Telemetry:
         for phase, ms in usage.phases_ms.items():
             self._phases.labels(phase).observe(ms)
         self._log.info("finished", tool=tool, state=state.value, wall_ms=usage.wall_ms, queue_ms=usage.queue_ms)
+
+    def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
+        """Count only: hosts are many and in the record. `why` is one of the gate's own words."""
+        match event:
+            case "egress_allowed":
+                self._connections.labels(tool).inc()
+            case "egress_refused":
+                self._kept_in.labels(tool, str(body.get("why"))).inc()
+            case "egress_closed":
+                for direction in ("sent", "received"):
+                    count = body.get(f"{direction}_bytes")
+                    self._carried.labels(tool, direction).inc(count if isinstance(count, int) else 0)
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         self._defects.inc()

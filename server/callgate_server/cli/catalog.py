@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from callgate_server.app import catalog_of
 from callgate_server.backends.catalog.build import build as build_catalog
 from callgate_server.backends.docker.images import DockerImages
 from callgate_server.backends.json_schema import check_schema
 from callgate_server.cli.output import document, err, explained, fail, say
-from callgate_server.config import load
+from callgate_server.config import deployed_catalog, load
 from callgate_server.model.catalog import Tool
 
 app = typer.Typer(no_args_is_help=True, help="Build images and pin tools to them.")
@@ -36,6 +35,7 @@ def build(
             check_schema=check_schema,
             write_schemas=write_schemas,
             progress=lambda text: err.print(text, markup=False),
+            internal=settings.internal_services,
         )
     if report.catalog is None:
         names = "\n  ".join(str(path) for path in report.drifted)
@@ -53,7 +53,7 @@ def list_tools(
     """List the pinned tools with their images and isolation levels, as a gateway of this configuration serves them."""
     with explained():
         settings = load(config)
-        catalog = catalog_of(settings)
+        catalog = deployed_catalog(settings)
     if as_json:
         document(
             [

@@ -24,12 +24,21 @@ from callgate_server.backends.private_files import replace_private
 from callgate_server.cli import places
 from callgate_server.cli.output import Progress
 from callgate_server.cli.serving import serve
-from callgate_server.config import environment, settings_from
+from callgate_server.config import Settings, environment, settings_from
 
 TENANT: Final = "dev"
 # Agents that get a key, with their roles: one that works, one that operates.
 AGENTS: Final = {"developer": ("developer",), "operator": ("operator",)}
 SEEDS: Final = "dev-secrets.yaml"
+REACH: Final = "dev-egress.yaml"
+_FIRST_REACH: Final = """\
+# What tools of this development gateway may reach; by default nothing. Restart it after a change. For example:
+#   egress: {internal: [{host: localhost, port: 8000, networks: [127.0.0.0/8]}]} # a service on this machine
+#   tools:
+#     python.run: {egress: [{host: api.example.com, methods: [GET], paths: [/v1/*]}]}
+egress: {internal: []}
+tools: {}
+"""
 
 
 def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, log_level: str, say: Progress) -> None:
@@ -41,8 +50,6 @@ def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, 
     state = state.absolute()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     folders = [places.sandbox_images()] + ([images] if images else [])
-    say("images: building what has changed (the first time takes a few minutes)")
-    _build(folders, state, engine, say)
     say("secrets: starting an OpenBao development server")
     with DevServer.start(state, search_path=environment().get("PATH", "")) as store:
         seeds = _seeds(state)
@@ -65,21 +72,25 @@ def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, 
             "engine": {"socket": engine},
             "ledger": {"file": "ledger/calls.db", "key_file": "ledger/key"},
             "log": {"level": log_level},
+            **_reach(state),
         }
         # Written down, so that `callgated audit`, `policy` and `check-config` work on a development gateway too.
         replace_private(state / "callgate.yaml", yaml.safe_dump(document, sort_keys=False).encode())
         settings = settings_from(document, folder=state, name="callgated dev")
+        say("images: building what has changed (the first time takes a few minutes)")
+        _build(settings, state, say)
         serve(settings, "dev", lambda gateway: _announce(gateway, state, tokens, say))
 
 
-def _build(folders: list[Path], state: Path, engine: str, say: Progress) -> None:
+def _build(settings: Settings, state: Path, say: Progress) -> None:
     report = build(
-        folders,
-        state / "catalog.lock",
-        images=DockerImages(engine, state),
+        settings.catalog.directories,
+        settings.catalog.lock,
+        images=DockerImages(settings.engine.socket, state),
         check_schema=check_schema,
         write_schemas=False,
         progress=say,
+        internal=settings.internal_services,
     )
     if report.catalog is None:
         names = ", ".join(str(path) for path in report.drifted)
@@ -96,6 +107,20 @@ def _seeds(state: Path) -> Mapping[str, Mapping[str, str]]:
     if not isinstance(document, dict) or not all(isinstance(fields, dict) for fields in document.values()):
         raise ValueError(f"{path}: write paths like kv/data/{TENANT}/name, each with its fields")
     return {path: {key: str(value) for key, value in fields.items()} for path, fields in document.items()}
+
+
+def _reach(state: Path) -> Mapping[str, object]:
+    """What tools may reach, as sections of the configuration. The file is made once and may be edited."""
+    path = state / REACH
+    if not path.exists():
+        replace_private(path, _FIRST_REACH.encode())
+    document = load_yaml(path)
+    if not isinstance(document, dict) or not set(document) <= {"egress", "tools"}:
+        raise ValueError(f"{path}: write the sections `egress` and `tools`, as in a gateway's configuration")
+    egress = document.get("egress") or {}
+    if not isinstance(egress, dict):
+        raise ValueError(f"{path}: `egress` has keys like `internal`")
+    return {"egress": {"authority_dir": "egress", **egress}, "tools": document.get("tools") or {}}
 
 
 def _keys(state: Path) -> Mapping[str, Path]:

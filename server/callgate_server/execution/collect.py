@@ -4,9 +4,10 @@ Pure: frames in, a `RunOutcome` out. It never trusts the runner's caps but count
 or comes in the wrong order, is a `ValueError`, after which the wire has no meaning and the sandbox is killed.
 Everything kept until then stays available. How the tool ended is believed only under the runner's seal: there
 are kernels under which a tool can write to the wire. Who watches the clock, and what becomes of a lost wire, is
-`supervise.py`.
+`supervise.py`; what an egress frame means is its taker's affair, here it only has its place in the order.
 """
 
+from collections.abc import Callable
 from hmac import compare_digest
 from typing import Final, Literal, assert_never
 
@@ -107,16 +108,26 @@ class _Artifacts:
             self._data = bytearray()
 
 
+# Takes an egress frame. Raises ValueError: it breaks the protocol.
+EgressTaker = Callable[[Frame], None]
+
+
+def refuse_egress(_: Frame) -> None:
+    """Take egress frames where the call has no way out."""
+    raise ValueError("an egress frame of a call without egress")
+
+
 class Collector:
     """Everything one run sent. After `bye`, `complete` is true and nothing more is accepted."""
 
-    def __init__(self, limits: Limits, listener: OutputListener) -> None:
+    def __init__(self, limits: Limits, listener: OutputListener, egress: EgressTaker = refuse_egress) -> None:
         output_bytes = limits.output_kb * 1024
         self._stdout = _Stream("stdout", output_bytes, listener)
         self._stderr = _Stream("stderr", output_bytes, listener)
         self._result_limit_bytes = limits.result_kb * 1024
         self._result = bytearray()
         self._artifacts = _Artifacts(limits)
+        self._egress = egress
         self._seal: bytes | None = None
         self.ended: ExitFrame | None = None
         self.complete = False
@@ -141,6 +152,10 @@ class Collector:
                 if self.ended is not None:
                     raise ValueError("a second exit")
                 self.ended = self._authentic(decode_exit(frame.payload))
+            case FrameType.EGRESS_OPEN | FrameType.EGRESS_DATA | FrameType.EGRESS_CLOSE | FrameType.EGRESS_CREDIT:
+                if self.ended is not None:
+                    raise ValueError("an egress frame after exit")
+                self._egress(frame)
             case _:
                 if self.ended is None:
                     raise ValueError("a frame that may only follow exit")

@@ -1,9 +1,9 @@
 """The gateway's side of the wire: bytes to frames and frames to bytes, without I/O.
 
 It decides which frames exist, which way they go and how large each may be; what a sequence of frames means is
-`collect.py`. Everything that comes in was written by something that may be hostile: a length is checked before
-a byte of the payload is kept, documents are decoded strictly after their cap, and messages never quote them.
-The description of the wire is `proto/callgate_proto/frames.json`.
+`collect.py`, and what the egress frames hold is `egress_frames.py`. Everything that comes in was written by something
+that may be hostile: a length is checked before a byte of the payload is kept, documents are decoded strictly after
+their cap, and messages never quote them. The description of the wire is `proto/callgate_proto/frames.json`.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Final, Literal
 from callgate_server.execution.sandbox import Confinement
 from callgate_server.model import strict_json
 from callgate_server.model.manifest import Limits, Run
-from callgate_server.model.run import CallNames
+from callgate_server.model.run import CallNames, EgressWire
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 
@@ -41,6 +41,10 @@ class FrameType(IntEnum):
     BYE = 13
     SEAL = 14
     LANE = 15
+    EGRESS_OPEN = 32
+    EGRESS_DATA = 33
+    EGRESS_CLOSE = 34
+    EGRESS_CREDIT = 35
 
 
 # Smallest and largest payload of each frame, by direction: a frame that goes the wrong way is an unknown one.
@@ -56,12 +60,19 @@ RECEIVED: Final[dict[int, tuple[int, int]]] = {
     FrameType.ARTIFACT_DATA: (1, 65536),
     FrameType.BYE: (0, 0),
     FrameType.SEAL: (32, 32),
+    FrameType.EGRESS_OPEN: (6, 6),
+    FrameType.EGRESS_DATA: (5, 65540),
+    FrameType.EGRESS_CLOSE: (5, 5),
+    FrameType.EGRESS_CREDIT: (8, 8),
 }
 SENT: Final[dict[int, tuple[int, int]]] = {
     FrameType.SECRET: (6, 262144),
     FrameType.CALL: (6, 8388608),
     FrameType.CANCEL: (0, 0),
     FrameType.LANE: (6, 131072),
+    FrameType.EGRESS_DATA: (5, 65540),
+    FrameType.EGRESS_CLOSE: (5, 5),
+    FrameType.EGRESS_CREDIT: (8, 8),
 }
 
 RunnerCause = Literal["ended", "timed_out", "cancelled", "output_flood", "out_of_memory", "too_many_processes"]
@@ -171,8 +182,15 @@ def encode_secret(name: str, deliver: Literal["file", "stdin"], value: Sealed) -
     return _with_head(FrameType.SECRET, {"name": name, "deliver": deliver}, value.reveal())
 
 
-def encode_call(run: Run, arguments_json: bytes, limits: Limits, deadline_ms: int, names: CallNames) -> bytes:
-    """Return the frame that starts the tool. `deadline_ms` count from its receipt.
+def encode_call(
+    run: Run,
+    arguments_json: bytes,
+    limits: Limits,
+    deadline_ms: int,
+    names: CallNames,
+    egress: EgressWire | None = None,
+) -> bytes:
+    """Return the frame that starts the tool. `deadline_ms` count from its receipt; without `egress`, it has no way out.
 
     Raises:
         ValueError: the arguments are too large for the wire.
@@ -184,6 +202,7 @@ def encode_call(run: Run, arguments_json: bytes, limits: Limits, deadline_ms: in
         "output_bytes": limits.output_kb * 1024,
         "result_bytes": limits.result_kb * 1024,
         "artifacts_bytes": limits.artifacts_kb * 1024,
+        "egress": None if egress is None else _way_out(egress),
     }
     return _with_head(FrameType.CALL, head, arguments_json)
 
@@ -207,6 +226,15 @@ def encode_lane(run: Run, limits: Limits, confinement: Confinement, idle_s: int)
         "filters": filters,
     }
     return _with_head(FrameType.LANE, head, b"".join(confinement.filters.values()))
+
+
+def _way_out(egress: EgressWire) -> dict[str, Json]:
+    authority = egress.authority_pem
+    return {
+        "proxy": egress.proxy,
+        "ports": list(egress.ports),
+        "authority": None if authority is None else authority.decode("ascii"),
+    }
 
 
 def _common(run: Run, limits: Limits) -> dict[str, Json]:

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeVar, assert_never
 
-from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason
-from callgate_server.execution.framing import FrameDecoder, encode_call, encode_cancel, encode_secret
+from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason, refuse_egress
+from callgate_server.execution.egress import EgressSession, Outlet
+from callgate_server.execution.framing import Frame, FrameDecoder, encode_call, encode_cancel, encode_secret
 from callgate_server.execution.greeting import greeting
 from callgate_server.execution.sandbox import Sandbox
 from callgate_server.model.errors import CallError, Reason
@@ -63,16 +65,21 @@ async def supervise(
     clock: Callable[[], float] = time.monotonic,
     on_output: OutputListener,
     cancelled: asyncio.Event,
+    egress: Callable[[Outlet], EgressSession] | None = None,
 ) -> RunOutcome:
     """Run the tool once and return how it ended, with all that was kept of its output.
 
-    `clock` is monotonic, in the seconds of `job.deadline`. The caller destroys the sandbox, however this ends.
+    `clock` is monotonic, in the seconds of `job.deadline`. `egress` opens the session that carries the tool's
+    connections, and is given if and only if the job has a way out; the session is closed here, however this ends.
+    The caller destroys the sandbox, however this ends.
 
     Raises:
         CallError: nothing ran. `deadline_exceeded`: the deadline passed before the tool could be started;
             `sandbox_unavailable`: the sandbox did not become ready; `request_too_large`, `secret_refused`: the
             arguments or a secret do not fit the wire.
     """
+    if (egress is None) != (job.egress is None):
+        raise ValueError("a way out needs both ends: the sandbox's and the gate's")
     run = _Run(sandbox, job, clock, on_output, cancelled)
     try:
         await run.prepare()
@@ -80,7 +87,7 @@ async def supervise(
     except _CancelledEarlyError:
         await sandbox.kill()
         return RunOutcome(Cause.CANCELLED, "The call was cancelled before the tool was started.")
-    return await run.follow(frame)
+    return await run.follow(frame) if egress is None else await run.follow_with_egress(frame, egress)
 
 
 class _CancelledEarlyError(Exception):
@@ -103,7 +110,10 @@ class _Run:
         self._clock = clock
         self._cancelled = cancelled
         self._decoder = FrameDecoder()
-        self._collector = Collector(job.limits, on_output)
+        self._session: EgressSession | None = None
+        self._collector = Collector(job.limits, on_output, self._feed_session)
+        self._sending = asyncio.Lock()
+        self._over = False
         self._violation = ""
 
     async def prepare(self) -> None:
@@ -128,11 +138,22 @@ class _Run:
             raise self._too_late()
         try:
             job = self._job
-            return encode_call(job.run, job.arguments_json, job.limits, deadline_ms, job.names)
+            return encode_call(job.run, job.arguments_json, job.limits, deadline_ms, job.names, job.egress)
         except ValueError as error:
             raise CallError(
                 Reason.REQUEST_TOO_LARGE, "The arguments are larger than a sandbox takes; send less."
             ) from error
+
+    async def follow_with_egress(self, call_frame: bytes, egress: Callable[[Outlet], EgressSession]) -> RunOutcome:
+        """`follow`, with the tool's connections carried by a session."""
+        self._session = session = egress(self._send_in_turn)
+        try:
+            outcome = await self.follow(call_frame)
+        finally:
+            # From here on nobody reads what the session may still have to say to the tool.
+            self._over = True
+            usage = await session.close()
+        return replace(outcome, egress=usage)
 
     async def follow(self, call_frame: bytes) -> RunOutcome:
         """Start the tool and bring everything home. From here on the tool counts as started."""
@@ -162,6 +183,19 @@ class _Run:
         await greeting(self._sandbox)
         for secret in self._job.secrets:
             await self._sandbox.send(_secret_frame(secret))
+
+    def _feed_session(self, frame: Frame) -> None:
+        if self._session is None:
+            refuse_egress(frame)
+        else:
+            self._session.feed(frame)
+
+    async def _send_in_turn(self, frame: bytes) -> None:
+        """Send one frame: the tasks of the session and this one share the wire."""
+        async with self._sending:
+            if self._over:
+                raise ConnectionResetError("the tool has ended")
+            await self._sandbox.send(frame)
 
     async def _send_call(self, frame: bytes) -> None:
         # A wire that breaks here may have carried the whole frame before: the end of the wire will tell.
@@ -207,7 +241,7 @@ class _Run:
         limit.reschedule(min(sooner, limit.when() or sooner))
         if announce:
             with contextlib.suppress(ConnectionError):
-                await self._sandbox.send(encode_cancel())
+                await self._send_in_turn(encode_cancel())
 
     def _stopped_from_outside(self) -> RunOutcome:
         ended = self._collector.ended

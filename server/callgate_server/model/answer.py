@@ -78,7 +78,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a call that ran. `result` is decoded JSON, present only when `state` is succeeded."""
+    """The answer of a call that ran. `result` is decoded JSON, present only when `state` is succeeded.
+
+    `nonce` marks the ends of the answer's text for a model (`callgate_proto/envelope.py`); no tool may know it.
+    """
 
     call_id: str
     tool: str
@@ -95,6 +98,7 @@ class Answer:
     usage: Usage = Usage()
     replayed: bool = False
     untrusted: bool = True
+    nonce: str = ""
 
     def timed(self, queue_ms: float, phases_ms: dict[str, float]) -> "Answer":
         """The same answer with the gateway's own measurements."""
@@ -115,6 +119,8 @@ def to_document(answer: Answer) -> dict[str, Any]:
         "stderr": _output_document(answer.stderr),
         "artifacts": [_artifact_document(artifact) for artifact in answer.artifacts],
         "untrusted": answer.untrusted,
+        # `text` is made where somebody asks for it: kept here, it would be a second copy of everything.
+        "content": {"nonce": answer.nonce, "untrusted": True, "text": None},
         "replayed": answer.replayed,
         "usage": {
             "queue_ms": answer.usage.queue_ms,

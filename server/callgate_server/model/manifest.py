@@ -1,22 +1,50 @@
 """A tool's declaration. Strict: an unknown key is an error, and nothing has a default that weakens safety.
 
-Where a field exists for a capability that this version does not have (`egress`, `retry`, `fallback`), only
-its neutral value is accepted, so that no manifest promises what the gateway does not do.
+Where a field exists for a capability that this version does not have (`retry`, `fallback`), only its neutral value
+is accepted, so that no manifest promises what the gateway does not do.
 """
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from callgate_server.model.egress import EgressRule, Fault, refuse
+from callgate_server.model.egress_checks import rule_faults
 from callgate_server.model.identifiers import SECRET_NAME, TOOL_NAME
 
 JsonSchema = dict[str, Any]
 # A container for each call, or a lane: a fork in fresh namespaces inside a container that serves one call at a time.
 Isolation = Literal["container", "fork"]
+# What running it twice would do, mildest first.
+Effect = Literal["read", "idempotent", "unsafe"]
 _SECRET_FROM = re.compile(r"(?P<path>[A-Za-z0-9_{}-]+(/[A-Za-z0-9_{}-]+)+)#(?P<field>[A-Za-z0-9_-]+)")
 _PLACEHOLDER = "{tenant}"
+_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+_PREFIX = re.compile(r"[!-~]{1,32} ?|")
+# Headers that say where a request ends, which way it goes, or how its content is to be read: never a secret's place.
+_REFUSED_HEADERS: Final = frozenset(
+    (
+        *("connection", "content-encoding", "content-length", "content-type", "expect", "forwarded", "host"),
+        *("keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "via"),
+    )
+)
+_REFUSED_HEADER_FAMILIES: Final = ("proxy-", "x-forwarded-", "sec-", "access-control-")
+# Parts of the places that validation reports, which stand for the two ways to write `egress` and for no key.
+EGRESS_FORMS: Final = ("<rules>", "<configured>")
+
+
+def _form_of_egress(value: object) -> str:
+    return EGRESS_FORMS[isinstance(value, str)]
+
+
+# Rules, or the word that leaves them to the gateway's configuration.
+Egress = Annotated[
+    Annotated[tuple[EgressRule, ...], Field(max_length=64), Tag(EGRESS_FORMS[0])]
+    | Annotated[Literal["configured"], Tag(EGRESS_FORMS[1])],
+    Discriminator(_form_of_egress),
+]
 
 
 class _Strict(BaseModel):
@@ -74,17 +102,65 @@ class Limits(_Strict):
     open_files: Annotated[int, Field(ge=16, le=65536)] = 256
     artifacts: Annotated[int, Field(ge=0, le=1000)] = 0
     artifacts_kb: Annotated[int, Field(ge=0, le=65536)] = 4096
+    # Of all connections to the outside: bytes both ways, connections, and requests that the gate sees.
+    egress_kb: Annotated[int, Field(ge=1, le=4_194_304)] = 16384
+    egress_connections: Annotated[int, Field(ge=1, le=4096)] = 64
+    egress_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
 
 
 class SecretRef(_Strict):
     """A secret by name, where it comes from (`path#field` of the secret store) and how the tool gets it.
 
     `{tenant}` in the path stands for the caller's tenant; no other placeholder exists.
+
+    `deliver: egress` never enters the sandbox: the gate writes `header: prefix + value` into the requests of the
+    rules that name the secret. `encode: basic` writes base64 of a value `user:password`. The prefix is by default
+    `Bearer ` or `Basic ` in `Authorization`, and nothing in any other header.
     """
 
     name: str
     from_: Annotated[str, Field(alias="from")]
-    deliver: Literal["file", "stdin"]
+    deliver: Literal["file", "stdin", "egress"]
+    header: str | None = None
+    prefix: str | None = None
+    encode: Literal["basic"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_header(cls, value: object) -> object:
+        if not isinstance(value, dict) or value.get("deliver") != "egress":
+            return value
+        header = "Authorization" if value.get("header") is None else value["header"]
+        prefix = value.get("prefix")
+        if prefix is None:
+            usual = "Bearer " if value.get("encode") is None else "Basic "
+            prefix = usual if str(header).lower() == "authorization" else ""
+        return {**value, "header": header, "prefix": prefix}
+
+    @field_validator("header")
+    @classmethod
+    def _header_is_only_the_secrets(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _HEADER.fullmatch(value):
+            raise ValueError("`header` is one header's name, like X-Api-Key")
+        if value.lower() in _REFUSED_HEADERS or value.lower().startswith(_REFUSED_HEADER_FAMILIES):
+            raise ValueError("this header decides how a request is read or where it goes; choose another `header`")
+        return value
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_plain(cls, value: str | None) -> str | None:
+        if value is not None and not _PREFIX.fullmatch(value):
+            raise ValueError('`prefix` is one printable word, and a space where one belongs, like "Token "')
+        return value
+
+    @model_validator(mode="after")
+    def _header_needs_egress(self) -> Self:
+        given = [key for key in ("header", "prefix", "encode") if getattr(self, key) is not None]
+        if self.deliver != "egress" and given:
+            refuse("SecretRef", [Fault((given[0],), f"`{given[0]}` is for `deliver: egress`; remove it")])
+        return self
 
     @field_validator("name")
     @classmethod
@@ -127,16 +203,18 @@ class Manifest(_Strict):
     run: Run
     input: JsonSchema
     output: JsonSchema
-    effect: Literal["read", "idempotent", "unsafe"]
+    effect: Effect
     isolation: Isolation = "container"
     runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
     limits: Limits = Limits()
     secrets: tuple[SecretRef, ...] = ()
     # Top-level arguments whose values may stand in the record in clear; all others are recorded as keyed hashes.
     record_clear: tuple[str, ...] = ()
-    egress: tuple[()] = ()
+    egress: Egress = ()
     retry: Retry = Retry()
     fallback: None = None
+    # Arguments that the deployment gives, beside those of `input`.
+    fixed: dict[str, Any] = {}
 
     @field_validator("secrets", "record_clear", "egress", mode="before")
     @classmethod
@@ -175,6 +253,25 @@ class Manifest(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _egress_fits(self) -> Self:
+        faults = []
+        if self.egress and self.isolation == "fork":
+            faults.append(
+                Fault(("isolation",), "a tool with `egress` needs `isolation: container`; a fork has no way out")
+            )
+        if self.egress != "configured":
+            faults += rule_faults(self.egress, {secret.name: secret.deliver for secret in self.secrets})
+        if faults:
+            refuse("Manifest", faults)
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_arguments_are_nobody_elses(self) -> Self:
+        if taken := sorted(self.fixed.keys() & self.input.get("properties", {}).keys()):
+            raise ValueError(f"`fixed` gives {taken[0]}, which `input` leaves to callers; take it out of one of them")
+        return self
+
+    @model_validator(mode="after")
     def _clear_arguments_exist(self) -> Self:
         properties = self.input.get("properties")
         known = set(properties) if isinstance(properties, dict) else set()
@@ -182,3 +279,8 @@ class Manifest(_Strict):
         if unknown:
             raise ValueError(f"`record_clear` names {unknown[0]}, which is no argument of the tool")
         return self
+
+    @property
+    def rules(self) -> tuple[EgressRule, ...]:
+        """What may be reached. Nothing, where it is left to the configuration and not there."""
+        return () if self.egress == "configured" else self.egress

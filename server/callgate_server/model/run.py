@@ -7,6 +7,7 @@ from typing import Literal, assert_never
 
 from callgate_server.model.answer import Exit
 from callgate_server.model.call import Deadline
+from callgate_server.model.egress import EgressUsage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits, Run
@@ -32,8 +33,23 @@ class CallNames:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressWire:
+    """What the sandbox offers its tool as a way out: an HTTP proxy, and a port for each `tcp` destination.
+
+    `authority_pem` is the certificate by which the tool knows the gate's own TLS, where a rule needs that.
+    """
+
+    proxy: bool
+    ports: tuple[int, ...]
+    authority_pem: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One run. `arguments_json` are canonical bytes; `deadline` is enforced inside by the runner and outside by us."""
+    """One run. `arguments_json` are canonical bytes; `deadline` is enforced inside by the runner and outside by us.
+
+    `egress` None means that the tool may reach nothing.
+    """
 
     run: Run
     arguments_json: bytes
@@ -41,6 +57,7 @@ class Job:
     limits: Limits
     deadline: Deadline
     names: CallNames
+    egress: EgressWire | None = None
 
 
 class Cause(StrEnum):
@@ -93,6 +110,7 @@ class RunOutcome:
     cpu_ms: float = 0.0
     wall_ms: float = 0.0
     max_rss_kb: int = 0
+    egress: EgressUsage = EgressUsage()
 
 
 def judge(outcome: RunOutcome) -> tuple[State, Reason | None]:

@@ -1,10 +1,12 @@
 """What the pipeline tells an operator: names, counts and durations; never arguments, results or secrets."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from callgate_server.model.answer import Usage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json
 
 
 class Watch(Protocol):
@@ -18,6 +20,9 @@ class Watch(Protocol):
 
     def finished(self, tool: str, state: State, usage: Usage) -> None:
         """A call's tool was started, and the call has ended."""
+
+    def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
+        """An event of a call's connections is in the record: `egress_allowed`, `egress_refused`, `egress_closed`."""
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         """A defect of ours. The text of the error stays in the operator's log."""

@@ -4,9 +4,11 @@ A success needs three things: exit status 0, a result within its size, and a res
 schema. The result is parsed as hostile bytes, checked, then redacted, then cleaned.
 """
 
+import secrets
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from callgate_server.model.answer import Answer, Failure, Usage
 from callgate_server.model.errors import Reason, Violation
@@ -17,6 +19,8 @@ from callgate_server.result.redact import Redactor
 from callgate_server.result.render import render_artifact, render_output
 from callgate_server.result.sanitize import clean, json_strings
 
+# A guess is right once in 2^128.
+_NONCE_BYTES: Final = 16
 # Returns what does not fit the output schema of the call's tool.
 Check = Callable[[Json], Sequence[Violation]]
 
@@ -40,8 +44,19 @@ def conclude(blank: Answer, outcome: RunOutcome, redactor: Redactor, check: Chec
         stdout=render_output(outcome.stdout, redactor),
         stderr=render_output(outcome.stderr, redactor),
         artifacts=tuple(render_artifact(artifact, redactor) for artifact in outcome.artifacts),
-        usage=Usage(wall_ms=outcome.wall_ms, cpu_ms=outcome.cpu_ms, max_rss_kb=outcome.max_rss_kb),
+        usage=Usage(
+            wall_ms=outcome.wall_ms,
+            cpu_ms=outcome.cpu_ms,
+            max_rss_kb=outcome.max_rss_kb,
+            egress_bytes=outcome.egress.bytes,
+        ),
+        nonce=new_nonce(),
     )
+
+
+def new_nonce() -> str:
+    """Return what marks the ends of an answer's text. To be drawn when the tool has ended, so that it cannot use it."""
+    return secrets.token_hex(_NONCE_BYTES)
 
 
 def _result(outcome: RunOutcome, redactor: Redactor, check: Check) -> Json:

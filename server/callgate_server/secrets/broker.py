@@ -2,16 +2,20 @@
 
 The store is a backend. One path is read once a call, however many of its fields a manifest names, so that a
 user name and its password come from the same dynamic credential. What could not be redacted without mangling
-ordinary output, because it is short or a common word, is not leased at all.
+ordinary output, because it is short or a common word, is not leased at all. What is for the gate becomes a
+`Credential` and never a secret that is delivered.
 """
 
 import asyncio
+import re
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from callgate_server.model.call import Deadline
+from callgate_server.model.egress import Credential
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import SecretRef
 from callgate_server.model.run import DeliveredSecret
@@ -24,6 +28,9 @@ MIN_SECRET_BYTES: Final = 8
 MAX_SECRET_BYTES: Final = 64 * 1024
 _MIN_DISTINCT_BYTES: Final = 4
 _REVOKE_TIMEOUT_S: Final = 2.0
+# What a header carries unchanged: nothing that ends it, and no space at its ends.
+_HEADER_VALUE: Final = re.compile(rb"[!-~]([ -~]{0,8190}[!-~])?")
+_USER_AND_PASSWORD: Final = re.compile(rb"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]+")
 _COMMON_WORDS: Final = frozenset(
     b"administrator|changeme|changeit|database|disabled|example.com|function|localhost|password|password1|passw0rd|"
     b"postgres|postgresql|production|qwertyuiop|readonly|readwrite|redacted|security|superuser|undefined|username|"
@@ -68,12 +75,24 @@ class Leases:
         self._store = store
         self._journal = journal
         self._open: list[str] = []
-        self.delivered: tuple[DeliveredSecret, ...] = ()
+        self._values: dict[str, Sealed] = {}
+        self._delivered: list[DeliveredSecret] = []
+        self._credentials: dict[str, Credential] = {}
+
+    @property
+    def delivered(self) -> tuple[DeliveredSecret, ...]:
+        """What goes into the sandbox."""
+        return tuple(self._delivered)
+
+    @property
+    def credentials(self) -> Mapping[str, Credential]:
+        """What the gate adds to requests, by the name that rules give it. Never in the sandbox."""
+        return self._credentials
 
     @property
     def values(self) -> Mapping[str, Sealed]:
         """Every value by the name that the manifest gives it, for the redactor."""
-        return {secret.name: secret.value for secret in self.delivered}
+        return self._values
 
     @property
     def lease_ids(self) -> tuple[str, ...]:
@@ -82,6 +101,18 @@ class Leases:
 
     def opened(self, lease_id: str) -> None:
         self._open.append(lease_id)
+
+    def add(self, ref: SecretRef, value: Sealed) -> None:
+        """Take a value, for the sandbox or for the gate.
+
+        Raises:
+            CallError: `secret_refused`: no header can carry it.
+        """
+        self._values[ref.name] = value
+        if ref.deliver == "egress":
+            self._credentials[ref.name] = _credential(ref, value)
+        else:
+            self._delivered.append(DeliveredSecret(ref.name, ref.deliver, value))
 
     async def revoke(self) -> None:
         """Give everything back. Never raises `CallError`: a store that fails to revoke keeps trying by itself."""
@@ -112,7 +143,7 @@ class Broker:
         if self._store is None:
             raise CallError(Reason.SECRETS_UNAVAILABLE, "The tool needs secrets, and no secret store is configured.")
         try:
-            leases.delivered = await self._read(self._store, refs, tenant, deadline, journal, leases)
+            await self._read(self._store, refs, tenant, deadline, journal, leases)
         except BaseException:
             await leases.revoke()
             raise
@@ -126,9 +157,8 @@ class Broker:
         deadline: Deadline,
         journal: Journal,
         leases: Leases,
-    ) -> tuple[DeliveredSecret, ...]:
+    ) -> None:
         by_path: dict[str, Lease] = {}
-        delivered = []
         for ref in refs:
             path = ref.path(tenant)
             if path not in by_path:
@@ -136,9 +166,7 @@ class Broker:
                 if lease.lease_id is not None:
                     leases.opened(lease.lease_id)
                     await journal("secret_leased", {"secret": ref.name, "lease_id": lease.lease_id})
-            value = _acceptable(ref.name, by_path[path].values.get(ref.field))
-            delivered.append(DeliveredSecret(ref.name, ref.deliver, value))
-        return tuple(delivered)
+            leases.add(ref, _acceptable(ref.name, by_path[path].values.get(ref.field)))
 
     async def _read_path(self, store: SecretStore, name: str, path: str, deadline: Deadline) -> Lease:
         remaining_s = deadline.remaining_s(self._now())
@@ -172,6 +200,29 @@ def _acceptable(name: str, value: Sealed | None) -> Sealed:
             f"Secret `{name}` is a common word or one character repeated, which output is full of; store a random one.",
         )
     return value
+
+
+def _credential(ref: SecretRef, value: Sealed) -> Credential:
+    """Return the value as its header carries it.
+
+    Raises:
+        CallError: `secret_refused`.
+    """
+    if ref.header is None or ref.prefix is None:
+        raise ValueError("a secret for egress has a header and a prefix")
+    if ref.encode == "basic":
+        if not _USER_AND_PASSWORD.fullmatch(value.reveal()):
+            raise CallError(
+                Reason.SECRET_REFUSED,
+                f"Secret `{ref.name}` is for basic authentication, and is not like user:password; store it so.",
+            )
+        value = Sealed(b64encode(value.reveal()))
+    if not _HEADER_VALUE.fullmatch(value.reveal()):
+        raise CallError(
+            Reason.SECRET_REFUSED,
+            f"Secret `{ref.name}` is nothing that a header carries: at most 8 KiB of printable ASCII, no line break.",
+        )
+    return Credential(ref.name, ref.header, ref.prefix, value)
 
 
 async def _revoke(store: SecretStore, lease_id: str, journal: Journal) -> None:

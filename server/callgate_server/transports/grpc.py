@@ -55,7 +55,8 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             if not running.ended:
                 # The client can ask for the call should it stop waiting, and no library between may retry it now.
                 await context.send_initial_metadata(((CALL_ID, running.claimed_id),))
-            return gateway_pb2.CallResponse(answer=wire.answer_to_proto(await running.wait()))
+            document = await running.wait()
+            return gateway_pb2.CallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
 
     async def StreamCall(  # noqa: N802
         self, request: gateway_pb2.StreamCallRequest, context: Context
@@ -63,14 +64,14 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
         running, on_disconnect = await self._start(request.call, context)
         with _left(running, on_disconnect):
             async for event in running.events():
-                yield wire.event_to_proto(event)
+                yield wire.event_to_proto(event, with_text=request.call.content_text)
 
     async def GetCall(  # noqa: N802
         self, request: gateway_pb2.GetCallRequest, context: Context
     ) -> gateway_pb2.GetCallResponse:
         document = await self._gate.queries.call(_token(context), request.call_id)
         if wire.is_answer(document):
-            return gateway_pb2.GetCallResponse(answer=wire.answer_to_proto(document))
+            return gateway_pb2.GetCallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
         return gateway_pb2.GetCallResponse(summary=wire.summary_to_proto(document))
 
     async def CancelCall(  # noqa: N802
@@ -78,7 +79,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     ) -> gateway_pb2.CancelCallResponse:
         document = await self._gate.queries.cancel(_token(context), request.call_id)
         if wire.is_answer(document):
-            return gateway_pb2.CancelCallResponse(answer=wire.answer_to_proto(document))
+            return gateway_pb2.CancelCallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
         return gateway_pb2.CancelCallResponse(summary=wire.summary_to_proto(document))
 
     async def ListCalls(  # noqa: N802

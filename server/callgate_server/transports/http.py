@@ -7,7 +7,7 @@ answer, whatever became of it (`server/adr/0001-outcomes-are-answers.md`). Event
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -35,12 +35,16 @@ from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.openapi import CALL_HEADERS, call_body, describe, refusals
 from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
 from callgate_server.transports.streaming import ClientGoneError, EventStream, while_connected
-from callgate_server.transports.wire import bearer, call_from_json
+from callgate_server.transports.wire import bearer, call_from_json, with_content_text
 
 EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LISTED: Final = 200
 ToolName = Annotated[str, Path(description="The tool's name, like `webhooks.sign`.")]
 CallId = Annotated[str, Path(description="The id of one of this caller's calls.")]
+Content = Annotated[
+    Literal["text"] | None,
+    Query(description="With `text`, the answer has its text for a model: what a tool wrote between unforgeable marks."),
+]
 
 
 def http_app(
@@ -158,7 +162,7 @@ class _Pages:
             await self.gate.queries.identify(_token(request))
             return Response(openapi, media_type="application/json")
 
-    async def call(self, request: Request, tool: ToolName) -> Response:
+    async def call(self, request: Request, tool: ToolName, content: Content = None) -> Response:
         """Run a tool and wait for its answer, or stream its events."""
         token = _token(request)
         # Who has no credential must not make us keep a body; the pipeline asks again and decides.
@@ -169,8 +173,8 @@ class _Pages:
         wanted = call_from_json(tool, body, request.headers.get("idempotency-key"))
         running = await self.gate.calls.start(token, wanted)
         if "text/event-stream" in map(_media_type, request.headers.get("accept", "").split(",")):
-            return EventStream(running, wanted.on_disconnect, self.limits.heartbeat_s)
-        return _json(await _answer(request, running, wanted))
+            return EventStream(running, wanted.on_disconnect, self.limits.heartbeat_s, with_text=content == "text")
+        return _shown(await _answer(request, running, wanted), content)
 
     async def list_calls(
         self,
@@ -180,13 +184,13 @@ class _Pages:
         """List the newest calls of this caller, newest first, without their results."""
         return _json({"calls": await self.gate.queries.calls(_token(request), limit)})
 
-    async def get_call(self, request: Request, call_id: CallId) -> Response:
+    async def get_call(self, request: Request, call_id: CallId, content: Content = None) -> Response:
         """Show one call of this caller: its answer, or how far it is."""
-        return _json(await self.gate.queries.call(_token(request), call_id))
+        return _shown(await self.gate.queries.call(_token(request), call_id), content)
 
-    async def cancel_call(self, request: Request, call_id: CallId) -> Response:
+    async def cancel_call(self, request: Request, call_id: CallId, content: Content = None) -> Response:
         """Ask a running call to end, wait for it and show it. A call that has ended stays as it is."""
-        return _json(await self.gate.queries.cancel(_token(request), call_id))
+        return _shown(await self.gate.queries.cancel(_token(request), call_id), content)
 
     async def list_tools(self, request: Request) -> Response:
         """List the tools of which some call by this caller could be allowed."""
@@ -259,6 +263,10 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
             raise HTTPException(413, f"A body may have {limit_bytes} bytes.")
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _shown(document: Mapping[str, Any], content: Literal["text"] | None) -> Response:
+    return _json(with_content_text(document) if content == "text" else document)
 
 
 def _json(document: Mapping[str, Any], status: int = 200) -> Response:

@@ -46,7 +46,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, running: Running, on_disconnect: OnDisconnect, heartbeat_s: float) -> None:
+    def __init__(
+        self, running: Running, on_disconnect: OnDisconnect, heartbeat_s: float, *, with_text: bool = False
+    ) -> None:
         self.status_code = 200
         self.background = None
         # Proxies that buffer would hold the events back until the end.
@@ -55,6 +57,7 @@ class EventStream(Response):
         self._running = running
         self._on_disconnect = on_disconnect
         self._heartbeat_s = heartbeat_s
+        self._with_text = with_text
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -65,12 +68,12 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in _chunks(self._running, self._heartbeat_s):
+        async for chunk in _chunks(self._running, self._heartbeat_s, with_text=self._with_text):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _chunks(running: Running, heartbeat_s: float) -> AsyncIterator[bytes]:
+async def _chunks(running: Running, heartbeat_s: float, *, with_text: bool) -> AsyncIterator[bytes]:
     events, after = running.events(), -1
     while True:
         try:
@@ -83,4 +86,4 @@ async def _chunks(running: Running, heartbeat_s: float) -> AsyncIterator[bytes]:
             return
         else:
             after = event.seq
-            yield event_to_sse(event)
+            yield event_to_sse(event, with_text=with_text)

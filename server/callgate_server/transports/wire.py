@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # no stubs exist
 
+from callgate_proto.envelope import render
 from callgate_proto.v1 import gateway_pb2
 from callgate_server.execution.running import Accepted, Answered, Event, Failed, OutputChunk
 from callgate_server.model.answer import Failure, failure_document
@@ -206,7 +207,7 @@ def event_name(event: Event) -> str:
             assert_never(event)
 
 
-def event_to_sse(event: Event) -> bytes:
+def event_to_sse(event: Event, *, with_text: bool = False) -> bytes:
     """Return one server-sent event; JSON has no line break that could end it early."""
     match event:
         case Accepted():
@@ -214,7 +215,7 @@ def event_to_sse(event: Event) -> bytes:
         case OutputChunk():
             data = {"stream": event.stream, "text": event.text}
         case Answered():
-            data = event.document
+            data = with_content_text(event.document) if with_text else event.document
         case Failed():
             data = problem(event.error)
         case _:
@@ -222,7 +223,7 @@ def event_to_sse(event: Event) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event_name(event).encode(), encode(data))
 
 
-def event_to_proto(event: Event) -> gateway_pb2.StreamCallResponse:
+def event_to_proto(event: Event, *, with_text: bool = False) -> gateway_pb2.StreamCallResponse:
     message = gateway_pb2.StreamCallResponse(seq=event.seq)
     match event:
         case Accepted():
@@ -231,7 +232,7 @@ def event_to_proto(event: Event) -> gateway_pb2.StreamCallResponse:
             message.output.stream = event.stream
             message.output.text = event.text
         case Answered():
-            message.answer.CopyFrom(answer_to_proto(event.document))
+            message.answer.CopyFrom(answer_to_proto(event.document, with_text=with_text))
         case Failed():
             message.error.CopyFrom(_error_to_proto(event.error))
         case _:
@@ -255,8 +256,17 @@ def _error_to_proto(error: CallError) -> gateway_pb2.Error:
 # Documents
 
 
-def answer_to_proto(document: Mapping[str, Any]) -> gateway_pb2.Answer:
+def with_content_text(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer with its text for a model. A call without an answer, or one without a nonce, has none."""
+    content = document.get("content")
+    if not content or not content["nonce"]:
+        return dict(document)
+    return {**document, "content": {**content, "text": render(document)}}
+
+
+def answer_to_proto(document: Mapping[str, Any], *, with_text: bool = False) -> gateway_pb2.Answer:
     succeeded = document["state"] == State.SUCCEEDED.value
+    content = (with_content_text(document) if with_text else document).get("content")
     return gateway_pb2.Answer(
         call_id=document["call_id"],
         tool=document["tool"],
@@ -273,6 +283,7 @@ def answer_to_proto(document: Mapping[str, Any]) -> gateway_pb2.Answer:
         usage=gateway_pb2.Usage(**document["usage"]),
         sandbox=gateway_pb2.Sandbox(**document["sandbox"]),
         decision=gateway_pb2.Decision(**document["decision"]),
+        content=None if content is None else gateway_pb2.Content(**content),
     )
 
 

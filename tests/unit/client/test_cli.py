@@ -147,6 +147,20 @@ def test_raw_is_refused_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "\x1b]52" not in capsys.readouterr().out
 
 
+def test_the_envelope_is_all_that_is_on_standard_output() -> None:
+    result = run("call", "demo.both", "--envelope")
+    mark = f"[callgate {'f' * 32}]"
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{mark} begin: call ")
+    assert lines[1:] == [f"{mark} result (JSON)", '{"n": 9007199254740993}', f"{mark} stdout", "said", f"{mark} end"]
+    assert result.stderr.startswith("succeeded")
+
+
+@pytest.mark.parametrize("option", ["--json", "--stream", "--raw"])
+def test_the_envelope_goes_alone(option: str) -> None:
+    assert run("call", "demo.both", "--envelope", option).exit_code == 2
+
+
 def test_an_idempotency_key_replays() -> None:
     for expected in (False, True):
         result = run("call", "text.upper", "-a", "text=a", "--idempotency-key", "k1", "--json")

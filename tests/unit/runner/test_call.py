@@ -7,6 +7,7 @@ from callgate_runner import json_text, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_server.execution.framing import HEADER, encode_call, encode_secret
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import EgressWire
 from callgate_server.model.sealed import Sealed
 from support.names import NAMES
 
@@ -37,6 +38,14 @@ def test_a_command_keeps_its_words() -> None:
     assert call.result_from_stdout
 
 
+def test_a_call_has_no_way_out_unless_it_says_so() -> None:
+    assert call_of(Run(python="tool:main")).egress is None
+    given = EgressWire(proxy=True, ports=(5432, 6432), authority_pem=b"PEM")
+    way_out = Call(payload_of(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES, given))).egress
+    assert way_out is not None
+    assert (way_out.proxy, way_out.ports, way_out.authority) == (True, [5432, 6432], "PEM")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -49,6 +58,10 @@ def test_a_command_keeps_its_words() -> None:
         {"pids": True},
         {"call_id": None},
         {"idempotency_key": 7},
+        {"egress": []},
+        {"egress": {"proxy": True, "ports": None, "authority": None}},
+        {"egress": {"proxy": True, "ports": ["22"], "authority": None}},
+        {"egress": {"proxy": True, "ports": [], "authority": 1}},
     ],
 )
 def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:

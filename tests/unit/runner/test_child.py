@@ -9,6 +9,7 @@ PROGRAM = f"""
 import os, select, sys
 sys.path.insert(0, {str(RUNNER)!r})
 from callgate_runner import child, kernel, wire
+from callgate_runner.call import WayOut
 link = wire.Wire.take_over()
 kernel.set_dumpable(dumpable=False)
 kernel.ignore_signals()
@@ -18,6 +19,7 @@ class Call:
     result_from_stdout = {{from_stdout!r}}
     open_files = 99
     names = {{{{"CALLGATE_CALL_ID": "call-1"}}}}
+    egress = {{way_out!r}} and WayOut({{way_out!r}})
 pid, pipes, gate = child.start(Call)
 if {{watch_gate!r}}:
     os.write(link.sink, b"%d|" % len(select.select([pipes.stdout], [], [], 0.3)[0]))
@@ -30,8 +32,8 @@ os.write(link.sink, b'%d %d' % (status, os.get_blocking(pipes.stdout)))
 """
 
 
-def start(*command: str, from_stdout: bool = False) -> tuple[str, str, str]:
-    program = PROGRAM.format(command=list(command), from_stdout=from_stdout, watch_gate=False)
+def start(*command: str, from_stdout: bool = False, way_out: dict[str, object] | None = None) -> tuple[str, str, str]:
+    program = PROGRAM.format(command=list(command), from_stdout=from_stdout, watch_gate=False, way_out=way_out)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     stdout, stderr, end = done.stdout.split("|")
     return stdout, stderr, end
@@ -47,7 +49,7 @@ def test_there_is_no_result_descriptor_where_output_is_the_result() -> None:
 
 
 def test_nothing_of_the_tool_runs_before_the_gate_is_opened() -> None:
-    program = PROGRAM.format(command=["/bin/echo", "begun"], from_stdout=True, watch_gate=True)
+    program = PROGRAM.format(command=["/bin/echo", "begun"], from_stdout=True, watch_gate=True, way_out=None)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "0|begun\n||0 0"
 
@@ -65,6 +67,13 @@ def test_the_process_is_its_own_and_limited() -> None:
     *fixed, session, pid = stdout.split()
     assert fixed == ["/tmp", "0077", "99", "0", "1000"]
     assert session == pid
+
+
+def test_a_tool_with_a_way_out_is_told_of_it_and_others_are_not() -> None:
+    stdout, _, _ = start("/usr/bin/env", way_out={"proxy": True, "ports": [], "authority": None})
+    assert "https_proxy=http://127.0.0.1:3128\n" in stdout
+    assert "\nno_proxy=\n" in stdout
+    assert "proxy" not in start("/usr/bin/env")[0].lower()
 
 
 def test_signals_have_their_default_meaning() -> None:

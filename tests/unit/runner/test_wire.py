@@ -35,8 +35,8 @@ def test_types_are_those_of_the_description() -> None:
 
 def test_bounds_are_those_of_the_description() -> None:
     frames = FRAMES["frames"].values()
-    incoming = {frame["type"]: (frame["min"], frame["max"]) for frame in frames if frame["from"] == "gateway"}
-    outgoing = {frame["type"]: frame["max"] for frame in frames if frame["from"] == "runner"}
+    incoming = {frame["type"]: (frame["min"], frame["max"]) for frame in frames if frame["from"] in ("gateway", "both")}
+    outgoing = {frame["type"]: frame["max"] for frame in frames if frame["from"] in ("runner", "both")}
     assert incoming == wire.RECEIVED
     assert outgoing == {kind: wire.MAX_SENT.get(kind, wire.CHUNK) for kind in outgoing}
 

@@ -1,9 +1,13 @@
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import yaml
 
-from callgate_server.config import environment, load
+from callgate_server.backends.catalog.lock import Lock, write_lock
+from callgate_server.backends.catalog.manifests import declarations, image_folders
+from callgate_server.config import deployed_catalog, environment, load
+from callgate_server.model.egress import InternalService
 
 MINIMAL = {
     "auth": {"api_keys_file": "keys.json"},
@@ -70,7 +74,6 @@ def test_the_isolation_level_that_the_shipped_example_offers_loads(tmp_path: Pat
         ({"secrets": {"address": "https://vault", "auth": {"token": "hvs.x"}}}, "secrets.auth.token"),
         ({"auth": {"jwt": {"issuer": "i", "audience": "a"}}}, "jwks"),
         ({"instance": "Not OK"}, "instance"),
-        ({"tools": {"python.run": {}}}, "tools.python.run.isolation: Field required"),
         (
             {"tools": {"python.run": {"isolation": "none"}}},
             "tools.python.run.isolation: Input should be 'container' or",
@@ -85,6 +88,13 @@ def test_the_isolation_level_that_the_shipped_example_offers_loads(tmp_path: Pat
         ({"execution": {"lanes": {"memory_mb": 63}}}, "execution.lanes.memory_mb"),
         ({"execution": {"lanes": {"per_tool": -1}}}, "execution.lanes.per_tool"),
         ({"execution": {"lanes": {"waiting": -1}}}, "execution.lanes.waiting"),
+        ({"egress": {}}, "egress.authority_dir"),
+        ({"egress": {"authority_dir": "a", "interal": []}}, "egress.interal"),
+        ({"egress": {"authority_dir": "a", "idle_s": 0}}, "egress.idle_s"),
+        ({"tools": {"a.b": {"egress": "configured"}}}, "tools.a.b.egress"),
+        ({"tools": {"a.b": {"egress": [{"host": "API.example.com"}]}}}, "tools.a.b.egress.0.host"),
+        ({"tools": {"a.b": {"secrets": [{"name": "k", "from": "kv/data/x#y"}]}}}, "tools.a.b.secrets.0.deliver"),
+        ({"tools": {"a.b": {"isolation": "vm"}}}, "tools.a.b.isolation"),
     ],
 )
 def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, object], names: str) -> None:
@@ -131,3 +141,137 @@ def test_a_child_process_sees_only_what_it_needs(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LANG", "C.UTF-8")
     assert "CANARY" not in environment()
     assert environment()["LANG"] == "C.UTF-8"
+
+
+def internal(tmp_path: Path, *hosts: dict[str, object]) -> dict[str, object]:
+    return MINIMAL | {"egress": {"authority_dir": "egress", "internal": list(hosts)}}
+
+
+def test_the_way_out_is_closed_unless_it_is_configured(tmp_path: Path) -> None:
+    assert load(written(tmp_path, MINIMAL)).egress is None
+    settings = load(written(tmp_path, MINIMAL | {"egress": {"authority_dir": "egress"}}))
+    assert settings.egress is not None
+    assert settings.egress.authority_dir == tmp_path / "egress"
+    assert settings.internal_services == ()
+
+
+def test_services_of_ones_own_have_a_host_and_networks(tmp_path: Path) -> None:
+    host = {"host": "db", "port": 5432, "networks": ["10.1.0.0/16", "fd00::/8"]}
+    services = load(written(tmp_path, internal(tmp_path, host))).internal_services
+    assert services == (InternalService("db", 5432, (ip_network("10.1.0.0/16"), ip_network("fd00::/8"))),)
+    assert load(written(tmp_path, internal(tmp_path, {"host": "db", "networks": ["::1/128"]}))).internal_services
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"host": "*.corp.example"}, "egress.internal.0.host"),
+        ({"host": "127.1"}, "egress.internal.0.host"),
+        ({"port": 0}, "egress.internal.0.port"),
+        ({"networks": []}, "egress.internal.0.networks"),
+        ({"networks": ["10.0.0.1/8"]}, "write networks like 10.1.0.0/16"),
+        ({"networks": ["0.0.0.0/0"]}, "everybody's"),
+        ({"networks": ["::/0"]}, "everybody's"),
+        ({"networks": ["169.254.169.254/32"]}, "metadata services"),
+        ({"networks": ["fe80::/64"]}, "metadata services"),
+    ],
+)
+def test_a_service_that_would_open_more_than_itself_is_refused(
+    tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    assert says in fault(tmp_path, internal(tmp_path, {"host": "db", "networks": ["10.1.0.0/16"]} | change))
+
+
+MANIFEST = """\
+tool: probe.reach
+version: 1.0.0
+summary: Reach something.
+image: probe
+run: {command: [/bin/true]}
+input: {type: object, properties: {name: {type: string, maxLength: 3}}, additionalProperties: false}
+output: {}
+effect: read
+"""
+KEY = {"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}
+
+
+def deployment(tmp_path: Path, declared: str, **sections: object) -> Path:
+    """A configuration whose catalog is one locked tool with this declaration of egress."""
+    folder = tmp_path / "images/probe"
+    (folder / "tools").mkdir(parents=True, exist_ok=True)
+    (folder / "Dockerfile").write_text("FROM scratch\n")
+    (folder / "tools/probe.reach.yaml").write_text(MANIFEST + declared)
+    manifests = [each.manifest() for each in declarations(image_folders([tmp_path / "images"]).values())]
+    write_lock(tmp_path / "catalog.lock", Lock.of(manifests, {"probe": "sha256:" + "0" * 64}))
+    return written(tmp_path, MINIMAL | sections)
+
+
+OUT = {"authority_dir": "egress", "internal": [{"host": "own", "networks": ["127.0.0.0/8"]}]}
+
+
+def test_a_tool_with_egress_needs_the_section_and_is_told_what_to_write(tmp_path: Path) -> None:
+    declared = "egress: [{host: api.example.com}]\n"
+    with pytest.raises(ValueError, match=r"probe\.reach may reach api\.example\.com:443.*`egress: \{authority_dir"):
+        deployed_catalog(load(deployment(tmp_path, declared)))
+    catalog = deployed_catalog(load(deployment(tmp_path, declared, egress=OUT)))
+    assert [rule.host for rule in catalog.tools["probe.reach"].manifest.rules] == ["api.example.com"]
+
+
+def test_a_tool_that_leaves_its_destinations_open_loads_without_any_and_gets_those_of_the_configuration(
+    tmp_path: Path,
+) -> None:
+    catalog = deployed_catalog(load(deployment(tmp_path, "egress: configured\n")))
+    assert catalog.tools["probe.reach"].manifest.rules == ()
+    tools = {"probe.reach": {"egress": [{"host": "api.example.com", "secret": "key"}], "secrets": [KEY]}}
+    catalog = deployed_catalog(load(deployment(tmp_path, "egress: configured\n", egress=OUT, tools=tools)))
+    assert catalog.tools["probe.reach"].manifest.rules[0].secret == "key"
+    assert catalog.tools["probe.reach"].manifest.secrets[0].header == "Authorization"
+
+
+@pytest.mark.parametrize(
+    ("declared", "tool", "says"),
+    [
+        ("", {"egress": [{"host": "a.example"}]}, r"tools\.probe\.reach: its manifest does not say `egress: configured`"),
+        ("egress: configured", {"isolation": "fork", "egress": [{"host": "a.example"}]}, "needs `isolation: container`"),
+        ("egress: configured", {"egress": [{"host": "a.example", "secret": "key"}]}, "there is no secret key"),
+        ("egress: configured", {"egress": [{"host": "a.example"}], "secrets": [KEY]}, "no rule of `egress` names key"),
+        (
+            "egress: configured",
+            {"egress": [{"host": "a.example", "scheme": "http", "secret": "key"}], "secrets": [KEY]},
+            r"^tools\.probe\.reach\.egress\.0\.scheme: the secret would travel to a\.example:80 in clear",
+        ),
+        (
+            "egress: configured",
+            {"egress": [{"host": "a.example", "secret": "key"}, {"host": "*.example.com"}, {"host": "a.example"}],
+             "secrets": [KEY]},
+            r"^tools\.probe\.reach\.egress\.2: rule 0 allows some of the same requests",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_catalog_is_refused_with_what_to_change(
+    tmp_path: Path, declared: str, tool: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        deployed_catalog(load(deployment(tmp_path, declared + "\n", egress=OUT, tools={"probe.reach": tool})))
+
+
+def test_a_secret_may_travel_in_clear_to_a_service_of_ones_own(tmp_path: Path) -> None:
+    tool = {"egress": [{"host": "own", "scheme": "http", "port": 8080, "secret": "key"}], "secrets": [KEY]}
+    path = deployment(tmp_path, "egress: configured\n", egress=OUT, tools={"probe.reach": tool})
+    assert deployed_catalog(load(path)).tools["probe.reach"].manifest.rules[0].host == "own"
+
+
+def test_a_setting_for_a_tool_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tools\.probe\.raech: no manifest declares this tool"):
+        deployed_catalog(load(deployment(tmp_path, "", tools={"probe.raech": {"isolation": "fork"}})))
+
+
+def test_a_fixed_argument_is_taken_from_callers_and_must_fit_what_the_tool_takes(tmp_path: Path) -> None:
+    tools = {"probe.reach": {"fixed": {"name": "own"}}}
+    found = deployed_catalog(load(deployment(tmp_path, "", tools=tools))).tools["probe.reach"].manifest
+    assert (found.input["properties"], found.fixed) == ({}, {"name": "own"})
+    for value in ("other", 7):
+        tools = {"probe.reach": {"fixed": {"name": value}}}
+        with pytest.raises(ValueError, match=r"tools\.probe\.reach\.fixed\.name: does not fit") as caught:
+            deployed_catalog(load(deployment(tmp_path, "", tools=tools)))
+        assert str(value) not in str(caught.value)

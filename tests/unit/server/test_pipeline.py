@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -308,3 +309,71 @@ async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
         await running.finished.wait()
     assert answer["state"] == "cancelled"
     assert world.journal[-2:] == ["complete:cancelled", "destroy"]
+
+
+EGRESS = {
+    "egress": [{"host": "api.example.com", "secret": "key"}],
+    "secrets": [{"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}],
+}
+
+
+async def test_a_tool_with_rules_gets_a_way_out_that_ends_before_its_secrets_and_its_sandbox() -> None:
+    async with World(tool(**EGRESS)) as world:
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+        await running.finished.wait()
+    assert world.journal == [
+        "authorize", "claim", "lease", "note:secret_leased", "acquire", "run", "consent:api.example.com",
+        "note:egress_allowed", "egress closed", "complete:succeeded", "destroy", "revoke", "note:secret_revoked",
+    ]  # fmt: skip
+    assert answer["usage"]["egress_bytes"] == 42
+    assert world.watch.connections == [("text.echo", "egress_allowed")]
+    assert (running.call_id, "egress_allowed") in world.ledger.notes
+
+
+async def test_a_secret_for_the_gate_is_in_its_hands_and_never_on_the_way_to_the_sandbox() -> None:
+    async with World(tool(**EGRESS)) as world:
+        running = await world.pipeline.start("agent", request())
+        await running.wait()
+    (terms,) = world.gate.opened
+    assert terms.credentials["key"].value.reveal() == CANARY.encode()
+    sent = b"".join(world.sandboxes.opened[0].received)
+    assert CANARY.encode() not in sent
+    assert b'"proxy":true' in sent.replace(b" ", b"")
+
+
+async def test_what_comes_back_through_the_gate_is_redacted_like_any_secret() -> None:
+    async with World(tool(**EGRESS)) as world:
+        world.sandboxes.frames = success(f"the upstream said {CANARY}", CANARY.encode())
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+    assert CANARY not in json.dumps(answer)
+    assert "key" in answer["stdout"]["text"]
+
+
+async def test_a_tool_without_rules_has_no_way_out() -> None:
+    async with World(tool(egress="configured")) as world:
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+    assert world.gate.opened == []
+    assert answer["usage"]["egress_bytes"] == 0
+
+
+async def test_what_cannot_be_recorded_is_not_counted() -> None:
+    async with World(tool(**EGRESS)) as world:
+        world.ledger.failing = {"note:egress_allowed"}
+        running = await world.pipeline.start("agent", request())
+        await running.wait()
+    assert world.watch.connections == []
+
+
+async def test_a_tool_with_rules_never_runs_where_there_is_no_gate() -> None:
+    async with World(tool(**EGRESS)) as world:
+        without = dataclasses.replace(world.pipeline, egress=None)
+        running = await without.start("agent", request())
+        with pytest.raises(CallError) as caught:
+            await running.wait()
+        await running.finished.wait()
+    assert caught.value.reason is Reason.INTERNAL
+    assert "run" not in world.journal
+    assert world.journal[-1] == "note:secret_revoked"

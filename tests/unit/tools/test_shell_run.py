@@ -78,6 +78,16 @@ def test_a_command_sees_a_fixed_environment_and_none_of_ours(tmp_path: Path) -> 
     assert {line.partition("=")[0] for line in ended.stdout.splitlines()} == {"PATH", "HOME", "PWD", "TMPDIR", "LANG"}
 
 
+def test_a_command_finds_the_way_out_where_there_is_one(tmp_path: Path) -> None:
+    way = {"HTTPS_PROXY": "http://127.0.0.1:3128", "no_proxy": "", "CURL_CA_BUNDLE": "/x.pem"}
+    ended = call(
+        "shell_run:run", "shell", tmp_path, {"argv": ["env"]}, environment=way | {"OTHER": "1", "LD_PRELOAD": ""}
+    )
+    shown = dict(line.split("=", 1) for line in ended.stdout.splitlines())
+    assert way.items() <= shown.items()
+    assert not {"OTHER", "LD_PRELOAD"} & shown.keys()
+
+
 def test_a_command_has_three_descriptors_and_no_other(tmp_path: Path) -> None:
     ended = run(tmp_path, script="exec ls /proc/$$/fd")
     # The third is what `ls` reads the folder with.

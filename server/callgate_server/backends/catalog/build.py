@@ -13,6 +13,8 @@ from callgate_server.backends.catalog.lock import Lock, write_lock
 from callgate_server.backends.catalog.manifests import SIDES, Declaration, declarations, image_folders
 from callgate_server.backends.catalog.schema import find_function, generate, text_of
 from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import InternalService
+from callgate_server.model.egress_checks import exposed
 from callgate_server.model.manifest import JsonSchema, Manifest
 
 Progress = Callable[[str], None]
@@ -49,8 +51,11 @@ def build(
     check_schema: SchemaCheck,
     write_schemas: bool,
     progress: Progress,
+    internal: Sequence[InternalService] = (),
 ) -> BuildReport:
     """Generate schemas, check every manifest, build images and write the lock.
+
+    `internal` are the operator's own services: to others no secret may travel in clear.
 
     Raises:
         ValueError: a folder, manifest, tool or schema is not acceptable; names the file.
@@ -65,7 +70,7 @@ def build(
     for path, text in stale.items():
         progress(f"writing {path.name}")
         path.write_text(text, encoding="utf-8")
-    manifests = [_checked(declaration, check_schema) for declaration in declared]
+    manifests = [_checked(declaration, check_schema, internal) for declaration in declared]
     _refuse_doubles(declared)
     digests = images.build(folders, progress)
     catalog = Catalog.of(*(Tool.pin(manifest, digests[manifest.image]) for manifest in manifests))
@@ -113,8 +118,10 @@ def _refuse_doubles(declared: Sequence[Declaration]) -> None:
         places[path.name] = path
 
 
-def _checked(declaration: Declaration, check_schema: SchemaCheck) -> Manifest:
+def _checked(declaration: Declaration, check_schema: SchemaCheck, internal: Sequence[InternalService]) -> Manifest:
     manifest = declaration.manifest()
+    for fault in exposed(manifest.rules, internal):
+        raise declaration.fault(fault.at, fault.text)
     for side, schema in (("input", manifest.input), ("output", manifest.output)):
         try:
             check_schema(schema)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import ValidationError
 
-from callgate_server.model.manifest import JsonSchema, Manifest
+from callgate_server.model.manifest import EGRESS_FORMS, JsonSchema, Manifest
 from callgate_server.model.strict_json import decode
 
 MAX_BYTES: Final = 256 * 1024
@@ -75,7 +75,7 @@ class Declaration:
         try:
             manifest = Manifest.model_validate(resolved)
         except ValidationError as error:
-            faults = [str(self.fault(fault["loc"], fault["msg"])) for fault in error.errors()]
+            faults = [str(self.fault(_keys(fault["loc"]), fault["msg"])) for fault in error.errors()]
             raise ValueError("\n".join(faults)) from None
         if manifest.tool != self.path.stem:
             raise self.fault(("tool",), f"the file of {manifest.tool} must be called {manifest.tool}.yaml")
@@ -151,6 +151,11 @@ def declarations(folders: Iterable[Path]) -> list[Declaration]:
         ValueError, OSError: as `read` does.
     """
     return [read(path) for folder in folders for path in sorted((folder / "tools").glob("*.yaml"))]
+
+
+def _keys(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys of a place in a manifest, without what validation adds of its own."""
+    return tuple(part for part in loc if part not in EGRESS_FORMS)
 
 
 def _read(path: Path) -> bytes:

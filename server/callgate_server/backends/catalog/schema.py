@@ -4,9 +4,9 @@ Reads the module's syntax tree and never imports it: a tool's code runs in a san
 What has no exact JSON Schema is refused, so that no tool is typed more loosely than it looks.
 
 Types: str int float bool None, list[T], dict[str, T], Literal, X | Y, TypedDict classes and aliases of the same
-module (those under `if TYPE_CHECKING` too), and Annotated with a description or JSON Schema keywords as pairs:
-`Annotated[str, "Why.", ("maxLength", 9)]` (pairs, because Python must be able to hash them). The parameter `secrets`
-is the gateway's.
+module (those under `if TYPE_CHECKING` too), `Json` for any JSON value (an alias of Any, so that nothing is open by
+mistake), and Annotated with a description or JSON Schema keywords as pairs: `Annotated[str, "Why.", ("maxLength", 9)]`
+(pairs, because Python must be able to hash them). The parameter `secrets` is the gateway's.
 """
 
 import ast
@@ -137,6 +137,8 @@ class _Module:
                 return {"type": "null"}
             case ast.Constant(value=str(text)):
                 return self._type(ast.copy_location(ast.parse(text, mode="eval").body, node))
+            case ast.Name(id="Json"):
+                return {}
             case ast.Name(id=name) if name in _PRIMITIVES:
                 return {"type": _PRIMITIVES[name]}
             case ast.Name(id=name) if name in self._named:

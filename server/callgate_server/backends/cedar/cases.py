@@ -1,20 +1,52 @@
-"""Tests that operators write for their policies: a caller, a tool, arguments, and the ruling to expect."""
+"""Tests that operators write for their policies: a caller, a tool, arguments or a destination, the ruling to expect."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from callgate_server.admission.authorize import Policy
 from callgate_server.admission.validate import Schemas
 from callgate_server.model.call import Caller
-from callgate_server.model.catalog import Catalog
-from callgate_server.model.verdict import Ruling
+from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import DEFAULT_PORTS, EgressAsk, Scheme, named_host
+from callgate_server.model.verdict import Ruling, Verdict
+
+
+class Connection(BaseModel):
+    """What a tool wants to reach. `method` and `path` are for requests that the gate sees; `port` 0: the usual."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    host: str
+    scheme: Scheme = "https"
+    port: Annotated[int, Field(ge=1, le=65535)] = 0
+    method: str | None = None
+    path: Annotated[str, Field(pattern="^/")] | None = None
+
+    @field_validator("host")
+    @classmethod
+    def _as_it_is_asked_for(cls, value: str) -> str:
+        return named_host(value)
+
+    @model_validator(mode="after")
+    def _tcp_has_a_port_and_no_requests(self) -> Self:
+        if self.scheme == "tcp" and (self.port == 0 or self.method is not None or self.path is not None):
+            raise ValueError("a tcp connection has a `port`, and no `method` or `path`")
+        return self
+
+    @property
+    def ask(self) -> EgressAsk:
+        port = self.port or DEFAULT_PORTS[self.scheme]
+        return EgressAsk(self.scheme, self.host, port, self.method, self.path)
 
 
 class PolicyCase(BaseModel):
-    """One case. `expect` is a ruling; `policies`, where given, are the policies that must have decided."""
+    """One case. `expect` is a ruling; `policies`, where given, are the policies that must have decided.
+
+    With `connect` it is about what the running tool may reach, otherwise about the call.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -24,8 +56,15 @@ class PolicyCase(BaseModel):
     roles: Annotated[tuple[str, ...], Field(strict=False)] = ()
     tool: str
     arguments: dict[str, Any] = {}
+    connect: Connection | None = None
     expect: Annotated[Ruling, Field(strict=False)]
     policies: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if self.connect is not None and self.arguments:
+            raise ValueError("a case about a connection has no `arguments`; write another one for the call")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +104,20 @@ def _fault(case: PolicyCase, policy: Policy, schemas: Schemas, catalog: Catalog)
     tool = catalog.tools.get(case.tool)
     if tool is None:
         return f"there is no tool {case.tool}"
-    violations = schemas.input_violations(tool, case.arguments)
+    violations = () if case.connect else schemas.input_violations(tool, case.arguments)
     if violations:
         return f"the arguments do not fit the tool: at {violations[0].path or '/'}: {violations[0].message}"
-    verdict = policy.decide(Caller(case.tenant, case.agent, case.roles), tool, case.arguments)
+    verdict = _verdict(case, policy, tool)
     decided = f" by {', '.join(verdict.policies)}" if verdict.policies else ""
     if verdict.ruling is not case.expect:
         return f"expected {case.expect}, got {verdict.ruling}{decided}"
     if case.policies is not None and set(case.policies) != set(verdict.policies):
         return f"expected {verdict.ruling} by {', '.join(case.policies) or 'no policy'}, got it{decided or ' by none'}"
     return ""
+
+
+def _verdict(case: PolicyCase, policy: Policy, tool: Tool) -> Verdict:
+    caller = Caller(case.tenant, case.agent, case.roles)
+    if case.connect is None:
+        return policy.decide(caller, tool, case.arguments)
+    return policy.consent(caller, tool, case.connect.ask)

@@ -15,6 +15,7 @@ from callgate_server.backends.cedar.policy import Alarm, CedarPolicy, Clock, Exp
 from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Verdict
 
@@ -75,9 +76,17 @@ class PolicyDirectory:
         """See `admission.authorize.Policy`."""
         return self._live.could_allow(caller, tool)
 
+    def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
+        """See `admission.authorize.Policy`."""
+        return self._live.consent(caller, tool, ask)
+
     def explain(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Explanation:
         """See `CedarPolicy.explain`."""
         return self._live.explain(caller, tool, arguments)
+
+    def explain_consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Explanation:
+        """See `CedarPolicy.explain_consent`."""
+        return self._live.explain_consent(caller, tool, ask)
 
     def refresh(self) -> Report:
         """Take up changed files. Blocks for the time of reading and checking them; one caller at a time. Never raises.

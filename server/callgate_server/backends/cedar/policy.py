@@ -1,8 +1,9 @@
 """One set of policies, and what it says of a call. A decision is made by one set, whatever is reloaded meanwhile.
 
-A call is ruled on as action `call:<tool>` on the tool and `use` on each of its secrets; all must be allowed.
-Forbid wins. Only Cedar's explicit Allow without any evaluation error is an allow: Cedar skips a policy whose
-evaluation fails, which for a forbid would open the gate, so one failing policy refuses the call.
+A call is ruled on as action `call:<tool>` on the tool and `use` on each of its secrets; all must be allowed. What a
+running tool wants to reach is ruled on as `connect` on the host. Forbid wins. Only Cedar's explicit Allow without any
+evaluation error is an allow: Cedar skips a policy whose evaluation fails, which for a forbid would open the gate, so
+one failing policy refuses the call.
 """
 
 import re
@@ -20,17 +21,20 @@ from callgate_server.backends.cedar.relax import policy_set, scopes, without_con
 from callgate_server.backends.cedar.sight import visible
 from callgate_server.backends.cedar.source import Source, read_sources
 from callgate_server.backends.cedar.vocabulary import (
+    CONNECT,
     USE,
     Uid,
     Vocabulary,
     action_of,
     agent_uid,
+    host_uid,
     schema_text,
     secret_uid,
     uid,
 )
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.strict_json import Json, encode
 from callgate_server.model.verdict import Ruling, Verdict
 
@@ -94,6 +98,7 @@ class CedarPolicy:
         self._visible = visible(vocabulary.arguments, sources)
         self._schema = cedarpy.Schema.from_str(schema_text(self._visible))
         self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
+        self._around = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.around)
         self.version = digest(files)
 
     @property
@@ -102,18 +107,13 @@ class CedarPolicy:
 
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         """See `admission.authorize.Policy`."""
-        try:
-            entities = self._entities_of(caller, tool)
-            parts = self._ask(self._requests(caller, tool, arguments), entities)
-        except Exception as error:
-            # Whatever went wrong, no call gets past. The error's text may hold arguments, its type does not.
-            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
-            return Verdict(Ruling.ERROR, (), self.version)
-        verdict = _combine(parts, self.version)
-        if verdict.ruling is Ruling.ERROR:
-            failed = ", ".join(verdict.policies) or "the request itself"
-            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {failed}")
-        return verdict
+        return self._ruled(
+            caller, tool, lambda: self._ask(self._requests(caller, tool, arguments), self._entities_of(caller, tool))
+        )
+
+    def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
+        """See `admission.authorize.Policy`."""
+        return self._ruled(caller, tool, lambda: self._ask(*self._connection(caller, tool, ask)))
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """See `admission.authorize.Policy`."""
@@ -132,8 +132,29 @@ class CedarPolicy:
             ValueError: arguments that policies look at do not fit the tool's schema, or caller or tool
                 cannot be judged.
         """
-        requests = self._requests(caller, tool, arguments)
-        entities = self._entities_of(caller, tool)
+        return self._explained(self._requests(caller, tool, arguments), self._entities_of(caller, tool))
+
+    def explain_consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Explanation:
+        """Say what `consent` would, and why.
+
+        Raises:
+            ValueError: caller or tool cannot be judged.
+        """
+        return self._explained(*self._connection(caller, tool, ask))
+
+    def _ruled(self, caller: Caller, tool: Tool, ask: Callable[[], list[Part]]) -> Verdict:
+        try:
+            verdict = _combine(ask(), self.version)
+        except Exception as error:
+            # Whatever went wrong, nothing gets past. The error's text may hold arguments, its type does not.
+            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
+            return Verdict(Ruling.ERROR, (), self.version)
+        if verdict.ruling is Ruling.ERROR:
+            failed = ", ".join(verdict.policies) or "the request itself"
+            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {failed}")
+        return verdict
+
+    def _explained(self, requests: list[dict[str, Any]], entities: cedarpy.Entities) -> Explanation:
         parts = self._ask(requests, entities)
         in_scope = cedarpy.is_authorized_batch(requests, self._scopes, entities, self._schema)
         applying = cedarpy.is_authorized_batch(requests, self._permits, entities, self._schema)
@@ -144,26 +165,37 @@ class CedarPolicy:
         return Explanation(_combine(parts, self.version), tuple(explained))
 
     def _requests(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[dict[str, Any]]:
-        moment = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        context: dict[str, Any] = {"now": {"__extn": {"fn": "datetime", "arg": moment}}}
-        if caller.task is not None:
-            context["task"] = caller.task
+        context = self._circumstances(caller)
         shown = convert(arguments, self._visible[tool.name])
         return [
             _request(caller, action, on, context if action == USE else context | {"arguments": shown})
             for action, on in _actions(tool)
         ]
 
+    def _connection(self, caller: Caller, tool: Tool, ask: EgressAsk) -> tuple[list[dict[str, Any]], cedarpy.Entities]:
+        context = self._circumstances(caller) | {"tool": {"__entity": uid("Tool", tool.name)}}
+        context |= {key: value for key, value in (("method", ask.method), ("path", ask.path)) if value is not None}
+        self._refuse_foreign(tool)
+        entities = self._vocabulary.with_host(self._around(_without_task(caller), tool.name), ask)
+        return [_request(caller, CONNECT, host_uid(ask), context)], entities
+
+    def _circumstances(self, caller: Caller) -> dict[str, Any]:
+        moment = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        context: dict[str, Any] = {"now": {"__extn": {"fn": "datetime", "arg": moment}}}
+        return context if caller.task is None else context | {"task": caller.task}
+
     def _ask(self, requests: list[dict[str, Any]], entities: cedarpy.Entities) -> list[Part]:
         results = cedarpy.is_authorized_batch(requests, self._set, entities, self._schema)
         return [self._part(request, result) for request, result in zip(requests, results, strict=True)]
 
     def _entities_of(self, caller: Caller, tool: Tool) -> cedarpy.Entities:
+        self._refuse_foreign(tool)
+        return self._entities(_without_task(caller))
+
+    def _refuse_foreign(self, tool: Tool) -> None:
         known = self._vocabulary.catalog.tools.get(tool.name)
         if known is None or known.digest != tool.digest:
             raise ValueError("the tool is not of the catalog that these policies were loaded for")
-        # The task is context, not identity: it must not fill the cache.
-        return self._entities(Caller(caller.tenant, caller.agent, caller.roles))
 
     def _part(self, request: dict[str, Any], result: cedarpy.AuthzResult) -> Part:
         action, resource = request["action"]["id"], request["resource"]["id"]
@@ -217,6 +249,11 @@ def _request(caller: Caller, action: str, resource: Uid, context: dict[str, Any]
         "resource": resource,
         "context": context,
     }
+
+
+def _without_task(caller: Caller) -> Caller:
+    """The task is context, not identity: it must not fill the caches."""
+    return Caller(caller.tenant, caller.agent, caller.roles)
 
 
 def _about(caller: Caller, tool: Tool) -> str:

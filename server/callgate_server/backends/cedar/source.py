@@ -3,7 +3,7 @@
 Cedar's validator finds misspelt attributes, actions and types. It takes some mistakes in silence that would make
 a `forbid` never apply or a `permit` wider than meant, so these are refused here: a missing or repeated `@id`, an
 unknown annotation (a misspelt `@approval` would permit outright), a tool, namespace or secret that does not
-exist, and `has` on an argument that no tool has.
+exist, a host that is not spelt as hosts are asked for, and `has` on an argument that no tool has.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from cedarpy import pst
 
 from callgate_server.backends.cedar.arguments import Record, Type
 from callgate_server.backends.cedar.vocabulary import CALL, Vocabulary
+from callgate_server.model.egress import named_host
 from callgate_server.model.identifiers import PRINCIPAL_NAME
 
 _POLICY_ID: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?")
@@ -140,6 +141,16 @@ def _name_faults(template: pst.Template, vocabulary: Vocabulary) -> Iterator[str
         known = vocabulary.names.get(str(entity.type))
         if known is not None and entity.id not in known:
             yield f"{entity} does not exist in the catalog"
+        elif str(entity.type) == "Host":
+            yield from _host_faults(entity.id)
+
+
+def _host_faults(name: str) -> Iterator[str]:
+    # A host in capitals or with a port is never asked for: a forbid of it would forbid nothing.
+    try:
+        named_host(name)
+    except ValueError as error:
+        yield f'Host::"{name}" is never asked for: {error}; for several hosts compare `resource.name` with `like`'
 
 
 def _has_faults(template: pst.Template, vocabulary: Vocabulary) -> Iterator[str]:

@@ -15,14 +15,21 @@ import cedarpy
 from callgate_server.backends.cedar.arguments import Attribute, Record, Scalar, quote, render, type_of
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.identifiers import PRINCIPAL_NAME
 from callgate_server.model.manifest import SecretRef
 from callgate_server.model.strict_json import encode
 
 CALL: Final = "call"
 USE: Final = "use"
-# A datetime, which is a type of its own: for the question whether a path exists any type will do.
+CONNECT: Final = "connect"
+# For the question whether a path exists any type will do in place of a datetime or an entity.
 _COMMON: Final = {"now": Attribute(Scalar.STRING, required=True), "task": Attribute(Scalar.STRING, required=False)}
+_CONNECTION: Final = {
+    "tool": Attribute(Scalar.STRING, required=True),
+    "method": Attribute(Scalar.STRING, required=False),
+    "path": Attribute(Scalar.STRING, required=False),
+}
 
 Uid = dict[str, str]
 
@@ -51,7 +58,7 @@ class Vocabulary:
         schema = cedarpy.Schema.from_str(text)
         entities = [entity for tool in catalog for entity in _tool_entities(tool)]
         unique = {(entity["uid"]["type"], entity["uid"]["id"]): entity for entity in entities}
-        contexts = {USE: Record(_COMMON)}
+        contexts = {USE: Record(_COMMON), CONNECT: Record(_COMMON | _CONNECTION)}
         for name, record in arguments.items():
             contexts[action_of(name)] = Record(_COMMON | {"arguments": Attribute(record, required=True)})
         return cls(
@@ -73,16 +80,21 @@ class Vocabulary:
         Raises:
             ValueError: a name of the caller could be taken for another's.
         """
-        parents = [uid("Tenant", caller.tenant), *(uid("Role", role) for role in caller.roles)]
-        for name in (caller.tenant, caller.agent, *caller.roles):
-            if not PRINCIPAL_NAME.fullmatch(name):
-                raise ValueError("a name of the caller has characters that names may not have")
-        agent = _entity(
-            agent_uid(caller), {"name": caller.agent, "tenant": {"__entity": uid("Tenant", caller.tenant)}}, *parents
-        )
-        # A credential may list a role twice.
-        distinct = {(parent["type"], parent["id"]): _entity(parent, {}) for parent in parents}
-        return self.entities.with_added_json_str(encode([agent, *distinct.values()]).decode(), self.schema)
+        return self.entities.with_added_json_str(encode(_caller_entities(caller)).decode(), self.schema)
+
+    def around(self, caller: Caller, tool: str) -> cedarpy.Entities:
+        """Return this caller and this tool alone: what a connection is judged among, however large the catalog is.
+
+        Raises:
+            ValueError: as for `with_caller`.
+        """
+        entities = _tool_entities(self.catalog.tools[tool]) + _caller_entities(caller)
+        return cedarpy.Entities.from_json_str(encode(entities).decode(), self.schema)
+
+    def with_host(self, entities: cedarpy.Entities, ask: EgressAsk) -> cedarpy.Entities:
+        """Return these entities and the destination that is asked for."""
+        host = _entity(host_uid(ask), {"name": ask.host, "port": ask.port, "scheme": ask.scheme})
+        return entities.with_added_json_str(encode([host]).decode(), self.schema)
 
 
 def schema_text(arguments: Mapping[str, Record]) -> str:
@@ -103,6 +115,10 @@ def secret_uid(tool: Tool, secret: SecretRef) -> Uid:
     return uid("Secret", f"{tool.name}/{secret.name}")
 
 
+def host_uid(ask: EgressAsk) -> Uid:
+    return uid("Host", ask.host)
+
+
 def action_of(tool: str) -> str:
     return f"{CALL}:{tool}"
 
@@ -113,6 +129,19 @@ def _action(tool: str, arguments: Record) -> str:
         f"  principal: Agent,\n  resource: Tool,\n"
         f"  context: {{ task?: String, now: datetime, arguments: {render(arguments)} }},\n}};\n"
     )
+
+
+def _caller_entities(caller: Caller) -> list[dict[str, Any]]:
+    parents = [uid("Tenant", caller.tenant), *(uid("Role", role) for role in caller.roles)]
+    for name in (caller.tenant, caller.agent, *caller.roles):
+        if not PRINCIPAL_NAME.fullmatch(name):
+            raise ValueError("a name of the caller has characters that names may not have")
+    agent = _entity(
+        agent_uid(caller), {"name": caller.agent, "tenant": {"__entity": uid("Tenant", caller.tenant)}}, *parents
+    )
+    # A credential may list a role twice.
+    distinct = {(parent["type"], parent["id"]): _entity(parent, {}) for parent in parents}
+    return [agent, *distinct.values()]
 
 
 def _tool_entities(tool: Tool) -> list[dict[str, Any]]:

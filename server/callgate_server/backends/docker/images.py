@@ -171,8 +171,9 @@ class _Build:
             raise RuntimeError(f"image {name} is not fit for a sandbox: " + "; ".join(faults[:_LAST_LINES]))
 
     def _rootfs(self) -> str:
-        source = hashlib.sha256(f"{self._base_image} {_SUITE}".encode()).hexdigest()
-        found = self._find(_ROOTFS)
+        source = hashlib.sha256(" ".join((self._base_image, _SUITE, *rootfs.PACKAGES)).encode()).hexdigest()
+        reference = f"{_ROOTFS}-{source[:_TAG_LENGTH]}"
+        found = self._find(reference)
         if found and found[1] == source:
             return found[0]
         if self._find(self._base_image) is None:
@@ -181,18 +182,18 @@ class _Build:
             with suppress(APIError):
                 self._engine.pull(self._base_image)
         if self._find(self._base_image) is not None:
-            return self._built(_ROOTFS, f"FROM {self._base_image}\n", {}, "", source)
+            return self._built(reference, f"FROM {self._base_image}\n", {}, "", source)
         if self._base_image != DEBIAN:
             raise RuntimeError(f"the base image {self._base_image} is not here and could not be pulled")
-        return self._bootstrapped(source)
+        return self._bootstrapped(reference, source)
 
-    def _bootstrapped(self, source: str) -> str:
+    def _bootstrapped(self, reference: str, source: str) -> str:
         self._progress(f"no registry answers: making a root file system from the packages of {_SUITE}")
         with tempfile.TemporaryFile(dir=self._state) as tar:
             rootfs.bootstrap(_SUITE, tar)
             tar.seek(0)
             digest = self._imported(iter(lambda: tar.read(_CHUNK), b""), source)
-        repository, _, tag = _ROOTFS.partition(":")
+        repository, _, tag = reference.partition(":")
         self._engine.tag(digest, repository, tag, force=True)
         return digest
 

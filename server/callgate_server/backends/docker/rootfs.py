@@ -1,4 +1,7 @@
-"""Makes a Debian root file system from Debian's packages, for hosts that reach no image registry."""
+"""Makes a Debian root file system from Debian's packages, for hosts that reach no image registry.
+
+It has what `sandbox_images/base` would install, so that building that image needs no network.
+"""
 
 import os
 import shutil
@@ -6,18 +9,19 @@ import subprocess
 from pathlib import Path
 from typing import IO, Final
 
+PACKAGES: Final = ("python3", "ca-certificates")
 _TIMEOUT_S: Final = 900
 _ERROR_LINES: Final = 5
 _MERGED_USR: Final = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 
 
 def bootstrap(suite: str, tar: IO[bytes]) -> None:
-    """Write the tar of a minimal `suite` with Python to `tar`. Installs mmdebstrap where root may.
+    """Write the tar of a minimal `suite` with `PACKAGES` to `tar`. Installs mmdebstrap where root may.
 
     Raises:
         RuntimeError: mmdebstrap is missing and cannot be installed, or fails.
     """
-    command = [_mmdebstrap(), "--quiet", "--variant=minbase", "--include=python3"]
+    command = [_mmdebstrap(), "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     if _MERGED_USR.is_dir():
         # Born merged, it needs no usrmerge, which would bring the whole of perl.
         command += [f"--hook-dir={_MERGED_USR}", "--include=usr-is-merged"]

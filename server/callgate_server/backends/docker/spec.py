@@ -32,9 +32,11 @@ _CPU_PERIOD_US: Final = 100_000
 _SMALLEST_CPU_QUOTA_US: Final = 1_000
 _SHM_MIB: Final = 16
 _SHM_FILES: Final = 256
+# The certificates of a tool with egress lie there, too.
+_SECRETS_MIB: Final = 2
 _SECRETS_FILES: Final = 128
 # What the runner needs for itself (`runner_open_files` of the wire's description); it holds the tool to its own limit.
-_RUNNER_OPEN_FILES: Final = 64
+_RUNNER_OPEN_FILES: Final = 128
 # Of a lane, beside the runner: the zygote, and process 1 of the call's own namespace. The tool has as many processes
 # left as in a container of its own.
 _LANE_PROCESSES: Final = 2
@@ -254,7 +256,7 @@ def _tmpfs(shape: Shape) -> dict[str, str]:
     return {
         "/tmp": _mount(shape.scratch_mb * _MIB, shape.scratch_files, mode="1777", execute=True),  # noqa: S108
         "/out": _mount(*out, mode="0700", execute=False),
-        "/run/secrets": _mount(_MIB, _SECRETS_FILES, mode="0700", execute=False),
+        "/run/secrets": _mount(_SECRETS_MIB * _MIB, _SECRETS_FILES, mode="0700", execute=False),
         # In place of the engine's own, which has a size but no limit of inodes.
         "/dev/shm": _mount(_SHM_MIB * _MIB, _SHM_FILES, mode="1777", execute=False),  # noqa: S108
     }

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from callgate import Accepted, Answer, Answered, CallRefused, CallSummary, Failure, GatewayUnreachable, Tool
-from callgate._cli.documents import Documents
+from callgate._cli.documents import Documents, Envelopes
 
 ANSWER = Answer("c1", "a.b", "1.0.0", "succeeded", result=1)
 
@@ -57,3 +57,17 @@ def test_remarks_do_not_mix_with_the_document(capsys: pytest.CaptureFixture[str]
     Documents().note("A remark.")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "A remark.\n")
+
+
+def test_a_model_gets_the_envelope_and_a_person_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer("c1", "a.b", "1.0.0", "succeeded", result="\x1b[2J", nonce="12ab")
+    Envelopes().state(answer)
+    shown = capsys.readouterr()
+    assert shown.out == answer.envelope()
+    assert "\x1b" not in shown.out
+    assert shown.err.startswith("succeeded")
+
+
+def test_a_call_without_an_answer_has_no_envelope(capsys: pytest.CaptureFixture[str]) -> None:
+    Envelopes().state(CallSummary("c1", "a.b", "1.0.0", "running"))
+    assert capsys.readouterr().out == ""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.admission.validate import MAX_VIOLATIONS
-from callgate_server.backends.json_schema import CompiledSchemas, check_schema
+from callgate_server.backends.json_schema import CompiledSchemas, check_schema, fits
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
 from callgate_server.model.manifest import Manifest
@@ -326,3 +326,10 @@ def test_long_texts_of_a_schema_are_cut() -> None:
     found = one({"enum": ["x" * 5000]}, 1)
     assert len(found.message) <= 200
     assert json.dumps("x" * 5000) not in found.message
+
+
+def test_one_value_is_held_against_one_schema() -> None:
+    assert fits({"type": "string", "maxLength": 3}, "abc")
+    assert not fits({"type": "string", "maxLength": 3}, "abcd")
+    with pytest.raises(ValueError, match="ref"):
+        fits({"$ref": "https://example.com/schema"}, "abc")

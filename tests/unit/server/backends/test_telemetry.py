@@ -38,6 +38,20 @@ def test_refusals_calls_and_phases_are_counted() -> None:
     assert "callgate_running_calls 7.0" in text
 
 
+def test_what_calls_reach_is_counted_without_saying_where() -> None:
+    telemetry = Telemetry("error")
+    telemetry.egress("web.fetch", "egress_allowed", {"host": "api.example.com"})
+    telemetry.egress("web.fetch", "egress_refused", {"host": "evil.example", "why": "no_rule"})
+    telemetry.egress("web.fetch", "egress_closed", {"host": "api.example.com", "sent_bytes": 3, "received_bytes": 40})
+    telemetry.egress("web.fetch", "egress_something", {"host": "api.example.com"})
+    text = telemetry.metrics().decode()
+    assert 'callgate_egress_allowed_total{tool="web.fetch"} 1.0' in text
+    assert 'callgate_egress_refused_total{tool="web.fetch",why="no_rule"} 1.0' in text
+    assert 'callgate_egress_bytes_total{direction="sent",tool="web.fetch"} 3.0' in text
+    assert 'callgate_egress_bytes_total{direction="received",tool="web.fetch"} 40.0' in text
+    assert "example" not in text
+
+
 def test_figures_that_are_kept_elsewhere_are_read_with_the_metrics() -> None:
     telemetry = Telemetry("error")
     ready = {"one": 1.0}

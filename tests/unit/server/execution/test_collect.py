@@ -148,6 +148,29 @@ def test_nothing_may_come_before_the_seal(frame: Frame) -> None:
         Collector(LIMITS, lambda _name, _data: None).add(frame)
 
 
+EGRESS = [kind for kind in FrameType if kind.name.startswith("EGRESS")]
+
+
+@pytest.mark.parametrize("kind", EGRESS)
+def test_egress_frames_stand_between_seal_and_exit_and_go_to_their_taker(kind: FrameType) -> None:
+    taken: list[Frame] = []
+    collector = Collector(LIMITS, lambda _name, _data: None, taken.append)
+    frame = Frame(kind, bytes(6))
+    with pytest.raises(ValueError, match="before the seal"):
+        collector.add(frame)
+    for one in (SEAL, stdout(b"x"), frame, ended()):
+        collector.add(one)
+    assert taken == [frame]
+    with pytest.raises(ValueError, match="after exit"):
+        collector.add(frame)
+
+
+@pytest.mark.parametrize("kind", EGRESS)
+def test_without_egress_its_frames_are_refused(kind: FrameType) -> None:
+    with pytest.raises(ValueError, match="without egress"):
+        collect([Frame(kind, bytes(6))])
+
+
 def test_a_forged_exit_leaves_the_end_unknown() -> None:
     """A tool that can write to the wire, as under gVisor, can end its call but not name the end."""
     collector = collect([stdout(b"x")])

@@ -23,6 +23,7 @@ from callgate_server.execution.framing import (
     encode_secret,
 )
 from callgate_server.model.manifest import Limits, Run
+from callgate_server.model.run import EgressWire
 from callgate_server.model.sealed import Sealed
 from support.names import NAMES
 
@@ -53,13 +54,12 @@ def test_types_are_those_of_the_description() -> None:
     assert {kind.name: kind.value for kind in FrameType} == described
     assert FRAMES["wire"] == framing.WIRE_VERSION
     assert FRAMES["header"]["struct"] == HEADER.format
-    assert not set(described.values()) & set(FRAMES["reserved"].values())
 
 
 def test_bounds_are_those_of_the_description() -> None:
     def bounds(sender: str) -> dict[int, tuple[int, int]]:
         frames = FRAMES["frames"].values()
-        return {frame["type"]: (frame["min"], frame["max"]) for frame in frames if frame["from"] == sender}
+        return {frame["type"]: (frame["min"], frame["max"]) for frame in frames if frame["from"] in (sender, "both")}
 
     assert bounds("runner") == RECEIVED
     assert bounds("gateway") == framing.SENT
@@ -109,7 +109,7 @@ def test_a_length_is_judged_before_the_payload_comes(kind: int, size: int) -> No
             list(FrameDecoder().feed(HEADER.pack(kind, size)))
 
 
-@pytest.mark.parametrize("kind", [FrameType.SECRET, FrameType.CALL, FrameType.CANCEL, 0, 32, 33, 34, 255])
+@pytest.mark.parametrize("kind", [FrameType.SECRET, FrameType.CALL, FrameType.CANCEL, FrameType.LANE, 0, 16, 36, 255])
 def test_frames_of_the_other_direction_are_unknown(kind: int) -> None:
     with pytest.raises(ValueError, match="unknown type"):
         list(FrameDecoder().feed(HEADER.pack(kind, 0)))
@@ -139,6 +139,15 @@ def test_a_call_holds_what_the_runner_needs_and_no_more() -> None:
     assert head["deadline_ms"] == 77
     assert (head["call_id"], head["idempotency_key"]) == (NAMES.call_id, NAMES.idempotency_key)
     assert head["memory_bytes"] == 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("authority", [None, b"PEM"])
+def test_a_call_says_what_the_way_out_is(authority: bytes | None) -> None:
+    way_out = EgressWire(proxy=True, ports=(5432,), authority_pem=authority)
+    head, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES, way_out)[HEADER.size :])
+    assert head["egress"] == {"proxy": True, "ports": [5432], "authority": authority and "PEM"}
+    without, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES)[HEADER.size :])
+    assert without["egress"] is None
 
 
 def test_what_does_not_fit_the_wire_is_refused_before_it_is_sent() -> None:

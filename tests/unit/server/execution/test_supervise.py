@@ -1,19 +1,25 @@
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from callgate_runner import wire
 from callgate_server.execution import supervise as module
+from callgate_server.execution.egress import EgressSession, Outlet
+from callgate_server.execution.egress_frames import decode_egress, encode_over
+from callgate_server.execution.framing import Frame
 from callgate_server.execution.sandbox import ExitReport
 from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.model.answer import Exit, SandboxInfo
 from callgate_server.model.call import Deadline
+from callgate_server.model.egress import EgressUsage
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits, Run
-from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
+from callgate_server.model.run import Cause, DeliveredSecret, EgressWire, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 from support.names import NAMES
 
@@ -89,10 +95,18 @@ async def run(
     arguments: bytes = b'{"a":1}',
     cancelled: asyncio.Event | None = None,
     on_output: Callable[[str, bytes], None] = lambda _name, _data: None,
+    egress: Callable[[Outlet], EgressSession] | None = None,
 ) -> RunOutcome:
-    job = Job(Run(python="a:b"), arguments, secrets, Limits(), Deadline(time.monotonic() + seconds), NAMES)
+    way_out = None if egress is None else EgressWire(proxy=True, ports=(), authority_pem=None)
+    deadline = Deadline(time.monotonic() + seconds)
+    job = Job(Run(python="a:b"), arguments, secrets, Limits(), deadline, NAMES, way_out)
     return await supervise(
-        sandbox, job, clock=time.monotonic, on_output=on_output, cancelled=cancelled or asyncio.Event()
+        sandbox,
+        job,
+        clock=time.monotonic,
+        on_output=on_output,
+        cancelled=cancelled or asyncio.Event(),
+        egress=egress,
     )
 
 
@@ -342,3 +356,154 @@ async def test_the_end_of_the_waiter_is_the_end_of_the_work() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+# --- a way out -------------------------------------------------------------------------------------------------
+
+OPENED = wire.encode(wire.EGRESS_OPEN, b"\0\0\0\1\x0c\x38")
+USAGE = EgressUsage(connections=1, sent_bytes=2, received_bytes=3)
+
+
+class FakeSession:
+    """Takes frames, answers the first with an abort, and knows when it was closed."""
+
+    def __init__(self, outlet: Outlet, sandbox: FakeRunner) -> None:
+        self._outlet = outlet
+        self._sandbox = sandbox
+        self.fed: list[Frame] = []
+        self.closed = 0
+        self.killed_before_close = False
+        self.answers: list[asyncio.Task[None]] = []
+        self.too_late: type[BaseException] | None = None
+
+    def feed(self, frame: Frame) -> None:
+        decode_egress(frame)
+        self.fed.append(frame)
+        self.answers.append(asyncio.get_running_loop().create_task(self._answer()))
+
+    async def _answer(self) -> None:
+        await self._outlet(encode_over(1))
+
+    async def close(self) -> EgressUsage:
+        self.closed += 1
+        self.killed_before_close = self._sandbox.killed
+        await asyncio.gather(*self.answers, return_exceptions=True)
+        try:
+            await self._outlet(encode_over(1))
+        except ConnectionError as error:
+            self.too_late = type(error)
+        return USAGE
+
+
+async def run_with_session(sandbox: FakeRunner, **options: Any) -> tuple[RunOutcome, FakeSession]:
+    sessions: list[FakeSession] = []
+
+    def open_session(outlet: Outlet) -> FakeSession:
+        sessions.append(FakeSession(outlet, sandbox))
+        return sessions[-1]
+
+    outcome = await run(sandbox, egress=open_session, **options)
+    (session,) = sessions
+    assert session.closed == 1
+    return outcome, session
+
+
+async def test_a_session_takes_the_tools_connections_and_its_account_is_in_the_outcome() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED], wire.EGRESS_CLOSE: [ended(), BYE]})
+    outcome, session = await run_with_session(sandbox)
+    assert (outcome.cause, outcome.egress) == (Cause.EXITED, USAGE)
+    assert [frame.type for frame in session.fed] == [wire.EGRESS_OPEN]
+    head, _ = wire.split_head(sandbox.received[0][1])
+    assert head["egress"] == {"proxy": True, "ports": [], "authority": None}
+    assert sandbox.received[1:] == [(wire.EGRESS_CLOSE, b"\0\0\0\1\1")]
+
+
+async def test_nothing_is_sent_to_a_tool_that_has_ended() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [ended(), BYE]})
+    _, session = await run_with_session(sandbox)
+    assert session.too_late is ConnectionResetError
+    assert [kind for kind, _ in sandbox.received] == [wire.CALL]
+
+
+@pytest.mark.parametrize("frame", [wire.encode(wire.EGRESS_CLOSE, b"\0\0\0\1\7"), ended() + OPENED])
+async def test_a_violation_ends_the_sandbox_and_closes_the_session(frame: bytes) -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [frame]})
+    outcome, session = await run_with_session(sandbox)
+    assert (outcome.cause, outcome.egress) == (Cause.LOST, USAGE)
+    assert "broke the protocol" in outcome.detail
+    assert session.killed_before_close
+
+
+async def test_a_connection_without_a_way_out_ends_the_sandbox() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED]})
+    outcome = await run(sandbox)
+    assert (outcome.cause, sandbox.killed) == (Cause.LOST, True)
+
+
+async def test_the_session_is_closed_after_the_kill_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEADLINE_GRACE_S", 0.0)
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED]})
+    outcome, session = await run_with_session(sandbox, seconds=0.1)
+    assert (outcome.cause, outcome.egress) == (Cause.TIMED_OUT, USAGE)
+    assert session.killed_before_close
+
+
+async def test_the_session_is_closed_when_the_wire_is_lost() -> None:
+    outcome, _ = await run_with_session(FakeRunner({0: [HELLO], wire.CALL: [OPENED, None]}))
+    assert (outcome.cause, outcome.egress) == (Cause.LOST, USAGE)
+
+
+async def test_the_session_is_closed_when_the_supervision_is_cancelled() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED]})
+    closed: list[FakeSession] = []
+
+    def open_session(outlet: Outlet) -> FakeSession:
+        closed.append(FakeSession(outlet, sandbox))
+        return closed[-1]
+
+    task = asyncio.get_running_loop().create_task(run(sandbox, egress=open_session))
+    await sandbox.addressed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [session.closed for session in closed] == [1]
+
+
+async def test_a_call_that_never_started_opens_no_session() -> None:
+    def open_session(_: Outlet) -> FakeSession:
+        raise AssertionError("there is no tool that could connect")
+
+    with pytest.raises(CallError):
+        await run(FakeRunner({0: [None]}), egress=open_session)
+
+
+async def test_a_way_out_needs_both_ends() -> None:
+    job = Job(Run(python="a:b"), b"{}", (), Limits(), Deadline(time.monotonic() + 60), NAMES)
+    with pytest.raises(ValueError, match="both ends"):
+        await supervise(
+            FakeRunner({}),
+            job,
+            on_output=lambda _name, _data: None,
+            cancelled=asyncio.Event(),
+            egress=lambda outlet: FakeSession(outlet, FakeRunner({})),
+        )
+
+
+async def test_a_cancel_never_lands_inside_a_frame_of_the_session() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED], wire.CANCEL: [ended(cause="cancelled", code=None), BYE]})
+    cancelled = asyncio.Event()
+    whole = sandbox.send
+    stuck = asyncio.Event()
+
+    async def in_two_halves(frame: bytes) -> None:
+        await whole(frame[:3])
+        if frame[0] == wire.EGRESS_CLOSE:
+            cancelled.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stuck.wait(), 0.1)
+        await whole(frame[3:])
+
+    sandbox.send = in_two_halves  # type: ignore[method-assign]
+    outcome, _ = await run_with_session(sandbox, cancelled=cancelled)
+    assert outcome.cause is Cause.CANCELLED
+    assert [kind for kind, _ in sandbox.received] == [wire.CALL, wire.EGRESS_CLOSE, wire.CANCEL]

@@ -52,6 +52,7 @@ def test_the_document_has_every_public_field():
         "stderr": {"text": "", "data": None, "total_bytes": 0, "truncated": False},
         "artifacts": [],
         "untrusted": True,
+        "content": {"nonce": "", "untrusted": True, "text": None},
         "replayed": False,
         "usage": {
             "queue_ms": 1.5,

@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from callgate_server.model.catalog import Catalog, Tool
-from callgate_server.model.manifest import Manifest
+from callgate_server.model.catalog import Adjustment, Catalog, Tool
+from callgate_server.model.egress import EgressRule
+from callgate_server.model.manifest import Manifest, SecretRef
 
 IMAGE = "sha256:" + "a" * 64
 
@@ -63,17 +64,101 @@ def test_an_empty_catalog_has_a_name_as_well():
     assert Catalog.of().digest.startswith("sha256:")
 
 
-def test_a_tool_at_another_isolation_level_is_another_tool_and_the_others_are_the_same():
-    one, two = Tool.pin(manifest("a.b"), IMAGE), Tool.pin(manifest("c.d"), IMAGE)
-    catalog = Catalog.of(one, two)
-    changed = catalog.isolated({"c.d": "fork"})
-    assert [tool.manifest.isolation for tool in changed] == ["container", "fork"]
-    assert changed.tools["a.b"] == one
-    assert changed.tools["c.d"].digest != two.digest
-    assert changed.digest != catalog.digest
-    assert catalog.isolated({"c.d": "container"}) == catalog.isolated({}) == catalog
+KEY = {"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}
+OPEN = EgressRule(host="api.example.com")
+BOUND = EgressRule(host="api.example.com", secret="key")
 
 
-def test_an_isolation_level_for_a_tool_that_is_not_there_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"`tools` sets .* for no\.such, which"):
-        Catalog.of(Tool.pin(manifest("a.b"), IMAGE)).isolated({"a.b": "fork", "no.such": "fork"})
+def adjusted(adjustment, **changes):
+    return Catalog.of(Tool.pin(manifest(**changes), IMAGE)).adjusted({"a.b": adjustment}).tools["a.b"]
+
+
+def refused(adjustment, **changes):
+    with pytest.raises(ValueError, match=r"tools\.a\.b") as caught:
+        adjusted(adjustment, **changes)
+    return str(caught.value)
+
+
+def test_a_tool_that_nobody_decides_about_stays_what_it_is():
+    catalog = Catalog.of(Tool.pin(manifest(egress=[{"host": "a.example"}]), IMAGE), Tool.pin(manifest("c.d"), IMAGE))
+    assert catalog.adjusted({}) == catalog
+    assert catalog.adjusted({"a.b": Adjustment()}) == catalog
+
+
+def test_an_operator_sets_the_isolation_and_the_digest_says_so():
+    forked = adjusted(Adjustment(isolation="fork"))
+    assert forked.manifest.isolation == "fork"
+    assert forked.digest != Tool.pin(manifest(), IMAGE).digest
+
+
+def test_an_operator_may_call_an_effect_graver_and_never_milder():
+    assert adjusted(Adjustment(effect="unsafe")).manifest.effect == "unsafe"
+    assert adjusted(Adjustment(effect="idempotent"), effect="idempotent").manifest.effect == "idempotent"
+    assert "which is graver" in refused(Adjustment(effect="read"), effect="unsafe")
+
+
+CLOSED = {
+    "type": "object",
+    "properties": {"database": {"type": "string"}, "sql": {"type": "string"}},
+    "required": ["database", "sql"],
+    "additionalProperties": False,
+}
+
+
+def test_an_argument_that_the_operator_fixes_is_no_callers_any_more():
+    found = adjusted(Adjustment(fixed={"database": "orders"}), input=CLOSED, record_clear=["database", "sql"]).manifest
+    assert found.input == {**CLOSED, "properties": {"sql": {"type": "string"}}, "required": ["sql"]}
+    assert (found.fixed, found.record_clear) == ({"database": "orders"}, ("sql",))
+    other = adjusted(Adjustment(fixed={"database": "other"}), input=CLOSED)
+    assert other.digest != adjusted(Adjustment(fixed={"database": "orders"}), input=CLOSED).digest
+
+
+def test_an_argument_that_the_tool_does_not_have_cannot_be_fixed():
+    assert "fixed.table: the tool has no such argument" in refused(Adjustment(fixed={"table": 1}), input=CLOSED)
+
+
+def test_an_operator_gives_destinations_and_keys_to_a_tool_that_leaves_them_open():
+    found = adjusted(Adjustment(egress=(BOUND,), secrets=(SecretRef.model_validate(KEY),)), egress="configured")
+    assert found.manifest.rules == (BOUND,)
+    assert [secret.name for secret in found.manifest.secrets] == ["key"]
+    assert found.digest != Tool.pin(manifest(egress="configured"), IMAGE).digest
+
+
+def test_a_tool_that_nobody_gives_destinations_reaches_nothing_and_needs_no_key():
+    found = adjusted(Adjustment(), egress="configured", secrets=[KEY])
+    assert (found.manifest.egress, found.manifest.secrets) == ((), ())
+
+
+def test_a_declared_key_is_needed_where_a_rule_names_it():
+    plain = KEY | {"name": "plain", "deliver": "file"}
+    found = adjusted(Adjustment(egress=(BOUND,)), egress="configured", secrets=[plain, KEY])
+    assert [secret.name for secret in found.manifest.secrets] == ["plain", "key"]
+    found = adjusted(Adjustment(egress=(OPEN,)), egress="configured", secrets=[plain, KEY])
+    assert [secret.name for secret in found.manifest.secrets] == ["plain"]
+
+
+@pytest.mark.parametrize("egress", [[], [{"host": "a.example"}]])
+def test_destinations_that_a_manifest_fixes_are_nobody_elses_to_give(egress):
+    assert "does not say `egress: configured`" in refused(Adjustment(egress=(OPEN,)), egress=egress)
+    secrets = (SecretRef.model_validate(KEY),)
+    assert "does not say `egress: configured`" in refused(Adjustment(secrets=secrets), egress=egress)
+
+
+def test_what_does_not_fit_is_named_by_its_key_in_the_configuration():
+    assert refused(Adjustment(egress=(BOUND,)), egress="configured").startswith("tools.a.b.egress.0.secret: ")
+    unused = Adjustment(egress=(OPEN,), secrets=(SecretRef.model_validate(KEY),))
+    assert refused(unused, egress="configured").startswith("tools.a.b.secrets.0.deliver: ")
+    assert refused(Adjustment(isolation="fork"), egress=[{"host": "a.example"}]).startswith("tools.a.b.isolation: ")
+    assert refused(Adjustment(isolation="fork", egress=(OPEN,)), egress="configured").startswith(
+        "tools.a.b.isolation: "
+    )
+
+
+def test_a_key_that_would_enter_the_sandbox_cannot_be_added():
+    secrets = (SecretRef.model_validate(KEY | {"deliver": "file"}),)
+    assert "only secrets of `deliver: egress`" in refused(Adjustment(secrets=secrets), egress="configured")
+
+
+def test_a_decision_about_a_tool_that_is_not_there_is_a_mistake():
+    with pytest.raises(ValueError, match=r"tools\.x\.y: no manifest declares this tool"):
+        Catalog.of(Tool.pin(manifest(), IMAGE)).adjusted({"x.y": Adjustment()})

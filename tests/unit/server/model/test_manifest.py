@@ -58,6 +58,7 @@ def test_each_effect_is_accepted(effect: str) -> None:
         ({"run": {"python": "a:b", "shell": "sh"}}, "run.shell"),
         ({"secrets": [SECRET | {"mode": 7}]}, "secrets.0.mode"),
         ({"retry": {"attempts": 1, "delay": 1}}, "retry.delay"),
+        ({"egress": [{"host": "a.example", "address": "x"}]}, "egress.<rules>.0.address"),
     ],
 )
 def test_unknown_key_is_refused_at_every_level(fields: dict[str, Any], place: str) -> None:
@@ -67,11 +68,9 @@ def test_unknown_key_is_refused_at_every_level(fields: dict[str, Any], place: st
 @pytest.mark.parametrize(
     "fields",
     [
-        {"egress": [{"host": "example.com"}]},
         {"retry": {"attempts": 2}},
         {"fallback": "other.tool"},
         {"isolation": "vm"},
-        {"secrets": [SECRET | {"deliver": "egress"}]},
         {"secrets": [SECRET | {"deliver": "env"}]},
     ],
 )
@@ -167,6 +166,9 @@ def test_command_may_say_where_its_result_is(result: str) -> None:
         {"open_files": 15},
         {"artifacts": -1},
         {"artifacts_kb": 65537},
+        {"egress_kb": 0},
+        {"egress_connections": 4097},
+        {"egress_requests": 0},
         None,
     ],
 )
@@ -225,9 +227,111 @@ def test_secrets_have_names_of_their_own() -> None:
     assert "two secrets have the same name" in refusal(secrets=[SECRET, SECRET])
 
 
+KEY = {"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}
+RULE = {"host": "api.example.com", "secret": "key"}
+
+
+def faults(**fields: Any) -> dict[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        declare(**fields)
+    return {".".join(map(str, fault["loc"])): fault["msg"] for fault in caught.value.errors()}
+
+
+def test_a_tool_reaches_what_its_manifest_says_and_by_default_nothing() -> None:
+    assert declare().rules == ()
+    assert declare(egress=[]).rules == ()
+    assert [rule.destination for rule in declare(egress=[RULE], secrets=[KEY]).rules] == ["api.example.com:443"]
+
+
+def test_a_tool_may_leave_its_destinations_to_the_deployment_and_reaches_nothing_until_then() -> None:
+    manifest = declare(egress="configured", secrets=[KEY])
+    assert (manifest.egress, manifest.rules) == ("configured", ())
+
+
+@pytest.mark.parametrize(
+    ("egress", "place"),
+    [
+        ("open", "egress.<configured>"),
+        ("", "egress.<configured>"),
+        (None, "egress.<rules>"),
+        (True, "egress.<rules>"),
+        ({"host": "a.example"}, "egress.<rules>"),
+        (["configured"], "egress.<rules>.0"),
+        ([RULE] * 65, "egress.<rules>"),
+    ],
+)
+def test_anything_else_than_rules_or_that_word_is_refused(egress: object, place: str) -> None:
+    assert place in faults(egress=egress)
+
+
+def test_a_document_with_rules_and_their_secrets_reads_back_as_the_same() -> None:
+    for egress in ([RULE, {"host": "db", "scheme": "tcp", "port": 5432}], "configured"):
+        manifest = declare(egress=egress, secrets=[KEY])
+        assert Manifest.model_validate(manifest.model_dump(mode="json", by_alias=True)) == manifest
+
+
+def test_rules_and_secrets_that_do_not_fit_each_other_are_named_at_their_places() -> None:
+    assert list(faults(egress=[RULE])) == ["egress.0.secret"]
+    assert list(faults(secrets=[KEY])) == ["secrets.0.deliver"]
+    assert list(faults(egress=[RULE, RULE | {"secret": None}], secrets=[KEY])) == ["egress.1"]
+
+
+@pytest.mark.parametrize("egress", [[{"host": "api.example.com"}], "configured"])
+def test_a_fork_has_no_way_out(egress: object) -> None:
+    assert "needs `isolation: container`" in faults(egress=egress, isolation="fork")["isolation"]
+    assert declare(egress=[], isolation="fork").isolation == "fork"
+
+
+@pytest.mark.parametrize(
+    ("given", "header", "prefix"),
+    [
+        ({}, "Authorization", "Bearer "),
+        ({"prefix": "Token "}, "Authorization", "Token "),
+        ({"prefix": ""}, "Authorization", ""),
+        ({"header": "X-Api-Key"}, "X-Api-Key", ""),
+        ({"header": "X-Api-Key", "prefix": "v1="}, "X-Api-Key", "v1="),
+        ({"encode": "basic"}, "Authorization", "Basic "),
+        ({"header": "authorization"}, "authorization", "Bearer "),
+    ],
+)
+def test_a_secret_for_the_gate_has_a_header_and_a_prefix(given: dict[str, str], header: str, prefix: str) -> None:
+    secret = SecretRef.model_validate(KEY | given)
+    assert (secret.header, secret.prefix) == (header, prefix)
+    assert SecretRef.model_validate(secret.model_dump(by_alias=True)) == secret
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"header": name} for name in ("Host", "content-length", "Transfer-Encoding", "CONNECTION", "TE", "Upgrade")),
+        *({"header": name} for name in ("Trailer", "Proxy-Authorization", "proxy-x", "X-Forwarded-Host", "Expect")),
+        *(
+            {"header": name}
+            for name in ("", ":authority", "X Key", "X-Key:", "X-Kéy", "X_Key", "X-Key\r\nHost", "a" * 65)
+        ),
+        *({"prefix": prefix} for prefix in ("a b", "Bearer  ", " Bearer", "Bearer\n", "é ", "a" * 33)),
+        *({"encode": word} for word in ("base64", "")),
+    ],
+)
+def test_a_header_that_decides_more_than_who_asks_is_refused(given: dict[str, str]) -> None:
+    assert f"secrets.0.{next(iter(given))}" in faults(egress="configured", secrets=[KEY | given])
+
+
+@pytest.mark.parametrize("given", [{"header": "X-Key"}, {"prefix": ""}, {"encode": "basic"}])
+def test_a_secret_for_the_sandbox_has_no_header(given: dict[str, str]) -> None:
+    (key,) = given
+    assert "remove it" in faults(secrets=[SECRET | given])[f"secrets.0.{key}"]
+
+
 def test_path_of_a_secret_is_the_tenants_own() -> None:
     secret = SecretRef.model_validate(SECRET)
     assert (secret.path("acme"), secret.field) == ("kv/data/acme/webhooks", "key")
+
+
+def test_a_fixed_argument_is_not_a_callers_too() -> None:
+    assert declare(fixed={"database": "orders"}).fixed == {"database": "orders"}
+    with pytest.raises(ValueError, match="`fixed` gives payload"):
+        declare(fixed={"payload": "x"})
 
 
 def test_only_arguments_of_the_tool_may_be_recorded_in_clear() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -108,3 +109,9 @@ def test_a_signal_is_named(number: int, name: str) -> None:
     answer = conclude(BLANK, RunOutcome(Cause.SIGNALLED, "", Exit(signal=number)), REDACTOR, fits)
     assert answer.error is not None
     assert answer.error.message == f"The tool was ended by signal {number} ({name})."
+
+
+def test_every_answer_has_a_nonce_of_its_own_with_128_bits() -> None:
+    nonces = {conclude(BLANK, ended(), REDACTOR, fits).nonce for _ in range(50)}
+    assert len(nonces) == 50
+    assert all(re.fullmatch("[0-9a-f]{32}", nonce) for nonce in nonces)

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Literal
 
@@ -54,6 +55,10 @@ class Journal:
 
 def ref(name: str, source: str, deliver: Literal["file", "stdin"] = "file") -> SecretRef:
     return SecretRef.model_validate({"name": name, "from": source, "deliver": deliver})
+
+
+def for_the_gate(name: str, source: str, **more: str) -> SecretRef:
+    return SecretRef.model_validate({"name": name, "from": source, "deliver": "egress", **more})
 
 
 async def refused(store: MemoryStore, *refs: SecretRef) -> CallError:
@@ -210,3 +215,57 @@ async def test_nothing_of_a_lease_shows_its_value() -> None:
     store = MemoryStore({"kv/data/a": {"key": GOOD}})
     leases = await Broker(store).lease([ref("s", "kv/data/a#key")], "acme", deadline=SOON, journal=Journal())
     assert GOOD not in repr(leases.delivered) + repr(leases.values) + repr(vars(leases))
+
+
+async def test_a_secret_for_the_gate_is_never_delivered_and_still_kept_out_of_what_comes_back() -> None:
+    store = MemoryStore({"kv/data/a": {"key": GOOD, "other": "another-" + GOOD}})
+    refs = [for_the_gate("api", "kv/data/a#key"), ref("own", "kv/data/a#other")]
+    leases = await Broker(store).lease(refs, "acme", deadline=SOON, journal=Journal())
+    assert [secret.name for secret in leases.delivered] == ["own"]
+    (credential,) = leases.credentials.values()
+    assert (credential.name, credential.header, credential.prefix) == ("api", "Authorization", "Bearer ")
+    assert credential.value.reveal() == GOOD.encode()
+    assert sorted(leases.values) == ["api", "own"]
+    assert store.reads == ["kv/data/a"]
+    assert GOOD not in repr(leases.credentials)
+
+
+async def test_a_secret_for_the_gate_is_leased_and_given_back_like_any_other() -> None:
+    store = MemoryStore({"dynamic/api": {"token": GOOD}})
+    journal = Journal()
+    leases = await Broker(store).lease(
+        [for_the_gate("api", "dynamic/api#token")], "acme", deadline=SOON, journal=journal
+    )
+    await leases.revoke()
+    assert store.open == set()
+    assert [kind for kind, _ in journal.events] == ["secret_leased", "secret_revoked"]
+
+
+async def test_basic_authentication_is_made_of_user_and_password() -> None:
+    store = MemoryStore({"kv/data/a": {"login": "bot:" + GOOD}})
+    leases = await Broker(store).lease(
+        [for_the_gate("login", "kv/data/a#login", encode="basic")], "acme", deadline=SOON, journal=Journal()
+    )
+    credential = leases.credentials["login"]
+    assert credential.prefix == "Basic "
+    assert b64decode(credential.value.reveal()) == f"bot:{GOOD}".encode()
+    assert leases.values["login"].reveal() == f"bot:{GOOD}".encode()
+
+
+@pytest.mark.parametrize(
+    "value", [GOOD + "\n", "\t" + GOOD, GOOD + "\r\nX: y", "pässwörd-12", GOOD + "\0", "a1b2" * 2049]
+)
+async def test_a_value_that_no_header_carries_is_refused_by_name(value: str) -> None:
+    store = MemoryStore({"dynamic/api": {"token": value}})
+    error = await refused(store, for_the_gate("api", "dynamic/api#token"))
+    assert error.reason is Reason.SECRET_REFUSED
+    assert "`api`" in error.message
+    assert GOOD not in error.message
+    assert store.open == set()
+
+
+@pytest.mark.parametrize("value", [GOOD, ":" + GOOD, "bot:", "bot:pass\nword-12", "bot:" + "a1b2" * 2048])
+async def test_what_is_not_user_and_password_is_refused_by_name(value: str) -> None:
+    store = MemoryStore({"kv/data/a": {"login": value}})
+    error = await refused(store, for_the_gate("login", "kv/data/a#login", encode="basic"))
+    assert (error.reason, "`login`" in error.message) == (Reason.SECRET_REFUSED, True)

@@ -10,11 +10,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from callgate_proto.envelope import render
 from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_server.transports.grpc import CALL_ID
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.server import GrpcServer
-from support.edge import CANARY, REFUSALS, TOKEN, Edge, edge, grpc_server, grpc_stub, metadata
+from support.edge import CANARY, REFUSALS, TOKEN, Edge, edge, grpc_server, grpc_stub, metadata, noisy
 
 Ask = Callable[..., Awaitable[Any]]
 METHODS: list[tuple[str, Any]] = [
@@ -57,6 +58,26 @@ async def test_a_call_waits_for_its_answer() -> None:
     assert (reply.answer.state, reply.answer.result_json) == ("succeeded", b'{"n":9007199254740993}')
     [wanted] = world.played.requests
     assert (wanted.idempotency_key, wanted.deadline_ms, wanted.transport) == ("k", None, "grpc")
+
+
+async def test_the_text_for_a_model_comes_to_who_asks_for_it() -> None:
+    async with edge() as world, grpc_stub(world) as stub:
+        plain = (await stub.Call(request("text.noisy"), metadata=metadata())).answer
+        asked = (await stub.Call(request("text.noisy", content_text=True), metadata=metadata())).answer
+        streamed = [
+            event.answer
+            async for event in stub.StreamCall(
+                pb.StreamCallRequest(call=request("text.noisy", content_text=True)), metadata=metadata()
+            )
+        ][-1]
+        world.played.documents["c1"] = noisy("c1")
+        wanted = pb.GetCallRequest(call_id="c1", content_text=True)
+        stored = (await stub.GetCall(wanted, metadata=metadata())).answer
+        cancel = pb.CancelCallRequest(call_id="c1", content_text=True)
+        cancelled = (await stub.CancelCall(cancel, metadata=metadata())).answer
+    assert not plain.content.HasField("text")
+    for answer in (asked, streamed, stored, cancelled):
+        assert answer.content.text == render(noisy(answer.call_id))
 
 
 async def test_an_outcome_is_an_answer_with_status_ok() -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from callgate_proto.envelope import render
 from callgate_server.transports.limits import TransportLimits
-from support.edge import CANARY, REFUSALS, TOKEN, TOOL, edge, in_memory
+from support.edge import CANARY, NONCE, REFUSALS, TOKEN, TOOL, edge, in_memory
 
 CALL = "/v1/tools/{}/calls"
 EMPTY: dict[str, Any] = {"arguments": {}}
@@ -27,6 +28,29 @@ async def test_a_call_waits_for_its_answer() -> None:
     [request] = world.played.requests
     assert (request.tool, request.deadline_ms, request.idempotency_key) == ("text.echo", 700, "k-1")
     assert world.played.tokens == [TOKEN, TOKEN]
+
+
+@pytest.mark.parametrize("headers", [{}, {"accept": "text/event-stream"}])
+async def test_the_text_for_a_model_comes_to_who_asks_for_it(headers: dict[str, str]) -> None:
+    async with edge() as world, in_memory(world) as client:
+        without = await client.post(CALL.format("text.noisy"), json=EMPTY, headers=headers)
+        asked = await client.post(CALL.format("text.noisy") + "?content=text", json=EMPTY, headers=headers)
+        wrong = await client.post(CALL.format("text.noisy") + "?content=all", json=EMPTY)
+    assert f"[callgate {NONCE}] end" not in without.text
+    answer = events(asked.text)[-1][2] if headers else asked.json()
+    assert answer["content"] == {"nonce": NONCE, "untrusted": True, "text": render(answer)}
+    assert wrong.status_code == 400
+
+
+async def test_a_call_shown_later_has_the_same_text() -> None:
+    async with edge() as world, in_memory(world) as client:
+        first = (await client.post(CALL.format("text.noisy") + "?content=text", json=EMPTY)).json()
+        world.played.documents[first["call_id"]] = {**first, "content": {**first["content"], "text": None}}
+        shown = [
+            (await client.get(f"/v1/calls/{first['call_id']}?content=text")).json(),
+            (await client.post(f"/v1/calls/{first['call_id']}/cancel?content=text")).json(),
+        ]
+    assert [answer["content"] for answer in shown] == [first["content"]] * 2
 
 
 async def test_an_outcome_is_an_answer_with_status_200() -> None:

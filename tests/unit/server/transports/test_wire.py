@@ -5,12 +5,13 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callgate_proto.envelope import render
 from callgate_proto.v1 import gateway_pb2
 from callgate_server.execution.running import Accepted, Answered, Failed, OutputChunk
 from callgate_server.model.call import OnDisconnect
 from callgate_server.model.errors import REASONS, CallError, Reason, Violation
 from callgate_server.transports import wire
-from support.edge import BYTES, REFUSALS, TOOL, answer, noisy, summary
+from support.edge import BYTES, NONCE, REFUSALS, TOOL, answer, noisy, summary
 
 
 def body(**members: object) -> bytes:
@@ -224,6 +225,24 @@ def test_an_answer_loses_nothing_over_grpc() -> None:
     assert (message.artifacts[1].size_bytes, message.artifacts[1].rejected) == (2**40, "larger than what is left")
     assert dict(message.usage.phases_ms) == {"run": 2.5}
     assert (message.untrusted, message.replayed, list(message.decision.policies)) == (True, False, ["p1", "p2"])
+
+
+def test_the_text_for_a_model_is_made_where_it_is_asked_for() -> None:
+    plain, shown = wire.answer_to_proto(noisy("c1")), wire.answer_to_proto(noisy("c1"), with_text=True)
+    assert (plain.content.nonce, plain.content.untrusted, plain.content.HasField("text")) == (NONCE, True, False)
+    assert shown.content.text == render(noisy("c1"))
+    event = Answered(2, noisy("c1"))
+    assert wire.event_to_proto(event, with_text=True).answer.content.text == shown.content.text
+    assert json.dumps(shown.content.text)[1:-1].encode() in wire.event_to_sse(event, with_text=True)
+    assert shown.content.text.splitlines()[0].encode() not in wire.event_to_sse(event)
+
+
+def test_what_has_no_nonce_has_no_text() -> None:
+    older = {key: value for key, value in answer("c1").items() if key != "content"}
+    assert wire.with_content_text(older) == older
+    assert not wire.answer_to_proto(older, with_text=True).HasField("content")
+    assert wire.with_content_text(summary("c1")) == summary("c1")
+    assert wire.with_content_text(answer("c1", nonce=""))["content"]["text"] is None
 
 
 def test_a_result_is_there_exactly_for_a_success() -> None:

@@ -1,7 +1,8 @@
 """Building a catalog: schemas first, images then, the lock last; and the repository's own schemas are not stale."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from callgate_server.backends.catalog.build import BuildReport, build, stale_sch
 from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import declarations, image_folders
 from callgate_server.backends.json_schema import check_schema
+from callgate_server.model.egress import InternalService
 
 SANDBOX_IMAGES = Path(__file__).resolve().parents[5] / "sandbox_images"
 
@@ -40,7 +42,12 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(
-    images: Path, lock: Path, *, builder: FakeBuilder | BrokenBuilder | None = None, write: bool = False
+    images: Path,
+    lock: Path,
+    *,
+    builder: FakeBuilder | BrokenBuilder | None = None,
+    write: bool = False,
+    internal: Sequence[InternalService] = (),
 ) -> BuildReport:
     said: list[str] = []
     return build(
@@ -50,6 +57,7 @@ def run(
         check_schema=check_schema,
         write_schemas=write,
         progress=said.append,
+        internal=internal,
     )
 
 
@@ -59,7 +67,10 @@ def test_the_committed_schemas_are_what_the_tools_code_says() -> None:
 
 def test_the_tools_of_the_repository_are_all_declared() -> None:
     tools = {found.manifest().tool for found in declarations(image_folders([SANDBOX_IMAGES]).values())}
-    assert tools == {"python.run", "shell.run", "webhooks.sign", "text.diff"}
+    assert tools == {
+        *("python.run", "shell.run", "webhooks.sign", "text.diff"),
+        *("http.request", "web.fetch", "messages.post", "sql.query", "sql.execute"),
+    }
 
 
 def test_a_build_writes_a_lock_that_loads(images: Path, tmp_path: Path) -> None:
@@ -67,7 +78,7 @@ def test_a_build_writes_a_lock_that_loads(images: Path, tmp_path: Path) -> None:
     report = run(images, lock)
     assert report.catalog is not None
     assert load_catalog([images], lock).digest == report.catalog.digest
-    assert set(report.images) == {"base", "python", "shell"}
+    assert set(report.images) == {"base", "python", "shell", "sql", "web"}
     assert (report.written, report.drifted) == ((), ())
 
 
@@ -141,3 +152,46 @@ def test_a_tool_declared_twice_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shell/tools/shell\.run\.yaml.* declare the same tool"):
         run(images, tmp_path / "catalog.lock", builder=builder)
     assert builder.built == []
+
+
+KEY = 'secrets:\n  - {name: key, from: "kv/data/{tenant}/app#key", deliver: egress}\n'
+
+
+@pytest.mark.parametrize(
+    ("declared", "line", "says"),
+    [
+        ("egress:\n  - {host: '*.com'}\n", 2, "egress.0.host: Value error, a wildcard is `*.` and at least two labels"),
+        ("egress:\n  - {host: '*.co.uk'}\n", 2, "egress.0.host: Value error, anybody can have a name"),
+        (
+            KEY + "egress:\n  - {host: a.example, secret: key}\n  - {host: a.example, methods: [GET]}\n",
+            5,
+            "egress.1: rule 0 allows some of the same requests, and the two disagree about the secret",
+        ),
+        (KEY + "egress:\n  - {host: b.example}\n", 2, "secrets.0.deliver: no rule of `egress` names key"),
+        (KEY + "egress:\n  - {host: '*.a.example', secret: key}\n", 4, "egress.0.host: a secret goes to one host"),
+        (
+            KEY + "egress:\n  - {host: own.example, scheme: http, secret: key}\n",
+            4,
+            "egress.0.scheme: the secret would travel to own.example:80 in clear: write `scheme: https`",
+        ),
+    ],
+)
+def test_egress_that_is_too_wide_or_leaves_a_secret_open_stops_the_build_with_line_and_remedy(
+    images: Path, tmp_path: Path, declared: str, line: int, says: str
+) -> None:
+    manifest = images / "shell/tools/shell.run.yaml"
+    kept = "".join(each for each in manifest.read_text().splitlines(keepends=True) if not each.startswith("egress:"))
+    manifest.write_text(kept + declared)
+    builder = FakeBuilder()
+    with pytest.raises(ValueError, match=r"shell\.run\.yaml") as caught:
+        run(images, tmp_path / "catalog.lock", builder=builder)
+    assert f"line {len(kept.splitlines()) + line}: {says}" in str(caught.value)
+    assert builder.built == []
+
+
+def test_a_secret_may_be_declared_for_a_service_of_the_operators_own(images: Path, tmp_path: Path) -> None:
+    manifest = images / "shell/tools/shell.run.yaml"
+    kept = "".join(each for each in manifest.read_text().splitlines(keepends=True) if not each.startswith("egress:"))
+    manifest.write_text(kept + KEY + "egress:\n  - {host: own.example, scheme: http, secret: key}\n")
+    own = InternalService("own.example", None, (ip_network("10.0.0.0/8"),))
+    assert run(images, tmp_path / "catalog.lock", internal=[own]).catalog is not None

@@ -31,6 +31,9 @@ def type_of(folder: Path, hint: str, preface: str = "") -> Any:
         ("float", {"type": "number"}),
         ("bool", {"type": "boolean"}),
         ("None", {"type": "null"}),
+        ("Json", {}),
+        ("Annotated[Json, 'Anything.']", {"description": "Anything."}),
+        ("list[Json]", {"type": "array", "items": {}}),
         ("'str'", {"type": "string"}),
         ("list[int]", {"type": "array", "items": {"type": "integer"}}),
         (

@@ -8,6 +8,8 @@ POLICY = policy(
     '@id("shell") permit(principal in Role::"operator", action == Action::"call:shell.run", resource);'
     '@id("no-rm") forbid(principal, action, resource == Tool::"shell.run")'
     " when { context has task };"
+    '@id("reach") permit(principal, action == Action::"connect", resource == Host::"api.example.com")'
+    ' when { resource.port == 443 && !(context has method && context.method == "DELETE") };'
 )
 SCHEMAS = CompiledSchemas.of(CATALOG)
 CASE = {"name": "n", "tenant": "acme", "agent": "bot", "tool": "shell.run", "expect": "allow"}
@@ -24,6 +26,19 @@ def test_case_that_is_as_expected_has_no_fault() -> None:
         "",
         "",
     ]
+
+
+API = CASE | {"connect": {"host": "api.example.com"}}
+
+
+def test_case_may_be_about_what_the_tool_reaches() -> None:
+    request = {"host": "api.example.com", "method": "DELETE", "path": "/v1"}
+    assert faults(
+        API | {"policies": ["reach"]},
+        CASE | {"connect": request, "expect": "deny", "policies": []},
+        CASE | {"connect": {"host": "db", "scheme": "tcp", "port": 5432}, "expect": "deny"},
+    ) == ["", "", ""]
+    assert faults(API | {"expect": "deny"}) == ["expected deny, got allow by reach"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +69,10 @@ def test_case_that_is_not_as_expected_says_what_came_instead(case: dict[str, obj
         ({"cases": [CASE | {"expect": "maybe"}]}, "^case 1: expect: "),
         ({"cases": [CASE | {"roles": "operator"}]}, "^case 1: roles: "),
         ({"cases": [CASE | {"tenant": 5}]}, "^case 1: tenant: "),
+        ({"cases": [CASE | {"connect": {"host": "API.example.com"}}]}, "^case 1: connect.host: "),
+        ({"cases": [CASE | {"connect": {"host": "db", "scheme": "tcp"}}]}, "^case 1: connect: "),
+        ({"cases": [CASE | {"connect": {"host": "a", "path": "x"}}]}, "^case 1: connect.path: "),
+        ({"cases": [API | {"arguments": {"script": "ls"}}]}, "^case 1: the case: "),
     ],
 )
 def test_unfit_document_is_refused_with_its_place(document: object, fault: str) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from callgate_server.backends.cedar.directory import MAX_FILE_BYTES, MAX_FILES, PolicyDirectory, Refreshed
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.verdict import Ruling
-from support.cedar_catalog import CATALOG, DEVELOPER, NOON, PYTHON, SHELL
+from support.cedar_catalog import CATALOG, DEVELOPER, FETCH, NOON, PYTHON, SHELL
 
 PERMIT_ALL = '@id("all") permit(principal, action in Action::"call", resource);\n'
 FORBID_SHELL = '@id("no-shell") forbid(principal, action == Action::"call:shell.run", resource);\n'
@@ -202,3 +203,13 @@ def test_every_decision_is_made_by_one_set_while_sets_change(tmp_path: Path) -> 
     thread.join()
     assert {version for version, _ in seen} == set(versions)
     assert all(policies == (versions[version],) for version, policies in seen)
+
+
+def test_what_is_no_longer_permitted_is_not_reached_any_more(tmp_path: Path) -> None:
+    ask = EgressAsk("https", "api.example.com", 443)
+    rules = Rules(tmp_path, a=PERMIT_ALL, b='@id("out") permit(principal, action == Action::"connect", resource);\n')
+    assert rules.live.consent(DEVELOPER, FETCH, ask).policies == ("out",)
+    assert rules.live.explain_consent(DEVELOPER, FETCH, ask).parts[0].deciding[0].file == "b.cedar"
+    (tmp_path / "b.cedar").unlink()
+    assert rules.refresh_twice() is Refreshed.LOADED
+    assert rules.live.consent(DEVELOPER, FETCH, ask).ruling is Ruling.DENY

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from callgate_server.backends.cedar.policy import CedarPolicy, digest
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
+from callgate_server.model.egress import EgressAsk
 from callgate_server.model.verdict import Ruling
-from support.cedar_catalog import DEVELOPER, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
+from support.cedar_catalog import DEVELOPER, FETCH, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
 
 SET = """
 @id("developers-run-python")
@@ -291,3 +292,121 @@ def test_explanation_of_unfit_arguments_is_refused() -> None:
     text = '@id("p") permit(principal, action == Action::"call:python.run", resource) when { context.arguments.code == "" };'
     with pytest.raises(ValueError, match="required value is missing"):
         policy(text).explain(DEVELOPER, PYTHON, {})
+
+
+REACH = """
+@id("developers-read-example")
+permit(principal in Role::"developer", action == Action::"connect", resource)
+when { resource.name like "*.example.com" && resource.scheme == "https" && resource.port == 443 };
+@id("only-reading")
+forbid(principal, action == Action::"connect", resource)
+when { context has method && context.method != "GET" };
+@id("not-the-admin")
+forbid(principal, action == Action::"connect", resource == Host::"admin.example.com");
+@id("no-exports")
+forbid(principal, action == Action::"connect", resource) when { context has path && context.path like "/export/*" };
+"""
+API = EgressAsk("https", "api.example.com", 443)
+
+
+@pytest.mark.parametrize(
+    ("ask", "expected"),
+    [
+        (API, (Ruling.ALLOW, ("developers-read-example",))),
+        (dataclasses.replace(API, method="GET", path="/v1"), (Ruling.ALLOW, ("developers-read-example",))),
+        (dataclasses.replace(API, method="POST", path="/v1"), (Ruling.DENY, ("only-reading",))),
+        (dataclasses.replace(API, method="GET", path="/export/all"), (Ruling.DENY, ("no-exports",))),
+        (dataclasses.replace(API, host="admin.example.com"), (Ruling.DENY, ("not-the-admin",))),
+        (dataclasses.replace(API, host="evil.example"), (Ruling.DENY, ())),
+        (dataclasses.replace(API, port=8443), (Ruling.DENY, ())),
+        (dataclasses.replace(API, scheme="http"), (Ruling.DENY, ())),
+        (EgressAsk("tcp", "db.example.com", 443), (Ruling.DENY, ())),
+    ],
+)
+def test_what_a_tool_may_reach_is_ruled_on_by_host_port_scheme_and_request(
+    ask: EgressAsk, expected: tuple[Ruling, tuple[str, ...]]
+) -> None:
+    rules = policy(REACH)
+    verdict = rules.consent(DEVELOPER, FETCH, ask)
+    assert (verdict.ruling, verdict.policies) == expected
+    assert verdict.policy_version == rules.version
+
+
+def test_without_a_permit_to_connect_nothing_is_reached() -> None:
+    calls = '@id("c") permit(principal, action in Action::"call", resource);'
+    for text in ("", calls, calls + '@id("u") permit(principal, action == Action::"use", resource);'):
+        assert policy(text).consent(DEVELOPER, FETCH, API).ruling is Ruling.DENY
+
+
+def test_who_reaches_counts_and_with_which_tool() -> None:
+    by_tool = (
+        '@id("x") permit(principal, action == Action::"connect", resource) when { context.tool == Tool::"web.fetch" };'
+    )
+    assert policy(by_tool).consent(DEVELOPER, FETCH, API).ruling is Ruling.ALLOW
+    assert policy(by_tool).consent(DEVELOPER, PYTHON, API).ruling is Ruling.DENY
+    by_space = by_tool.replace('== Tool::"web.fetch"', 'in Namespace::"web"')
+    assert policy(by_space).consent(DEVELOPER, FETCH, API).ruling is Ruling.ALLOW
+    assert policy(REACH).consent(OPERATOR, FETCH, API).ruling is Ruling.DENY
+
+
+def test_the_task_counts_where_something_is_reached() -> None:
+    text = (
+        '@id("x") permit(principal, action == Action::"connect", resource)'
+        ' when { context has task && context.task == "t1" };'
+    )
+    assert policy(text).consent(dataclasses.replace(DEVELOPER, task="t1"), FETCH, API).ruling is Ruling.ALLOW
+    assert policy(text).consent(DEVELOPER, FETCH, API).ruling is Ruling.DENY
+
+
+def test_a_connection_that_waits_for_an_approval_is_not_allowed() -> None:
+    text = '@id("x") @approval("ops") permit(principal, action == Action::"connect", resource);'
+    assert policy(text).consent(DEVELOPER, FETCH, API).ruling is Ruling.NEEDS_APPROVAL
+
+
+@pytest.mark.parametrize(
+    ("caller", "called", "ask"),
+    [
+        (Caller("a/b", "c"), FETCH, API),
+        (DEVELOPER, tool("other.tool", {}), API),
+        (DEVELOPER, FETCH, dataclasses.replace(API, method="GET", path="/CANARY\ud800")),
+        (DEVELOPER, FETCH, dataclasses.replace(API, port=2**64)),
+    ],
+)
+def test_a_connection_that_cannot_be_judged_is_refused_with_an_alarm_without_values(
+    caller: Caller, called: Tool, ask: EgressAsk
+) -> None:
+    alarms: list[str] = []
+    verdict = policy('@id("all") permit(principal, action, resource);', alarms).consent(caller, called, ask)
+    assert (verdict.ruling, verdict.policies) == (Ruling.ERROR, ())
+    assert len(alarms) == 1
+    assert "CANARY" not in alarms[0]
+
+
+HOSTILE = st.text(st.characters(exclude_categories=["Cs"]))
+KEPT_IN = policy(
+    '@id("all") permit(principal, action, resource);'
+    '@id("no") forbid(principal, action == Action::"connect", resource)'
+    ' when { resource.name like "*evil*" || (context has path && context.path like "*evil*") };'
+)
+
+
+@given(HOSTILE, HOSTILE, HOSTILE)
+def test_whatever_a_tool_asks_for_no_forbid_is_passed(host: str, method: str, path: str) -> None:
+    ask = EgressAsk("https", host, 443, method, f"/{path}evil")
+    assert KEPT_IN.consent(DEVELOPER, FETCH, ask).policies == ("no",)
+    plain = KEPT_IN.consent(DEVELOPER, FETCH, dataclasses.replace(ask, path=None))
+    assert plain.ruling is (Ruling.DENY if "evil" in host else Ruling.ALLOW)
+
+
+def test_what_a_tool_may_reach_does_not_decide_whether_it_is_listed() -> None:
+    assert policy('@id("c") permit(principal, action in Action::"call", resource);').could_allow(DEVELOPER, FETCH)
+    assert not policy(REACH).could_allow(DEVELOPER, FETCH)
+
+
+def test_explanation_of_a_connection_names_what_decided_and_what_nearly_did() -> None:
+    rules = policy(REACH)
+    (part,) = rules.explain_consent(DEVELOPER, FETCH, dataclasses.replace(API, method="POST", path="/v1")).parts
+    assert (part.part.action, part.part.resource) == ("connect", "api.example.com")
+    assert [source.id for source in part.deciding] == ["only-reading"]
+    (part,) = rules.explain_consent(DEVELOPER, FETCH, dataclasses.replace(API, port=8443)).parts
+    assert [source.id for source in part.nearly] == ["developers-read-example"]

@@ -14,8 +14,13 @@ def seen(condition: str, action: str = 'action in Action::"call"') -> dict[str, 
     return {tool: set(record.attributes) for tool, record in found.items()}
 
 
-NOTHING: dict[str, set[str]] = {"python.run": set(), "shell.run": set(), "webhooks.sign": set()}
-ALL = {"python.run": {"code", "seed"}, "shell.run": {"argv", "script"}, "webhooks.sign": {"payload"}}
+NOTHING: dict[str, set[str]] = {"python.run": set(), "shell.run": set(), "webhooks.sign": set(), "web.fetch": set()}
+ALL = {
+    "python.run": {"code", "seed"},
+    "shell.run": {"argv", "script"},
+    "webhooks.sign": {"payload"},
+    "web.fetch": {"url"},
+}
 
 
 @pytest.mark.parametrize("condition", ["true", "context has task", 'context.now > datetime("2026-01-01")'])

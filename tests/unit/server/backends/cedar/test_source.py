@@ -92,6 +92,27 @@ def test_approval_group_is_read() -> None:
             '@id("x") permit(principal, action == Action::"use", resource == Secret::"webhooks.sign/kee");',
             'Secret::"webhooks.sign/kee" does not exist',
         ),
+        *(
+            (f'@id("x") forbid(principal, action == Action::"connect", resource == Host::"{host}");', "never asked for")
+            for host in ("API.example.com", "api.example.com:443", "https://a.example", "*.example.com", "127.1")
+        ),
+        (
+            '@id("x") permit(principal, action == Action::"connect", resource) when { resource.host == "a" };',
+            "attribute `host` on entity type `Host` not found",
+        ),
+        (
+            '@id("x") permit(principal, action == Action::"connect", resource) when { context.method == "GET" };',
+            "optional attribute `method`",
+        ),
+        (
+            '@id("x") forbid(principal, action == Action::"connect", resource) when { context has methd };',
+            "can have `context.methd`",
+        ),
+        (
+            '@id("x") permit(principal, action == Action::"connect", resource)'
+            ' when { context.tool == Tool::"web.fecth" };',
+            'Tool::"web.fecth" does not exist',
+        ),
         (f'@id("x") @aproval("ops") {PERMIT};', "unknown annotation @aproval"),
         ('@id("x") @approval("ops") forbid(principal, action, resource);', "@approval stands on a forbid"),
         (f'@id("x") @approval("") {PERMIT};', "@approval needs the name of a group"),

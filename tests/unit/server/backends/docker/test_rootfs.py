@@ -37,7 +37,7 @@ def test_the_tar_is_what_the_program_writes(programs: Path) -> None:
     words = made().decode().split()
     assert words[-2:] == ["bookworm", "-"]
     assert "--variant=minbase" in words
-    assert "--include=python3" in words
+    assert "--include=python3,ca-certificates" in words
 
 
 def test_a_failure_is_told_with_its_last_lines(programs: Path) -> None:
