@@ -20,8 +20,9 @@ from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.egress import EgressGate
+from callgate_server.execution.reach import reach
 from callgate_server.execution.running import Running, RunningCalls, internal
-from callgate_server.execution.sandbox import SandboxBackend
+from callgate_server.execution.sandbox import Sandbox, SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
 from callgate_server.ledger.turns import Turns
@@ -30,6 +31,7 @@ from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.run import RunOutcome
 from callgate_server.model.strict_json import Json, encode
 from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import conclude
@@ -120,35 +122,42 @@ class Pipeline:
                 await self._answer(running, call, answer)
 
     async def _execute(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
-        ticket, tool, deadline = call.ticket, call.tool, call.deadline
+        ticket, tool, note = call.ticket, call.tool, partial(self.ledger.note, call.ticket.id)
         with ticket.phases.measure("secrets"):
             leases = await self.broker.lease(
-                tool.manifest.secrets,
-                ticket.caller.tenant,
-                deadline=deadline,
-                journal=partial(self.ledger.note, ticket.id),
+                tool.manifest.secrets, ticket.caller.tenant, deadline=call.deadline, journal=note
             )
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)
+        consent = partial(self.policy.consent, ticket.caller, tool)
+        out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
+        job = call.job(leases.delivered, out, self.ledger.digest)
+        feed = LiveViews(redactor, running.output).feed
+
+        async def run(sandbox: Sandbox) -> RunOutcome:
+            with ticket.phases.measure("run"):
+                return await supervise(sandbox, job, on_output=feed, cancelled=running.cancelled, egress=out.begin)
+
+        reached = await reach(partial(self._acquire, running, call, cleanup), run)
+        if reached is None:
+            return call.cancelled_early().timed(ticket.queue_ms, ticket.phases.ms)
+        sandbox, outcome = reached
+        with ticket.phases.measure("result"):
+            check = partial(self.schemas.output_violations, tool)
+            answer = conclude(call.blank(sandbox.info), outcome, redactor, check)
+        return answer.timed(ticket.queue_ms, ticket.phases.ms)
+
+    async def _acquire(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Sandbox | None:
+        """Return a sandbox, to be destroyed whatever comes; None when the call is cancelled while it waits."""
+        ticket = call.ticket
         with ticket.phases.measure("acquire"):
             sandbox = await unless_cancelled(self.sandboxes.open(call.sandbox_request()), running.cancelled)
-        queue_ms = ticket.phases.since_start_ms()
-        if sandbox is None:
-            return call.cancelled_early().timed(queue_ms, ticket.phases.ms)
-        cleanup.push_async_callback(sandbox.destroy)
-        ticket.sandbox = sandbox.id
-        self.watch.started(ticket.id, tool.name, sandbox.id)
-        with ticket.phases.measure("run"):
-            consent = partial(self.policy.consent, ticket.caller, tool)
-            out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
-            job = call.job(leases.delivered, out, self.ledger.digest)
-            feed = LiveViews(redactor, running.output).feed
-            outcome = await supervise(sandbox, job, on_output=feed, cancelled=running.cancelled, egress=out.begin)
-        with ticket.phases.measure("result"):
-            answer = conclude(
-                call.blank(sandbox.info), outcome, redactor, partial(self.schemas.output_violations, tool)
-            )
-        return answer.timed(queue_ms, ticket.phases.ms)
+        ticket.queue_ms = ticket.phases.since_start_ms()
+        if sandbox is not None:
+            cleanup.push_async_callback(sandbox.destroy)
+            ticket.sandbox = sandbox.id
+            self.watch.started(ticket.id, call.tool.name, sandbox.id)
+        return sandbox
 
     async def _reached(self, call: Admitted, event: str, body: Mapping[str, Json]) -> None:
         await self.ledger.note(call.ticket.id, event, body)
@@ -156,11 +165,8 @@ class Pipeline:
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)
-        reason = answer.error.reason if answer.error else None
-        message = answer.error.message if answer.error else ""
-        completion = Completion(running.call_id, answer.state, reason, message, encode(document), call.ticket.sandbox)
         try:
-            await self.ledger.complete(completion)
+            await self.ledger.complete(call.completion(answer, encode(document)))
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)

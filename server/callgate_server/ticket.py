@@ -19,7 +19,7 @@ from callgate_server.execution.egress import (
 from callgate_server.execution.egress_rules import is_seen
 from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
-from callgate_server.ledger.store import Intent, Refusal
+from callgate_server.ledger.store import Completion, Intent, Refusal
 from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo
 from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.catalog import Tool
@@ -53,6 +53,7 @@ class Ticket:
     verdict: Verdict | None = None
     # The backend's own name for the sandbox that the call got.
     sandbox: str = ""
+    queue_ms: float = 0.0
 
     @property
     def tool_name(self) -> str:
@@ -208,6 +209,12 @@ class Admitted:
         """The answer as far as it is known before the end."""
         decision = Decision(self.decision_id, self.verdict.policies)
         return Answer(self.ticket.id, self.tool.name, self.tool.manifest.version, State.RUNNING, decision, sandbox)
+
+    def completion(self, answer: Answer, document: bytes) -> Completion:
+        """What the record keeps of the answer, which is `document` in its public shape."""
+        reason = answer.error.reason if answer.error else None
+        message = answer.error.message if answer.error else ""
+        return Completion(self.ticket.id, answer.state, reason, message, document, self.ticket.sandbox)
 
     def cancelled_early(self) -> Answer:
         """The answer of a call that was cancelled while it waited for a sandbox."""

@@ -87,6 +87,10 @@ class Pid1Sandbox:
         return SandboxInfo("pid1", "namespaces", "container")
 
     @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
     def diagnostics(self) -> str:
         return self._diagnostics.read_text()
 

@@ -57,6 +57,7 @@ class FakeRunner:
 
     id = "fake"
     info = SandboxInfo("fake", "fake", "container")
+    alive = True
 
     def _play(self, kind: int) -> None:
         if kind == wire.CALL:
@@ -507,3 +508,17 @@ async def test_a_cancel_never_lands_inside_a_frame_of_the_session() -> None:
     outcome, _ = await run_with_session(sandbox, cancelled=cancelled)
     assert outcome.cause is Cause.CANCELLED
     assert [kind for kind, _ in sandbox.received] == [wire.CALL, wire.EGRESS_CLOSE, wire.CANCEL]
+
+
+async def test_a_sandbox_that_is_known_to_be_gone_is_sent_no_call_and_nothing_ran() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [ended(), BYE]})
+    sandbox.alive = False
+    with pytest.raises(CallError) as refused:
+        await run(sandbox, secrets=(DeliveredSecret("key", "file", Sealed(b"k")),))
+    assert refused.value.reason is Reason.SANDBOX_UNAVAILABLE
+    assert [kind for kind, _ in sandbox.received] == [wire.SECRET]
+
+
+async def test_a_sandbox_that_goes_with_the_call_is_lost() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [None]})
+    assert (await run(sandbox)).cause is Cause.LOST
