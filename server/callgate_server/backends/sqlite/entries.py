@@ -10,6 +10,7 @@ from typing import Final
 
 from callgate_server.backends.sqlite.rows import (
     CallRow,
+    end,
     fingerprint,
     insert,
     names,
@@ -17,7 +18,6 @@ from callgate_server.backends.sqlite.rows import (
     read_key_holder,
     read_open,
     timestamp,
-    update,
 )
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
@@ -167,7 +167,7 @@ def _end(
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
-    update(transaction.connection, row, _append(transaction, kind, row, body))
+    end(transaction.connection, row, _append(transaction, kind, row, body))
 
 
 def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:
