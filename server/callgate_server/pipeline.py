@@ -135,7 +135,7 @@ class Pipeline:
             sandbox = await unless_cancelled(self.sandboxes.open(call.sandbox_request()), running.cancelled)
         queue_ms = ticket.phases.since_start_ms()
         if sandbox is None:
-            return call.cancelled_early().timed(queue_ms, ticket.phases.ms)
+            return call.cancelled_early().timed(queue_ms, dict(ticket.phases.ms))
         cleanup.push_async_callback(sandbox.destroy)
         ticket.sandbox = sandbox.id
         self.watch.started(ticket.id, tool.name, sandbox.id)
@@ -147,7 +147,7 @@ class Pipeline:
             answer = conclude(
                 call.blank(sandbox.info), outcome, redactor, partial(self.schemas.output_violations, tool)
             )
-        return answer.timed(queue_ms, ticket.phases.ms)
+        return answer.timed(queue_ms, dict(ticket.phases.ms))
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)
@@ -155,12 +155,13 @@ class Pipeline:
         message = answer.error.message if answer.error else ""
         completion = Completion(running.call_id, answer.state, reason, message, encode(document), call.ticket.sandbox)
         try:
-            await self.ledger.complete(completion)
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(completion)
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)
             return
-        self.watch.finished(call.tool.name, answer.state, answer.usage)
+        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
         running.answer(document)
 
     async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
@@ -168,20 +169,22 @@ class Pipeline:
         failure.call_id = running.call_id
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
-            await self.ledger.complete(end)
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(end)
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded
-        self.watch.refused(call.tool.name, failure.reason)
+        self.watch.refused(call.tool.name, failure.reason, call.ticket.phases.ms)
         running.fail(failure)
 
     async def _refused(self, ticket: Ticket, refusal: CallError) -> CallError:
         """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
         refusal.call_id = ticket.id
         try:
-            await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
+            with ticket.phases.measure("record"):
+                await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
         except CallError as unrecorded:
             unrecorded.call_id = ticket.id
             refusal = unrecorded
-        self.watch.refused(ticket.tool_name, refusal.reason)
+        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
         return refusal

@@ -280,15 +280,18 @@ class Seen:
     ends: list[tuple[str, State]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
     starts: list[tuple[str, str]] = field(default_factory=list)
+    phases: list[set[str]] = field(default_factory=list)
 
-    def refused(self, tool: str, reason: Reason) -> None:
+    def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         self.refusals.append((tool, reason))
+        self.phases.append(set(phases_ms))
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         self.starts.append((call_id, sandbox))
 
-    def finished(self, tool: str, state: State, usage: Usage) -> None:
+    def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
         self.ends.append((tool, state))
+        self.phases.append(set(phases_ms))
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         self.defects.append(type(error).__name__)

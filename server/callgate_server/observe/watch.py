@@ -1,5 +1,6 @@
 """What the pipeline tells an operator: names, counts and durations; never arguments, results or secrets."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from callgate_server.model.answer import Usage
@@ -10,14 +11,14 @@ from callgate_server.model.lifecycle import State
 class Watch(Protocol):
     """Implementations never raise: watching must not change what is watched."""
 
-    def refused(self, tool: str, reason: Reason) -> None:
+    def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         """A call ended before its tool started. `tool` is a name of the catalog, or empty."""
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         """A call has its sandbox; `sandbox` is the backend's own name for it."""
 
-    def finished(self, tool: str, state: State, usage: Usage) -> None:
-        """A call's tool was started, and the call has ended."""
+    def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
+        """A call's tool was started, and the call has ended. `phases_ms` has one more than `usage`: the record's."""
 
     def unexpected(self, call_id: str, error: BaseException) -> None:
         """A defect of ours. The text of the error stays in the operator's log."""
