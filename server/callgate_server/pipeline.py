@@ -17,8 +17,9 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
+from callgate_server.execution.reach import reach
 from callgate_server.execution.running import Running, RunningCalls, internal
-from callgate_server.execution.sandbox import SandboxBackend
+from callgate_server.execution.sandbox import Sandbox, SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.ledger.claims import replayable
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
@@ -27,7 +28,7 @@ from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.model.run import Job
+from callgate_server.model.run import Job, RunOutcome
 from callgate_server.model.strict_json import Json, encode
 from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import conclude
@@ -131,23 +132,34 @@ class Pipeline:
             )
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)
-        with ticket.phases.measure("acquire"):
-            sandbox = await unless_cancelled(self.sandboxes.open(call.sandbox_request()), running.cancelled)
-        queue_ms = ticket.phases.since_start_ms()
-        if sandbox is None:
-            return call.cancelled_early().timed(queue_ms, dict(ticket.phases.ms))
-        cleanup.push_async_callback(sandbox.destroy)
-        ticket.sandbox = sandbox.id
-        self.watch.started(ticket.id, tool.name, sandbox.id)
-        with ticket.phases.measure("run"):
-            job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
-            live = LiveViews(redactor, running.output)
-            outcome = await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
+        job = Job(tool.manifest.run, call.arguments_json, leases.delivered, tool.manifest.limits, deadline)
+        live = LiveViews(redactor, running.output)
+
+        async def run(sandbox: Sandbox) -> RunOutcome:
+            with ticket.phases.measure("run"):
+                return await supervise(sandbox, job, on_output=live.feed, cancelled=running.cancelled)
+
+        reached = await reach(partial(self._acquire, running, call, cleanup), run)
+        if reached is None:
+            return call.cancelled_early().timed(ticket.queue_ms, dict(ticket.phases.ms))
+        sandbox, outcome = reached
         with ticket.phases.measure("result"):
             answer = conclude(
                 call.blank(sandbox.info), outcome, redactor, partial(self.schemas.output_violations, tool)
             )
-        return answer.timed(queue_ms, dict(ticket.phases.ms))
+        return answer.timed(ticket.queue_ms, dict(ticket.phases.ms))
+
+    async def _acquire(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Sandbox | None:
+        """Return a sandbox, to be destroyed whatever comes; None when the call is cancelled while it waits."""
+        ticket = call.ticket
+        with ticket.phases.measure("acquire"):
+            sandbox = await unless_cancelled(self.sandboxes.open(call.sandbox_request()), running.cancelled)
+        ticket.queue_ms = ticket.phases.since_start_ms()
+        if sandbox is not None:
+            cleanup.push_async_callback(sandbox.destroy)
+            ticket.sandbox = sandbox.id
+            self.watch.started(ticket.id, call.tool.name, sandbox.id)
+        return sandbox
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)

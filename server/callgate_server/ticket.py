@@ -37,6 +37,7 @@ class Ticket:
     verdict: Verdict | None = None
     # The backend's own name for the sandbox that the call got.
     sandbox: str = ""
+    queue_ms: float = 0.0
 
     @property
     def tool_name(self) -> str:

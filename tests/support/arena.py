@@ -26,6 +26,8 @@ _KEPT_KB = 64 * 1024
 _SETTLE_S = 30
 # The runner, the zygote, and of the next call's cell process 1 and the tool that waits.
 IDLE_LANE_PROCESSES = 4
+# The zygote, and process 1 of the call's cell.
+_LANE_PROCESSES = 2
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -49,8 +51,9 @@ class Held:
         return self.end()
 
     def tasks(self) -> int:
-        """Processes and threads on the host, our runner among them."""
-        return sum(_threads(pid) for pid in _processes_of(self.container["Id"]))
+        """Processes and threads on the host, our runner among them. What else of a lane is ours is not counted."""
+        ours = _LANE_PROCESSES if self._arena.runtime == "fork" else 0
+        return sum(_threads(pid) for pid in _processes_of(self.container["Id"])) - ours
 
     def memory_bytes(self) -> int:
         """What the host has charged to it."""

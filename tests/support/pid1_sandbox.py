@@ -21,7 +21,9 @@ FRAMES = json.loads((REPOSITORY / "proto/callgate_proto/frames.json").read_text(
 # Not the uid of real sandboxes, so that the two never count each other's processes.
 UID = 61532
 
-_SETUP = """
+# What makes the namespaces, before the program that makes the root.
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--ipc", "--net", "--uts", "--")
+SETUP = """
 set -eu
 root=$1 runner=$2 tools=$3 uid=$4
 shift 4
@@ -31,14 +33,19 @@ mkdir -p usr dev proc tmp out run/secrets opt/callgate/runner opt/callgate/tools
 for name in bin lib lib64 sbin; do ln -s "usr/$name" "$name"; done
 mount --rbind -o ro /usr usr
 mount --rbind /dev dev
+mount -t tmpfs -o size=1m,mode=1777 tmpfs dev/shm
 mount -t proc proc proc
 mount --bind -o ro "$runner" opt/callgate/runner
 mount --bind -o ro "$tools" opt/callgate/tools
 mount -t tmpfs -o size=64m,nr_inodes=20000,mode=1777 tmpfs tmp
 mount -t tmpfs -o size=64m,nr_inodes=200000,mode=755,uid="$uid" tmpfs out
 mount -t tmpfs -o size=1m,mode=700,uid="$uid" tmpfs run/secrets
-exec chroot . setpriv --reuid "$uid" --regid "$uid" --clear-groups --bounding-set=-all --inh-caps=-all \
-    --no-new-privs -- "$@"
+mkdir old
+pivot_root . old
+cd /
+umount -l old
+rmdir old
+exec setpriv --reuid "$uid" --regid "$uid" --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs -- "$@"
 """
 
 
@@ -55,14 +62,13 @@ class Pid1Sandbox:
         root = folder / "root"
         root.mkdir()
         diagnostics = folder / "stderr"
-        unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--ipc", "--net", "--uts", "--"]
-        setup = ["sh", "-c", _SETUP, "setup", str(root), str(REPOSITORY / "sandbox_images/base"), str(tools), str(UID)]
-        program = shutil.which(unshare[0])
+        setup = ["sh", "-c", SETUP, "setup", str(root), str(REPOSITORY / "sandbox_images/base"), str(tools), str(UID)]
+        program = shutil.which(UNSHARE[0])
         assert program is not None, "these tests need util-linux"
         with diagnostics.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
                 program,
-                *unshare[1:],
+                *UNSHARE[1:],
                 *setup,
                 *FRAMES["entrypoint"],
                 stdin=asyncio.subprocess.PIPE,
@@ -79,6 +85,10 @@ class Pid1Sandbox:
     @property
     def info(self) -> SandboxInfo:
         return SandboxInfo("pid1", "namespaces", "container")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     @property
     def diagnostics(self) -> str:

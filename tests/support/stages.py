@@ -180,10 +180,11 @@ class Vault:
 class ScriptedSandbox:
     """Speaks the runner's side of the wire: greets, waits for the call, then plays `frames`."""
 
-    id = "fake-1"
     info = SandboxInfo("fake", "none", "container")
+    alive = True
 
-    def __init__(self, journal: list[str], frames: list[bytes], gate: asyncio.Event | None) -> None:
+    def __init__(self, journal: list[str], frames: list[bytes], gate: asyncio.Event | None, *, number: int = 1) -> None:
+        self.id = f"fake-{number}"
         self._journal, self._frames, self._gate = journal, frames, gate
         self._decoder = wire.Decoder()
         self._called = asyncio.Event()
@@ -248,6 +249,8 @@ class Sandboxes:
     # Set: a call waits here before it gets its sandbox.
     turn: asyncio.Event | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    # So many of the first are dead when a call gets them.
+    dead: int = 0
     opened: list[ScriptedSandbox] = field(default_factory=list)
     requests: list[SandboxRequest] = field(default_factory=list)
 
@@ -259,8 +262,10 @@ class Sandboxes:
             raise self.error
         self.journal.append("acquire")
         self.requests.append(request)
-        self.opened.append(ScriptedSandbox(self.journal, list(self.frames), self.gate))
-        return self.opened[-1]
+        sandbox = ScriptedSandbox(self.journal, list(self.frames), self.gate, number=len(self.opened) + 1)
+        sandbox.alive = len(self.opened) >= self.dead
+        self.opened.append(sandbox)
+        return sandbox
 
     async def reap(self) -> int:
         return 0

@@ -88,8 +88,16 @@ def text(value: object) -> str:
 
 def number(value: object) -> int:
     """Return a field that must be a count."""
-    if not isinstance(value, int) or value < 0:
+    # A bool is an int to Python, but not to the wire.
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError("a call's field is not a count")
+    return value
+
+
+def flag(value: object) -> bool:
+    """Return a field that must be true or false."""
+    if not isinstance(value, bool):
+        raise TypeError("a call's field is neither true nor false")
     return value
 
 

@@ -11,6 +11,7 @@ namespaces with `unshare` after a fork (one more process, and one more copy of t
 """
 
 import _socket
+import errno
 import os
 import resource
 import select
@@ -34,13 +35,37 @@ _REPORT = struct.Struct(">i?dQ")
 _READY = b"ready"
 _SIZE = struct.Struct(">I")
 _NEWS_FD = 4
-_MOST_NEWS = 512
+MOST_NEWS = 512
 _ABOVE = 65536
 _DEATH_WAIT_S = 2.0
+# Process 1 and the tool.
+CELL_PIDS = (1, 2)
+_REFUSED, _FAILED = "refused", "failed"
+# How a kernel says no for good, where it was not set up for this: everything else may go better another time.
+_REFUSALS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EUSERS)
 
 
 class CellError(RuntimeError):
-    """A cell could not be made; the text is for the operator, and says where it failed."""
+    """A cell could not be made; the text is for the operator, and says where it failed.
+
+    `refused`: the host does not let one be made.
+    """
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+    @classmethod
+    def heard(cls, said: bytes) -> "CellError":
+        """Return what a `complaint` was about."""
+        kind, _, text = said.decode("ascii", "replace").partition(" ")
+        return cls(text, refused=kind == _REFUSED)
+
+
+def complaint(error: BaseException) -> bytes:
+    """Return what is said in place of a cell."""
+    kind = _REFUSED if isinstance(error, OSError) and error.errno in _REFUSALS else _FAILED
+    return f"{kind} {describe(error)}"[:MOST_NEWS].encode("ascii", "replace")
 
 
 class Cell:
@@ -79,12 +104,13 @@ class Cell:
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
             raise TimeoutError("a cell was not ready in time")
         room = _socket.CMSG_SPACE(struct.calcsize("i"))
-        data, ancillary, _, _ = self._socket.recvmsg(_MOST_NEWS, room, _socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self._socket.recvmsg(MOST_NEWS, room, _socket.MSG_CMSG_CLOEXEC)
         for _, _, packed in ancillary:
             (self._folder,) = struct.unpack("i", packed)
-        if data != _READY:
-            self._await_death(_DEATH_WAIT_S)
-            raise CellError(data.decode("ascii", "replace") or f"the cell's process 1 died, wait status {self._dead}")
+        if data == _READY:
+            return
+        self._await_death(_DEATH_WAIT_S)
+        raise CellError.heard(data) if data else CellError(f"a cell's process 1 died, wait status {self._dead}")
 
     def release(self) -> None:
         """Nothing to do: the tool's process waits for what stands before its input."""
@@ -97,10 +123,11 @@ class Cell:
         """
         if self._report is None:
             try:
-                data = self._socket.recv(_REPORT.size)
+                data = self._socket.recv(MOST_NEWS)
             except BlockingIOError:
                 return None
-            if data:
+            # It may complain instead, and then ends.
+            if len(data) == _REPORT.size:
                 self._report = _REPORT.unpack(data)
         if self._report is not None:
             return self._report[0]
@@ -141,12 +168,11 @@ class Cell:
             os.kill(self._pid, signal.SIGKILL)
 
     def bury(self) -> bool:
-        """Collect process 1, which ends by itself after its report; return whether it is gone. Closes what is open."""
+        """Collect process 1, which ends by itself after its report; return whether it is gone."""
         gone = self._await_death(_DEATH_WAIT_S)
-        for fd in self.pipes.ours():
-            _close(fd)
         if self._folder is not None:
-            _close(self._folder)
+            os.close(self._folder)
+            self._folder = None
         self._socket.close()
         return gone
 
@@ -183,12 +209,15 @@ def live(order: Order, theirs: list[int], news: int, ids: tuple[int, int]) -> No
         pid = os.fork()
         if pid == 0:
             _become_the_tool(order, len(theirs))
+        # Without a handler, a signal from inside does nothing to process 1: those that the imports set are the tool's.
+        # Before the call can begin.
+        kernel.default_signals()
         _tell_ready(folder)
         _wait_for_the_tool(pid)
         status = 0
     except BaseException as error:
         # The place says which step it was.
-        os.write(_NEWS_FD, describe(error)[:_MOST_NEWS].encode("ascii", "replace"))
+        os.write(_NEWS_FD, complaint(error))
     finally:
         # The end of this process is the end of everything in the cell.
         os._exit(status)
@@ -275,8 +304,6 @@ def _become_the_tool(order: Order, descriptors: int) -> None:
         os.setsid()
         os.chdir(child.SCRATCH)
         python_tool.forget_inherited_randomness()
-        if order.function is not None:
-            python_tool.become_a_python_program()
         # So far nothing was of any one call; from here on it is.
         _receive_secrets()
         if order.function is not None:
@@ -313,10 +340,3 @@ def _read_exactly(size: int) -> bytes:
             raise EOFError("the lane ended before the call began")
         data += portion
     return data
-
-
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        return

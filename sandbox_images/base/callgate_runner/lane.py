@@ -17,16 +17,19 @@ import time
 from callgate_runner import cell, limits, wire
 from callgate_runner.call import Call, read_secret
 from callgate_runner.cell import Cell, CellError
+from callgate_runner.fault import STATUS
 from callgate_runner.order import Order
 from callgate_runner.run import Run
 from callgate_runner.zygote import Unshareable, Zygote
 
 # The host does not let a cell be made. The gateway knows this status.
 REFUSED = 72
-_CELL_S = 10.0
-_WARM_S = 60.0
+_CELL_S = 5.0
+# The gateway waits for both together: imports that take longer are done in every call instead.
+_WARM_S = 12.0
 _FRAMES_S = 30.0
 _TICK_S = 5.0
+_IN_COMMON = ("function", "command", "result_from_stdout", "artifacts", "memory_bytes", "pids", "open_files")
 
 
 def serve(link: wire.Wire, waking: int, frames: list[tuple[int, bytes]]) -> int:
@@ -40,29 +43,32 @@ def serve(link: wire.Wire, waking: int, frames: list[tuple[int, bytes]]) -> int:
     if len(frames) > 1:
         raise ValueError("a frame after the order, before it was answered")
     order = Order(frames[0][1])
-    try:
-        zygote, first = _open(order)
-    except CellError as error:
-        sys.stderr.write(f"callgate_runner: {error}\n")
-        return REFUSED
     watch = limits.Watch(order.memory_bytes, order.pids)
     if watch.needed:
-        sys.stderr.write("callgate_runner: no cgroup holds the limits of a lane\n")
-        return REFUSED
-    lane = _Lane(link, waking, order, zygote, watch)
-    ready: Cell | None = first
-    while ready is not None:
-        ready = lane.session(ready)
-    link.flush(time.monotonic() + _CELL_S)
+        return _give_up("no cgroup holds the limits of a lane", REFUSED)
+    try:
+        zygote, ready = _open(order)
+        lane = _Lane(link, waking, order, zygote, watch)
+        while ready is not None:
+            ready = lane.session(ready)
+    except CellError as error:
+        return _give_up(str(error), REFUSED if error.refused else STATUS)
     return 0
 
 
-def _open(order: Order) -> tuple[Zygote, Cell]:
+def _give_up(text: str, status: int) -> int:
+    sys.stderr.write(f"callgate_runner: {text}\n")
+    sys.stderr.flush()
+    return status
+
+
+def _open(order: Order) -> tuple[Zygote, Cell | None]:
     """Start the zygote and have the first cell made, without warm imports where they cannot be shared."""
     zygote = Zygote(order, warm=True)
     try:
         return zygote, zygote.make_cell(time.monotonic() + _WARM_S)
     except Unshareable:
+        zygote.end()
         zygote = Zygote(order, warm=False)
         return zygote, zygote.make_cell(time.monotonic() + _CELL_S)
 
@@ -113,9 +119,7 @@ class _Lane:
 
     def _checked(self, call: Call) -> Call:
         """Return the call if it is one that this lane was opened for: its cells are made for no other."""
-        order = self._order
-        ours = (order.function, order.command, order.result_from_stdout, order.open_files, order.artifacts)
-        if (call.function, call.command, call.result_from_stdout, call.open_files, call.artifacts) != ours:
+        if any(getattr(call, name) != getattr(self._order, name) for name in _IN_COMMON):
             raise ValueError("a call that is not of this lane")
         return call
 

@@ -11,7 +11,7 @@ import time
 from callgate_runner import kernel, python_tool, wire
 from callgate_runner.call import Call, accept_secret
 from callgate_runner.child import Child
-from callgate_runner.fault import describe
+from callgate_runner.fault import STATUS, describe
 from callgate_runner.run import Run
 
 # How long the greeting may take to leave. For its call the runner waits as long as the wire is held: a sandbox
@@ -19,7 +19,6 @@ from callgate_runner.run import Run
 _GREETING_S = 60.0
 # How long a call must be away before the time until then is used for imports.
 _IDLE_S = 0.1
-_FAULT = 70
 _GATEWAY_GONE = 71
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     """Serve one call. Does not return."""
     if os.getpid() != 1:
         sys.exit("callgate_runner: this is process 1 of a sandbox, and kills every process it can see; not here.")
-    status = _FAULT
+    status = STATUS
     try:
         status = _serve()
     except (ConnectionError, TimeoutError):

@@ -3,7 +3,7 @@
 import os
 
 from callgate_runner import wire
-from callgate_runner.call import number, text, words
+from callgate_runner.call import flag, number, text, words
 from callgate_runner.namespaces import Filter
 
 
@@ -15,8 +15,8 @@ class Mount:
     def __init__(self, document: dict[str, object]) -> None:
         self.path = text(document["path"]).encode()
         self.options = text(document["options"]).encode()
-        self.execute = bool(document["execute"])
-        self.writable = bool(document["writable"])
+        self.execute = flag(document["execute"])
+        self.writable = flag(document["writable"])
 
 
 class Order:
@@ -56,6 +56,9 @@ def _own_part(parts: list[dict[str, object]], filters: bytes) -> bytes:
     start = 0
     for part in parts:
         end = start + number(part["bytes"])
+        if end > len(filters):
+            # The part of it that is there would be another filter.
+            raise ValueError("a filter is shorter than its head says")
         if part["machine"] == os.uname().machine:
             return filters[start:end]
         start = end

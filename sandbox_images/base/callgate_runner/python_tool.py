@@ -45,16 +45,13 @@ def call(function: str, *, with_result: bool) -> int:
     return _finish(status)
 
 
-def preload(function: str) -> None:
-    """Import the tool's module before there is a call. One that fails now fails again in the call, which says so."""
-    _set_path()
+def preload(function: str) -> bool:
+    """Import the tool's module, in a Python program, before there is a call. Return whether that succeeded."""
     try:
         __import__(function.partition(":")[0])
     except BaseException:  # whatever it is, the call is where it is told
-        return
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        return False
+    return True
 
 
 def forget_inherited_randomness() -> None:
@@ -69,19 +66,14 @@ def forget_inherited_randomness() -> None:
         sys.modules["numpy.random"].seed()
 
 
-def _set_path() -> None:
-    sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
-    sys.dont_write_bytecode = True
-
-
 def become_a_python_program() -> None:
     """Give the function the surroundings of a program of its own."""
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_IGN)
     sys.argv = [""]
-    if TOOLS_FOLDER not in sys.path:
-        _set_path()
+    sys.path = [TOOLS_FOLDER, PACKAGES_FOLDER, *(path for path in sys.path if path != _RUNNER_FOLDER)]
+    sys.dont_write_bytecode = True
     # Lines leave at once, so that a tool killed at its deadline has said what it said.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
     sys.stdout = _text_output(1, "surrogateescape")

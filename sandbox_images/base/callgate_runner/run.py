@@ -100,6 +100,7 @@ class Run:
         for fd in list(self._readers):
             while self._read(fd):
                 pass
+        self._close_pipes()
         until = max(self._deadline, ended) + _FAREWELL_S
         for frame in self._account_frames((ended - self._started) * 1000, all_gone=all_gone):
             self._link.queue(frame)
@@ -186,6 +187,15 @@ class Run:
         os.close(fd)
         del self._readers[fd]
         return False
+
+    def _close_pipes(self) -> None:
+        """Close what the tool's end did not: an input that it never read, an output that somebody still holds."""
+        if self._input:
+            self._input.clear()
+            os.close(self._pipes.stdin)
+        for fd in self._readers:
+            os.close(fd)
+        self._readers.clear()
 
     def _on_stdout(self, data: bytes) -> None:
         if self._call.result_from_stdout:

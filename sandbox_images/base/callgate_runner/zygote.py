@@ -4,44 +4,50 @@ It is forked from the runner before the first call's frames are read, has no wir
 and never hears of arguments, secrets or output. That is what makes "no call's secret is in the memory of a later
 one" true by construction: cells are copies of this process, and nothing of a call ever enters it.
 
-The tool's own modules are imported here once, outside any cell. Their code is part of the declared tool; still
-nothing may come of it that two calls would share, so that the runner does without the warm imports when they
-started threads, kept descriptors open or made memory shared (`Unshareable`).
+The tool's own modules are imported here once, outside any cell. Their code is part of the declared tool, and is
+trusted as far as the calls of one lane are concerned: imports that mean to could undo what keeps these apart, in
+copies of this process. Imports that mean no harm, and still leave something behind (`leftovers.py`), are done
+without: the runner then starts another zygote, which imports nothing.
 """
 
 import _socket
+import contextlib
+import fcntl
 import gc
 import os
 import struct
 import time
 
-from callgate_runner import child, kernel, namespaces, python_tool
-from callgate_runner.cell import Cell, CellError, live
-from callgate_runner.fault import describe
+from callgate_runner import child, kernel, leftovers, namespaces, python_tool
+from callgate_runner.cell import CELL_PIDS, MOST_NEWS, Cell, CellError, complaint, live
 from callgate_runner.order import Order
 
 _ONE_MORE = b"1"
 _PID = struct.Struct(">i")
-_FAILED = -1
-_MOST_TEXT = 512
-_UNSHAREABLE = 75
-# Standard descriptors, the result's and the cell's news: /dev/null in a zygote, so that no pipe has their number.
-_HELD_FDS = 5
+_UNSHAREABLE = b"unshareable "
+# What stands in a zygote where a tool has its streams and its result and a cell its news, so that no pipe made later
+# has a number of theirs; and then the channel to the runner.
+_NEWS_FD, _CHANNEL_FD = 4, 5
+_HELD_FDS = range(_CHANNEL_FD + 1)
+_INHERITED_FDS = 4
+# Free in a zygote that has just been forked: the runner has about ten descriptors.
+_ASIDE_FD = 32
 
 
-class Unshareable(RuntimeError):  # what the imports are
-    """The tool's imports left something in the zygote that calls would share."""
+class Unshareable(CellError):  # what the imports are
+    """The tool's imports cannot be kept warm; another zygote has to do without."""
 
 
 class Zygote:
     """The runner's handle on its zygote."""
 
-    __slots__ = ("_channel", "_order", "pid")
+    __slots__ = ("_channel", "_made_cells", "_warm", "pid")
 
     def __init__(self, order: Order, *, warm: bool) -> None:
-        self._order = order
+        self._warm = warm
+        self._made_cells = False
         self._channel, theirs = _pair()
-        self.pid = os.fork()
+        self.pid = _fork_unlike_a_cell()
         if self.pid == 0:
             _live(order, theirs, warm=warm)
         theirs.close()
@@ -50,37 +56,79 @@ class Zygote:
         """Have the next cell made, and wait until it is closed.
 
         Raises:
-            CellError: it cannot be.
-            Unshareable: the tool's imports cannot be kept warm; start another zygote without.
-            TimeoutError: it was not made in time.
+            CellError: it cannot be, or was not in time.
+            Unshareable: the first one cannot be with the imports kept warm.
         """
-        self._channel.settimeout(max(0.001, until - time.monotonic()))
-        self._channel.send(_ONE_MORE)
-        room = _socket.CMSG_SPACE(_HELD_FDS * struct.calcsize("i"))
         try:
-            data, ancillary, _, _ = self._channel.recvmsg(_MOST_TEXT, room, _socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            raise self._died() from None
-        if not ancillary:
-            raise self._died() if not data else CellError(data.decode("ascii", "replace"))
-        packed = ancillary[0][2]
-        *pipes, news = struct.unpack(f"{len(packed) // 4}i", packed)
-        cell = Cell(_PID.unpack(data)[0], child.Pipes.of(pipes), news)
-        cell.await_ready(until)
+            cell = self._ask(until)
+            cell.await_ready(until)
+        except TimeoutError:
+            raise self._failure("a cell was not made in time") from None
+        self._made_cells = True
         return cell
 
     def is_dead(self) -> bool:
         return os.waitpid(self.pid, os.WNOHANG)[0] != 0
 
-    def _died(self) -> CellError | Unshareable:
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        if status == _UNSHAREABLE:
-            return Unshareable("the tool's imports cannot be shared by calls")
-        return CellError(f"the zygote ended with {status}")
+    def end(self) -> None:
+        """End it, with everything that its imports may have started.
+
+        Raises:
+            CellError: something does not die.
+        """
+        self._channel.close()
+        if not kernel.kill_everything(self.pid)[1]:
+            raise CellError("what the imports started does not die")
+
+    def _ask(self, until: float) -> Cell:
+        self._channel.settimeout(max(0.001, until - time.monotonic()))
+        # Where it is gone, its last words may still be here.
+        with contextlib.suppress(ConnectionError):
+            self._channel.send(_ONE_MORE)
+        data, fds = self._hear()
+        if fds:
+            *pipes, news = fds
+            return Cell(_PID.unpack(data)[0], child.Pipes.of(pipes), news)
+        if data.startswith(_UNSHAREABLE):
+            raise Unshareable(data.removeprefix(_UNSHAREABLE).decode("ascii"))
+        if data:
+            raise CellError.heard(data)
+        # Imports that end the interpreter end it in the call, too, where it is told.
+        raise self._failure("the zygote died")
+
+    def _hear(self) -> tuple[bytes, tuple[int, ...]]:
+        room = _socket.CMSG_SPACE(len(_HELD_FDS) * struct.calcsize("i"))
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(MOST_NEWS, room, _socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            # It died with the request unread, which is told before what it said.
+            data, ancillary, _, _ = self._channel.recvmsg(MOST_NEWS, room, _socket.MSG_CMSG_CLOEXEC)
+        packed = ancillary[0][2] if ancillary else b""
+        return data, struct.unpack(f"{len(packed) // 4}i", packed)
+
+    def _failure(self, text: str) -> CellError:
+        return Unshareable(text) if self._warm and not self._made_cells else CellError(text)
 
 
 def _pair() -> tuple[_socket.socket, _socket.socket]:
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+
+
+def _fork_unlike_a_cell() -> int:
+    """Fork, so that the child's process id is none that anything in a cell has.
+
+    Libraries tell by it that they are in a fork, and then forget what they may not share, their random numbers among
+    it. The first process of a lane after the runner has the number that the tool has in each cell.
+    """
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            if os.getpid() in CELL_PIDS:
+                os._exit(0)
+            return 0
+        if pid not in CELL_PIDS:
+            return pid
+        os.waitpid(pid, 0)
 
 
 def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
@@ -90,66 +138,51 @@ def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
         channel = _leave_the_runner(channel)
         # What a program finds around it is the same in every call; the imports shall find it, too.
         child.set_surroundings(with_result=not order.result_from_stdout)
-        if warm and order.function is not None:
-            for name in python_tool.COMMON_IMPORTS:
+        if order.function is not None:
+            for name in python_tool.COMMON_IMPORTS if warm else ():
                 __import__(name)
-            python_tool.preload(order.function)
-            if _has_something_to_share(channel.fileno()):
-                status = _UNSHAREABLE
+            python_tool.become_a_python_program()
+        if warm and order.function is not None:
+            left = _import(order.function, order)
+            if left is not None:
+                channel.send(_UNSHAREABLE + left.encode("ascii"))
                 return
-        # What is there now is there for good: nothing of it is moved or counted in a cell, so that its pages stay
-        # shared.
+        # What is there now is there for good: no collection looks at it, so that its pages stay shared.
         gc.collect()
         gc.freeze()
-        gc.disable()
         while channel.recv(1):
             _make_cell(order, channel)
         status = 0
     except BaseException as error:
-        channel.send(describe(error)[:_MOST_TEXT].encode("ascii", "replace"))
+        channel.send(complaint(error))
     finally:
         os._exit(status)
 
 
 def _leave_the_runner(channel: _socket.socket) -> _socket.socket:
-    """Drop everything of the runner's: the wire first."""
+    """Drop everything of the runner's: the wire first.
+
+    The standard streams become pipes, as they are in a call (what a file object can do is remembered in it): without
+    an input, and with room for a little output.
+    """
+    said, output = os.pipe2(os.O_NONBLOCK)
+    empty, _ = os.pipe2(0)
     null = os.open("/dev/null", os.O_RDWR)
-    kept = os.dup2(channel.detach(), _HELD_FDS + (null == _HELD_FDS))
-    for fd in range(_HELD_FDS):
-        os.dup2(null, fd)
-    os.closerange(kept + 1, child.HIGHEST_FD)
-    for fd in range(_HELD_FDS, kept):
-        os.close(fd)
+    held = (empty, output, output, null, said, channel.detach())
+    aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ASIDE_FD) for fd in held]
+    for number, fd in enumerate(aside):
+        os.dup2(fd, number, inheritable=number < _INHERITED_FDS)
+    os.closerange(len(held), child.HIGHEST_FD)
     kernel.default_signals()
-    return _socket.socket(fileno=kept)
+    return _socket.socket(fileno=_CHANNEL_FD)
 
 
-def _has_something_to_share(channel: int) -> bool:
-    """Whether threads, descriptors or memory came with the imports that would be common to all calls."""
-    own = {*range(_HELD_FDS), channel}
-    if any(fd not in own and _is_open(fd) for fd in map(int, os.listdir("/proc/self/fd"))):
-        return True
-    if len(os.listdir("/proc/self/task")) > 1:
-        return True
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        return any(_is_shared_memory(line) for line in maps)
-
-
-def _is_open(fd: int) -> bool:
-    """Whether a descriptor of a listing is still there: the listing's own is in it, too."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-def _is_shared_memory(mapping: str) -> bool:
-    """Whether a line of /proc/self/maps is memory that a fork shares, but for files of the read-only image."""
-    fields = mapping.split(maxsplit=5)
-    shared = fields[1][3] == "s"
-    of_the_image = len(fields) == 6 and fields[5].startswith("/usr/") and "w" not in fields[1]
-    return shared and not of_the_image
+def _import(function: str, order: Order) -> str | None:
+    """Import the tool's module; return why that is not to be kept, None when it is."""
+    if not python_tool.preload(function):
+        return "failure"
+    places = [mount.path for mount in order.mounts if mount.writable]
+    return leftovers.of_imports(_HELD_FDS, _NEWS_FD, places)
 
 
 def _make_cell(order: Order, channel: _socket.socket) -> None:
@@ -159,7 +192,7 @@ def _make_cell(order: Order, channel: _socket.socket) -> None:
     try:
         pid = namespaces.fork_into_new_namespaces()
     except OSError as error:
-        channel.send(describe(error)[:_MOST_TEXT].encode("ascii", "replace"))
+        channel.send(complaint(error))
     else:
         if pid == 0:
             live(order, pipes.theirs, theirs.fileno(), ids)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from callgate_server.execution.framing import HEADER, RECEIVED, FrameType, decode_exit
 from callgate_server.execution.greeting import greeting
 from callgate_server.execution.lane_board import Slot
-from callgate_server.execution.sandbox import ExitReport, LastingSandbox
+from callgate_server.execution.sandbox import ExitReport, Sandbox
 from callgate_server.model.answer import SandboxInfo
 
 
@@ -20,7 +20,7 @@ from callgate_server.model.answer import SandboxInfo
 class Lane:
     """A started sandbox that serves one call after another. `pending` came after the end of the last session."""
 
-    sandbox: LastingSandbox
+    sandbox: Sandbox
     slot: Slot
     pending: bytes = b""
 
@@ -106,6 +106,7 @@ class LaneSession:
         self._end = SessionEnd()
         self._touched = False
         self._killed = False
+        self._cancelled = False
         self._destroyed = False
 
     @property
@@ -127,11 +128,19 @@ class LaneSession:
 
     @property
     def regular(self) -> bool:
-        """Whether the lane may serve another call, as far as can be seen from here."""
-        return self._end.regular and not self._killed
+        """Whether the lane may serve another call, as far as can be seen from here.
+
+        Not after a cancellation, even if the call had just ended by itself: the runner may hear it only afterwards,
+        and then takes it for a fault of the next session.
+        """
+        return self._end.regular and not self._killed and not self._cancelled
+
+    @property
+    def alive(self) -> bool:
+        return not self._destroyed and self._lane.sandbox.alive
 
     async def send(self, data: bytes) -> None:
-        """Write to the wire.
+        """Write to the wire: one frame, or several that begin with another than `cancel`.
 
         Raises:
             ConnectionError: the wire is gone, or this call's turn is over.
@@ -139,6 +148,7 @@ class LaneSession:
         if self._destroyed or self._end.over:
             raise ConnectionError("the session is over")
         self._touched = True
+        self._cancelled = self._cancelled or data[0] == FrameType.CANCEL
         await self._lane.sandbox.send(data)
 
     async def receive(self) -> bytes:

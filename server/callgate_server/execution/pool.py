@@ -339,6 +339,10 @@ class _Claimed:
     def info(self) -> SandboxInfo:
         return self._sandbox.info
 
+    @property
+    def alive(self) -> bool:
+        return self._sandbox.alive
+
     async def send(self, data: bytes) -> None:
         await self._sandbox.send(data)
 

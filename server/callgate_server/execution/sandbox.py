@@ -131,6 +131,10 @@ class Sandbox(Protocol):
     @property
     def info(self) -> SandboxInfo: ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has shown that the wire is gone. Costs nothing; what it does not see, reading will."""
+
     async def send(self, data: bytes) -> None:
         """Write to the wire.
 
@@ -220,18 +224,10 @@ class Confinement:
     filters: Mapping[str, bytes]
 
 
-class LastingSandbox(Sandbox, Protocol):
-    """A sandbox that is kept from call to call."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether nothing has shown that the wire is gone. Costs nothing; what it does not see, reading will."""
-
-
 class LaneBackend(Protocol):
     """A backend whose sandboxes can be lanes: a request with isolation `fork` starts one. What `Lanes` stands on."""
 
-    async def open(self, request: SandboxRequest) -> LastingSandbox:
+    async def open(self, request: SandboxRequest) -> Sandbox:
         """As of `SandboxBackend`."""
 
     def confinement(self, shape: Shape) -> Confinement:

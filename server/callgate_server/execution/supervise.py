@@ -77,6 +77,7 @@ async def supervise(
     try:
         await run.prepare()
         frame = run.call_frame()
+        run.require_wire()
     except _CancelledEarlyError:
         await sandbox.kill()
         return RunOutcome(Cause.CANCELLED, "The call was cancelled before the tool was started.")
@@ -115,9 +116,7 @@ class _Run:
                 raise _CancelledEarlyError from None
             raise self._too_late() from None
         except (ConnectionError, ValueError) as error:
-            raise CallError(
-                Reason.SANDBOX_UNAVAILABLE, "The sandbox did not become ready, and nothing ran; try again."
-            ) from error
+            raise _not_ready() from error
         if self._cancelled.is_set():
             raise _CancelledEarlyError
 
@@ -132,6 +131,14 @@ class _Run:
             raise CallError(
                 Reason.REQUEST_TOO_LARGE, "The arguments are larger than a sandbox takes; send less."
             ) from error
+
+    def require_wire(self) -> None:
+        """Refuse a sandbox that is known to be gone. The last moment: nothing is awaited from here to the call frame.
+
+        Later it could only be said that the call is lost. Here it is certain that nothing ran.
+        """
+        if not self._sandbox.alive:
+            raise _not_ready()
 
     async def follow(self, call_frame: bytes) -> RunOutcome:
         """Start the tool and bring everything home. From here on the tool counts as started."""
@@ -248,6 +255,10 @@ class _Run:
         return CallError(
             Reason.DEADLINE_EXCEEDED, "The deadline passed before the tool could be started; allow more time."
         )
+
+
+def _not_ready() -> CallError:
+    return CallError(Reason.SANDBOX_UNAVAILABLE, "The sandbox did not become ready, and nothing ran; try again.")
 
 
 def _secret_frame(secret: DeliveredSecret) -> bytes:

@@ -44,6 +44,7 @@ def test_a_command_keeps_its_words() -> None:
         {"command": ["/bin/true", 1]},
         {"deadline_ms": -1},
         {"pids": "many"},
+        {"pids": True},
     ],
 )
 def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:

@@ -111,6 +111,36 @@ def test_a_tool_may_put_other_objects_in_the_place_of_its_streams(tmp_path: Path
     assert run(tmp_path, "import sys\ndef main():\n    sys.stdout = None\n    return 1\n")[0] == 120
 
 
+PRELOADS = """
+import os, sys
+sys.path.insert(0, {runner!r})
+from callgate_runner import python_tool
+python_tool.TOOLS_FOLDER = {tools!r}
+python_tool.become_a_python_program()
+kept = python_tool.preload("tool:main")
+print(kept, "tool" in sys.modules, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "True True"),
+        ("raise RuntimeError", "False False"),
+        ("raise SystemExit", "False False"),
+        ("raise KeyboardInterrupt", "False False"),
+        ("import nonexistent_module", "False False"),
+        ("syntax error", "False False"),
+    ],
+)
+def test_a_preload_that_fails_is_told_and_not_raised(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "tool.py").write_text(source)
+    program = PRELOADS.format(runner=str(RUNNER), tools=str(tmp_path))
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{said}\n", "")
+
+
 def test_a_wrapped_function_is_asked_for_its_own_parameters() -> None:
     def inner(a: int, *, secrets: dict[str, str]) -> None: ...
 

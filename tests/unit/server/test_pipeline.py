@@ -278,6 +278,35 @@ async def test_which_sandbox_a_call_got_is_watched_and_recorded() -> None:
     assert [(end.call_id, end.sandbox) for end in world.ledger.completions] == world.watch.starts
 
 
+async def test_a_sandbox_that_is_gone_before_the_call_reaches_it_costs_another_one_and_not_the_call() -> None:
+    async with World() as world:
+        world.sandboxes.dead = 1
+        running = await world.pipeline.start("agent", request())
+        answer = await running.wait()
+        await running.finished.wait()
+    gone, served = world.sandboxes.opened
+    assert (answer["state"], answer["result"]) == ("succeeded", "done")
+    assert world.journal.count("run") == 1
+    # There is one for each call at a time.
+    assert [step for step in world.journal if step in ("acquire", "destroy", "run")] == [
+        "acquire", "destroy", "acquire", "run", "destroy", "destroy",
+    ]  # fmt: skip
+    assert [end.sandbox for end in world.ledger.completions] == [served.id] != [gone.id]
+    assert gone.received == []
+
+
+async def test_a_call_that_reaches_no_sandbox_fails_and_has_not_run() -> None:
+    async with World() as world:
+        world.sandboxes.dead = 2
+        running = await world.pipeline.start("agent", request())
+        with pytest.raises(CallError) as refused:
+            await running.wait()
+        await running.finished.wait()
+    assert refused.value.reason is Reason.SANDBOX_UNAVAILABLE
+    assert "run" not in world.journal
+    assert len(world.sandboxes.opened) == 2
+
+
 async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
     async with World() as world:
         world.sandboxes.gate = asyncio.Event()

@@ -41,10 +41,18 @@ _UNKNOWN_RUNTIME: Final = ("unknown runtime", "unknown or invalid runtime", "inv
 _RUNTIME_PROGRAM_GONE: Final = ("unable to retrieve oci runtime error", "runtime binary", "failed to start shim")
 _NO_FILE: Final = ("executable file not found", "no such file or directory", "not found")
 _CONFLICT: Final = 409
-# What the runner says when it breaks: the class of the error, and the line of its own or of the standard library.
+# What the runner says when it breaks: the class of the error and the kernel's name for it, and the line of its own or
+# of the standard library. And what the runner of a lane says when it cannot go on.
 _RUNNER_REPORT: Final = re.compile(
-    rb"^callgate_runner: ([A-Za-z]{1,40} at /(?:opt/callgate/runner/callgate_runner|usr/lib/python3\.[0-9]{1,2})"
-    rb"/[a-z_/]{1,40}\.py:[0-9]{1,5})$",
+    rb"^callgate_runner: ("
+    rb"[A-Za-z]{1,40}(?: E[A-Z0-9]{1,15})? at /(?:opt/callgate/runner/callgate_runner|usr/lib/python3\.[0-9]{1,2})"
+    rb"/[a-z_/]{1,40}\.py:[0-9]{1,5}"
+    rb"|no cgroup holds the limits of a lane"
+    rb"|a cell was not made in time"
+    rb"|a cell's process 1 died, wait status [0-9]{1,5}"
+    rb"|the zygote died"
+    rb"|what the imports started does not die"
+    rb")$",
     re.MULTILINE,
 )
 

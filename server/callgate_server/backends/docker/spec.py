@@ -35,6 +35,9 @@ _SHM_FILES: Final = 256
 _SECRETS_FILES: Final = 128
 # What the runner needs for itself (`runner_open_files` of the wire's description); it holds the tool to its own limit.
 _RUNNER_OPEN_FILES: Final = 64
+# Of a lane, beside the runner: the zygote, and process 1 of the call's own namespace. The tool has as many processes
+# left as in a container of its own.
+_LANE_PROCESSES: Final = 2
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
@@ -229,7 +232,7 @@ def _process_limits(shape: Shape, *, guest_kernel: bool) -> dict[str, Any]:
     host sees of it are its own threads.
     """
     ulimits = {"nofile": max(shape.open_files, _RUNNER_OPEN_FILES), "core": 0}
-    host_pids = shape.pids
+    host_pids = shape.pids + (_LANE_PROCESSES if shape.isolation == "fork" else 0)
     if guest_kernel:
         ulimits["nproc"] = shape.pids
         host_pids = _GUEST_KERNEL_THREADS_EACH * shape.pids + _GUEST_KERNEL_THREADS

@@ -13,6 +13,7 @@ class Speaking:
 
     id = "fake"
     info = SandboxInfo("fake", "fake", "container")
+    alive = True
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = list(pieces)

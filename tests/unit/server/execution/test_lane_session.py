@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_runner import wire
+from callgate_server.execution.framing import encode_cancel
 from callgate_server.execution.lane_board import LaneKey, Slot
 from callgate_server.execution.lane_session import Lane, LaneSession, SessionEnd
 from callgate_server.execution.sandbox import ExitReport, LaneTerms
@@ -178,3 +179,24 @@ async def test_a_session_that_heard_or_said_anything_was_used() -> None:
     assert not heard.unused
     assert not said.unused
     assert lane.sandbox.sent == b"secret"  # type: ignore[attr-defined]
+
+
+async def test_after_a_cancellation_a_lane_serves_nobody_even_if_the_call_ended_by_itself() -> None:
+    """The runner may hear of it only when the next session has begun."""
+    session, lane, _ = session_on(HELLO, REGULAR + HELLO)
+    await session.send(b"the call")
+    await session.receive()
+    await session.send(encode_cancel())
+    await everything(session)
+    assert lane.pending == HELLO
+    assert not session.regular
+
+
+async def test_a_session_lives_as_long_as_its_lane_and_its_turn() -> None:
+    session, lane, _ = session_on(HELLO)
+    assert session.alive
+    lane.sandbox.alive = False
+    assert not session.alive
+    lane.sandbox.alive = True
+    await session.destroy()
+    assert not session.alive

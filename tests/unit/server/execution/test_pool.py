@@ -38,6 +38,10 @@ class FakeSandbox:
         if greeting is not None:
             self._said.put_nowait(greeting)
 
+    @property
+    def alive(self) -> bool:
+        return not self.dead
+
     def say(self, data: bytes) -> None:
         self._said.put_nowait(data)
 

@@ -50,6 +50,7 @@ class FakeRunner:
 
     id = "fake"
     info = SandboxInfo("fake", "fake", "container")
+    alive = True
 
     def _play(self, kind: int) -> None:
         if kind == wire.CALL:
@@ -341,3 +342,17 @@ async def test_the_end_of_the_waiter_is_the_end_of_the_work() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_sandbox_that_is_known_to_be_gone_is_sent_no_call_and_nothing_ran() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [ended(), BYE]})
+    sandbox.alive = False
+    with pytest.raises(CallError) as refused:
+        await run(sandbox, secrets=(DeliveredSecret("key", "file", Sealed(b"k")),))
+    assert refused.value.reason is Reason.SANDBOX_UNAVAILABLE
+    assert [kind for kind, _ in sandbox.received] == [wire.SECRET]
+
+
+async def test_a_sandbox_that_goes_with_the_call_is_lost() -> None:
+    sandbox = FakeRunner({0: [HELLO], wire.CALL: [None]})
+    assert (await run(sandbox)).cause is Cause.LOST

@@ -12,13 +12,15 @@ from callgate_server.backends.docker.seccomp import profile_json
 from callgate_server.backends.docker.spec import (
     anonymous_name,
     call_labels,
+    confinement,
     container_name,
     create_arguments,
+    lane_labels,
     pool_labels,
 )
-from callgate_server.execution.sandbox import SandboxRequest
+from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.model.call import Deadline
-from callgate_server.model.manifest import Limits
+from callgate_server.model.manifest import Limits, Run
 
 GOLDEN = Path(__file__).parent / "golden_spec.json"
 OPTIONS = DockerOptions(instance="main", boot_id="boot-1")
@@ -160,3 +162,55 @@ def test_the_runner_keeps_the_descriptors_it_needs_whatever_the_tool_may_have() 
     needed = description["runner_open_files"]
     ulimits = host_config(limits=Limits(open_files=16))["Ulimits"]
     assert {"Name": "nofile", "Soft": needed, "Hard": needed} in ulimits
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------
+
+LANE = LaneTerms("sha256:" + "cd" * 32, Run(python="own:run"), ())
+
+
+def test_a_lanes_container_is_hardened_as_any_but_for_its_filter_its_room_and_two_processes() -> None:
+    call, lane = host_config(), host_config(lane=LANE)
+    differing = {name for name in call if call[name] != lane[name]}
+    assert differing == {"SecurityOpt", "Tmpfs", "PidsLimit"}
+    assert lane["SecurityOpt"] == ["no-new-privileges", f"seccomp={profile_json(lane=True)}"]
+    # The zygote and the cell's process 1: the tool has as many left as in a container of its own.
+    assert lane["PidsLimit"] == call["PidsLimit"] + 2
+    assert lane["Tmpfs"].keys() == call["Tmpfs"].keys()
+
+
+def test_a_lane_is_labelled_for_whom_it_is_and_with_no_call() -> None:
+    labels = lane_labels(request(lane=LANE), OPTIONS)
+    assert labels == {
+        "callgate.instance": "main",
+        "callgate.boot": "boot-1",
+        "callgate.lane": request().call_id,
+        "callgate.tenant": "acme",
+        "callgate.tool": "webhooks.sign",
+    }
+
+
+def test_a_call_in_a_lane_has_the_file_systems_that_it_would_have_in_a_container() -> None:
+    made = confinement(request(lane=LANE).shape)
+    mounts = {mount.path: mount for mount in made.mounts}
+    alone: dict[str, str] = host_config()["Tmpfs"]
+    assert set(mounts) == {*alone, "/proc", "/sys/fs/cgroup"}
+    for path, options in alone.items():
+        mount = mounts[path]
+        words = set(options.split(",")) - {"rw", "nosuid", "nodev", "exec", "noexec"}
+        assert set(mount.options.split(",")) == words
+        assert mount.writable
+        assert mount.execute == ("exec" in options.split(","))
+
+
+def test_a_call_in_a_lane_sees_no_processes_and_no_figures_of_its_container() -> None:
+    mounts = {mount.path: mount for mount in confinement(request(lane=LANE).shape).mounts}
+    for path in ("/proc", "/sys/fs/cgroup"):
+        assert (mounts[path].execute, mounts[path].writable) == (False, False)
+        assert "nr_inodes=1" in mounts[path].options.split(",")
+
+
+def test_every_machine_that_a_sandbox_may_run_on_has_its_filter() -> None:
+    filters = confinement(request(lane=LANE).shape).filters
+    assert set(filters) == {"x86_64", "aarch64"}
+    assert all(filters.values())
