@@ -124,11 +124,9 @@ class Pipeline:
     async def _execute(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
         ticket, tool, deadline = call.ticket, call.tool, call.deadline
         with ticket.phases.measure("secrets"):
+            journal = partial(self.ledger.note, ticket.id)
             leases = await self.broker.lease(
-                tool.manifest.secrets,
-                ticket.caller.tenant,
-                deadline=deadline,
-                journal=partial(self.ledger.note, ticket.id),
+                tool.manifest.secrets, ticket.caller.tenant, deadline=deadline, journal=journal
             )
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)

@@ -195,7 +195,7 @@ def test_what_is_open_in_the_tool_are_its_own_four_descriptors(tmp_path: Path) -
         "    return found\n"
     )
     body = "os.dup2(0, 777)\n_, one = made()\nprint(json.dumps(finish(one)))\n"
-    assert with_cells(tmp_path, body, own=own) == [0, "", "", "[0, 1, 2, 3]"]
+    assert with_cells(tmp_path, body, own=own) == [0, "", "", "[0,1,2,3]"]
 
 
 def test_a_command_is_executed_with_the_same_confinement(tmp_path: Path) -> None:
