@@ -116,7 +116,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     rules = _lane_rules(settings.execution.lanes, catalog, options)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(
-        *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED)
+        *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {})
     )
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     out = None if settings.egress is None else _egress(settings.egress, telemetry)

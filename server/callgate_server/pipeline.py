@@ -140,12 +140,12 @@ class Pipeline:
 
         reached = await reach(partial(self._acquire, running, call, cleanup), run)
         if reached is None:
-            return call.cancelled_early().timed(ticket.queue_ms, ticket.phases.ms)
+            return call.cancelled_early().timed(ticket.queue_ms, dict(ticket.phases.ms))
         sandbox, outcome = reached
         with ticket.phases.measure("result"):
             check = partial(self.schemas.output_violations, tool)
             answer = conclude(call.blank(sandbox.info), outcome, redactor, check)
-        return answer.timed(ticket.queue_ms, ticket.phases.ms)
+        return answer.timed(ticket.queue_ms, dict(ticket.phases.ms))
 
     async def _acquire(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Sandbox | None:
         """Return a sandbox, to be destroyed whatever comes; None when the call is cancelled while it waits."""
@@ -166,12 +166,13 @@ class Pipeline:
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
         document = to_document(answer)
         try:
-            await self.ledger.complete(call.completion(answer, encode(document)))
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(call.completion(answer, encode(document)))
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)
             return
-        self.watch.finished(call.tool.name, answer.state, answer.usage)
+        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
         running.answer(document)
 
     async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
@@ -179,20 +180,22 @@ class Pipeline:
         failure.call_id = running.call_id
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
-            await self.ledger.complete(end)
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(end)
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded
-        self.watch.refused(call.tool.name, failure.reason)
+        self.watch.refused(call.tool.name, failure.reason, call.ticket.phases.ms)
         running.fail(failure)
 
     async def _refused(self, ticket: Ticket, refusal: CallError) -> CallError:
         """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
         refusal.call_id = ticket.id
         try:
-            await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
+            with ticket.phases.measure("record"):
+                await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
         except CallError as unrecorded:
             unrecorded.call_id = ticket.id
             refusal = unrecorded
-        self.watch.refused(ticket.tool_name, refusal.reason)
+        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
         return refusal

@@ -326,15 +326,18 @@ class Seen:
     defects: list[str] = field(default_factory=list)
     connections: list[tuple[str, str]] = field(default_factory=list)
     starts: list[tuple[str, str]] = field(default_factory=list)
+    phases: list[set[str]] = field(default_factory=list)
 
-    def refused(self, tool: str, reason: Reason) -> None:
+    def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         self.refusals.append((tool, reason))
+        self.phases.append(set(phases_ms))
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         self.starts.append((call_id, sandbox))
 
-    def finished(self, tool: str, state: State, usage: Usage) -> None:
+    def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
         self.ends.append((tool, state))
+        self.phases.append(set(phases_ms))
 
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
         self.connections.append((tool, event))

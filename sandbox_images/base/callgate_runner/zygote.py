@@ -139,10 +139,10 @@ def _live(order: Order, channel: _socket.socket, *, warm: bool) -> None:
         # What a program finds around it is the same in every call; the imports shall find it, too.
         child.set_surroundings(with_result=not order.result_from_stdout)
         if order.function is not None:
+            for name in python_tool.COMMON_IMPORTS if warm else ():
+                __import__(name)
             python_tool.become_a_python_program()
         if warm and order.function is not None:
-            for name in python_tool.COMMON_IMPORTS:
-                __import__(name)
             left = _import(order.function, order)
             if left is not None:
                 channel.send(_UNSHAREABLE + left.encode("ascii"))

@@ -22,6 +22,7 @@ from callgate_server.model.answer import Usage
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import Json
+from callgate_server.observe.phases import PHASES
 
 _BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 _FAMILIES: Final = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
@@ -77,7 +78,7 @@ class Telemetry:
 
     def __init__(self, level: str) -> None:
         self._log = structlog.wrap_logger(
-            structlog.PrintLogger(sys.stderr),
+            structlog.WriteLogger(sys.stderr),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -93,13 +94,14 @@ class Telemetry:
         self._connections = self._counter("egress_allowed", "Connections and requests that were allowed", "tool")
         self._kept_in = self._counter("egress_refused", "Connections and requests that were refused", "tool", "why")
         self._carried = self._counter("egress_bytes", "Bytes to and from the outside", "tool", "direction")
-        self._phases = Histogram(
+        phases = Histogram(
             "callgate_phase_ms",
             "Milliseconds per phase of a call",
             ("phase",),
             buckets=_BUCKETS_MS,
             registry=self.registry,
         )
+        self._by_phase: dict[str, Histogram] = {phase: phases.labels(phase) for phase in PHASES}
 
     def take_over_logging(self) -> None:
         """Send what is said through `logging` in this process to this log, and nowhere else."""
@@ -117,17 +119,17 @@ class Telemetry:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
-    def refused(self, tool: str, reason: Reason) -> None:
+    def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         self._refusals.labels(tool, reason.value).inc()
+        self._observe(phases_ms)
         self._log.info("refused", tool=tool, reason=reason.value)
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         self._log.info("started", call_id=call_id, tool=tool, sandbox=sandbox)
 
-    def finished(self, tool: str, state: State, usage: Usage) -> None:
+    def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
         self._calls.labels(tool, state.value).inc()
-        for phase, ms in usage.phases_ms.items():
-            self._phases.labels(phase).observe(ms)
+        self._observe(phases_ms)
         self._log.info("finished", tool=tool, state=state.value, wall_ms=usage.wall_ms, queue_ms=usage.queue_ms)
 
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
@@ -158,6 +160,10 @@ class Telemetry:
 
     def warning(self, event: str, **fields: object) -> None:
         self._log.warning(event, **fields)
+
+    def _observe(self, phases_ms: Mapping[str, float]) -> None:
+        for phase, ms in phases_ms.items():
+            self._by_phase[phase].observe(ms)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"callgate_{name}", text, labels, registry=self.registry)

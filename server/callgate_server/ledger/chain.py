@@ -6,7 +6,6 @@ was cut off (the store checks every row against its last event, and an operator 
 expect it again), and what somebody does who holds the key.
 """
 
-import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ class Keys:
 
 def keyed_hash(key: Sealed, data: bytes) -> str:
     """HMAC-SHA256 as hex."""
-    return hmac.new(key.reveal(), data, hashlib.sha256).hexdigest()
+    return hmac.digest(key.reveal(), data, "sha256").hex()
 
 
 def follow(key: Sealed, head: Head, at: str, call_id: str, kind: str, body: str) -> Event:

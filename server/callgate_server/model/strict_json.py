@@ -40,6 +40,7 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
 
 
@@ -67,7 +68,7 @@ def decode(document: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
 
 def encode(value: "Json | Mapping[str, Any] | Sequence[Any]") -> bytes:
     """Encode as canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _nesting(text: str, enough: int) -> int:

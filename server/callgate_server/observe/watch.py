@@ -12,14 +12,14 @@ from callgate_server.model.strict_json import Json
 class Watch(Protocol):
     """Implementations never raise: watching must not change what is watched."""
 
-    def refused(self, tool: str, reason: Reason) -> None:
+    def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         """A call ended before its tool started. `tool` is a name of the catalog, or empty."""
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         """A call has its sandbox; `sandbox` is the backend's own name for it."""
 
-    def finished(self, tool: str, state: State, usage: Usage) -> None:
-        """A call's tool was started, and the call has ended."""
+    def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
+        """A call's tool was started, and the call has ended. `phases_ms` has one more than `usage`: the record's."""
 
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
         """An event of a call's connections is in the record: `egress_allowed`, `egress_refused`, `egress_closed`."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from callgate_server.backends.sqlite.rows import (
     CallRow,
+    end,
     fingerprint,
     insert,
     names,
@@ -18,7 +19,6 @@ from callgate_server.backends.sqlite.rows import (
     read_key_holder,
     read_open,
     timestamp,
-    update,
 )
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
@@ -193,7 +193,7 @@ def _end(
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
-    update(transaction.connection, row, _append(transaction, kind, row, body))
+    end(transaction.connection, row, _append(transaction, kind, row, body))
 
 
 def _let_go(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> None:

@@ -78,7 +78,7 @@ class LedgerFiles:
         Raises:
             OSError: it is gone, replaced or open to others.
         """
-        status = self.path.lstat()
+        status = os.lstat(self.path)
         if not os.path.samestat(status, self._opened):
             raise FileNotFoundError(f"{self.path} was replaced while the gateway runs; put it back, or restart")
         refuse_shared(status, self.path)

@@ -6,9 +6,10 @@ removed or put back to an earlier state by hand does not match its events.
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Final
+from operator import attrgetter
+from typing import Final
 
 from callgate_server.ledger.chain import Keys, keyed_hash
 from callgate_server.ledger.store import StoredCall
@@ -51,25 +52,33 @@ _INSERT: Final = (
     f"INSERT INTO calls ({', '.join(COLUMNS)}, last_seq) "  # noqa: S608  # names of our own columns
     f"VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
 )
+# What the end of a call changes. A column that stays is not named: each index on it would be written again.
+_ENDED: Final = ("state", "reason", "message", "holds_key", "finished_at", "answer")
 _UPDATE: Final = (
-    f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COLUMNS, 'last_seq'))} "  # noqa: S608  # as above
+    f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_ENDED, 'last_seq'))} "  # noqa: S608  # as above
     "WHERE call_id = ?"
 )
+_values: Final = attrgetter(*COLUMNS)
+_ended_values: Final = attrgetter(*_ENDED)
+_ANSWER: Final = COLUMNS.index("answer")
 
 
 def fingerprint(keys: Keys, row: CallRow) -> str:
     """Keyed hash of everything in the row."""
     # The answer by its own hash: it is bytes, and it may be large.
     answer = None if row.answer is None else keyed_hash(keys.row, row.answer)
-    return keyed_hash(keys.row, encode([*_values(replace(row, answer=None)), answer]))
+    values = list(_values(row))
+    values[_ANSWER] = None
+    return keyed_hash(keys.row, encode([*values, answer]))
 
 
 def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
     connection.execute(_INSERT, (*_values(row), last_seq))
 
 
-def update(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
-    connection.execute(_UPDATE, (*_values(row), last_seq, row.call_id))
+def end(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
+    """Write the end of a call into its row, which is otherwise as it was read."""
+    connection.execute(_UPDATE, (*_ended_values(row), last_seq, row.call_id))
 
 
 def read(connection: sqlite3.Connection, call_id: str) -> CallRow | None:
@@ -160,7 +169,3 @@ def names_of(text: str) -> tuple[str, ...]:
     if not isinstance(decoded, list) or not all(isinstance(name, str) for name in decoded):
         raise ValueError("a list of names is damaged")
     return tuple(str(name) for name in decoded)
-
-
-def _values(row: CallRow) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in COLUMNS)

@@ -10,9 +10,9 @@ full disk, a file open to others) ends by itself or by an operator's hand, and t
 
 import contextlib
 import logging
+import queue
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -69,8 +69,9 @@ class Writer:
         self._files = files
         self._keys = keys
         self._now = now
-        self._waiting: deque[_Item] = deque()
-        self._wake = threading.Condition()
+        # None, the last that is ever put, ends the thread. This queue waits without a lock of ours.
+        self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._door = threading.Lock()
         self._closing = False
         self._connection: sqlite3.Connection | None = None
         self._failing = False
@@ -89,32 +90,37 @@ class Writer:
         future: Future[T] = Future()
         # From here on nobody can cancel it: who stops waiting does not undo what was asked for.
         future.set_running_or_notify_cancel()
-        with self._wake:
-            if self._closing:
+        with self._door:
+            if self._closing or (self._waiting.qsize() >= MAX_WAITING and not owed):
                 raise unavailable()
-            if len(self._waiting) >= MAX_WAITING and not owed:
-                raise unavailable()
-            self._waiting.append(_Item(work, future))
-            self._wake.notify()
+            self._waiting.put(_Item(work, future))
         return future
 
     def close(self) -> None:
         """Write what waits, then stop. Blocks until done. Idempotent."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        with self._door:
+            if not self._closing:
+                self._closing = True
+                self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while group := self._next_group():
-            self._write(group)
+        last = False
+        while not last:
+            group = self._next_group()
+            if last := group[-1] is None:
+                group.pop()
+            if group:
+                self._write([item for item in group if item is not None])
         self._disconnect()
 
-    def _next_group(self) -> list[_Item]:
-        """Wait for work; empty when closing and all is written."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._closing)
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+    def _next_group(self) -> list[_Item | None]:
+        """Wait for work, and take with it what waits by now."""
+        group = [self._waiting.get()]
+        with contextlib.suppress(queue.Empty):
+            while len(group) < MAX_GROUP:
+                group.append(self._waiting.get_nowait())
+        return group
 
     def _write(self, group: list[_Item]) -> None:
         try:

@@ -28,13 +28,15 @@ def test_an_unexpected_error_is_logged_by_type_and_place_and_never_by_text_even_
 
 def test_refusals_calls_and_phases_are_counted() -> None:
     telemetry = Telemetry("error")
-    telemetry.refused("shell.run", Reason.POLICY_DENIED)
-    telemetry.finished("python.run", State.SUCCEEDED, Usage(phases_ms={"run": 3.0}))
+    telemetry.refused("shell.run", Reason.POLICY_DENIED, {"admission": 0.5, "record": 1.0})
+    telemetry.finished("python.run", State.SUCCEEDED, Usage(phases_ms={"run": 3.0}), {"run": 3.0, "record": 1.5})
     telemetry.gauge("running_calls", "Calls in progress", lambda: 7)
     text = telemetry.metrics().decode()
     assert 'callgate_refusals_total{reason="policy_denied",tool="shell.run"} 1.0' in text
     assert 'callgate_calls_total{state="succeeded",tool="python.run"} 1.0' in text
     assert 'callgate_phase_ms_count{phase="run"} 1.0' in text
+    assert 'callgate_phase_ms_count{phase="admission"} 1.0' in text
+    assert 'callgate_phase_ms_sum{phase="record"} 2.5' in text
     assert "callgate_running_calls 7.0" in text
 
 

@@ -271,7 +271,7 @@ def test_what_this_gateway_runs_and_what_has_ended_is_not_settled(transaction):
 def test_who_waits_for_an_approval_goes_on_waiting(transaction):
     call_id = claimed(transaction, boot="dead")
     waiting = replace(row(transaction, call_id), state=State.AWAITING_APPROVAL.value)
-    rows.update(transaction.connection, waiting, 1)
+    rows.end(transaction.connection, waiting, 1)
     entries.settle(transaction, "alive")
     assert row(transaction, call_id).state == State.AWAITING_APPROVAL
 

@@ -65,7 +65,7 @@ def test_a_row_comes_back_as_it_was_written(connection):
     rows.insert(connection, ROW, 7)
     assert rows.read(connection, "c1") == ROW
     changed = replace(ROW, state="succeeded", answer=None)
-    rows.update(connection, changed, 8)
+    rows.end(connection, changed, 8)
     assert rows.read(connection, "c1") == changed
     assert rows.read(connection, "other") is None
 
