@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
+
+import downloads  # noqa: E402  # after the path is set
 
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from support.gateway import Deployment, RunningGateway, start_store  # noqa: E402  # after the path is set
@@ -79,6 +81,15 @@ def rate(name: str, per_s: list[float], paired: "Figure | None" = None) -> Figur
         name, "calls/s", round(p50, 3), round(_percentile(ordered, 5), 3), round(_percentile(ordered, 1), 3),
         len(ordered), paired.figure if paired else None, ratio,
     )  # fmt: skip
+
+
+def row(name: str, unit: str, samples: Sequence[float], percents: tuple[int, int], paired: "Figure | None") -> Figure:
+    """Any other row, with the percentiles of its bad end."""
+    ordered = sorted(samples)
+    p50 = statistics.median(ordered)
+    ratio = None if paired is None else round(p50 / paired.value, 3)
+    ends = (round(_percentile(ordered, percent), 3) for percent in percents)
+    return Figure(name, unit, round(p50, 3), *ends, len(ordered), paired.figure if paired else None, ratio)
 
 
 def _percentile(ordered: list[float], percent: int) -> float:
@@ -255,6 +266,7 @@ def main() -> int:
             cold = Deployment(Path(folder) / "cold", store, POLICIES)
             with warm.start() as on_warm, cold.start() as on_cold:
                 figures, phases = measure(on_warm, on_cold, options.runs)
+            figures += downloads.rows(Path(folder), store, row)
         finally:
             store.stop()
     show(figures, phases)
