@@ -244,7 +244,7 @@ class CallSummary:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Ceilings of one call of a tool: seconds, cores, MiB, processes, KiB, files."""
+    """Ceilings of one call of a tool: seconds, cores, MiB, processes, KiB, files, connections, requests."""
 
     wall_s: float = 0.0
     cpu: float = 0.0
@@ -257,6 +257,9 @@ class Limits:
     open_files: int = 0
     artifacts: int = 0
     artifacts_kb: int = 0
+    egress_kb: int = 0
+    egress_connections: int = 0
+    egress_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,9 +124,8 @@ class Pipeline:
     async def _execute(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
         ticket, tool, note = call.ticket, call.tool, partial(self.ledger.note, call.ticket.id)
         with ticket.phases.measure("secrets"):
-            leases = await self.broker.lease(
-                tool.manifest.secrets, ticket.caller.tenant, deadline=call.deadline, journal=note
-            )
+            tenant, deadline = ticket.caller.tenant, call.deadline
+            leases = await self.broker.lease(tool.manifest.secrets, tenant, deadline=deadline, journal=note)
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)
         consent = partial(self.policy.consent, ticket.caller, tool)

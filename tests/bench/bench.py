@@ -27,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
 
-import endurance  # noqa: E402  # after the path is set, as all of ours
+import downloads  # noqa: E402  # after the path is set, as all of ours
+import endurance  # noqa: E402
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from callgate_server.backends.openbao_dev import DevServer  # noqa: E402
 from figures import Figure, rates, sizes, times  # noqa: E402
@@ -220,6 +221,7 @@ def main() -> int:
         store = start_store(Path(folder) / "openbao")
         try:
             figures, phases = measure(Site(Path(folder), store), options.runs, options.calls)
+            figures += downloads.rows(Path(folder), store)
         finally:
             store.stop()
     report = Report(datetime.now(UTC), about, figures, phases)

@@ -73,9 +73,9 @@ def times(name: str, samples_ms: Sequence[float], paired: Figure | None = None) 
     return _figure(name, "ms", samples_ms, (95, 99), paired)
 
 
-def rates(name: str, per_s: Sequence[float], paired: Figure | None = None) -> Figure:
-    """A row of calls a second, a sample for each round."""
-    return _figure(name, "calls/s", per_s, (5, 1), paired)
+def rates(name: str, per_s: Sequence[float], paired: Figure | None = None, *, unit: str = "calls/s") -> Figure:
+    """A row of calls, or of `unit`, a second, a sample for each round."""
+    return _figure(name, unit, per_s, (5, 1), paired)
 
 
 def sizes(name: str, unit: str, samples: Sequence[float]) -> Figure:

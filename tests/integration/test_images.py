@@ -13,8 +13,8 @@ from callgate_server.backends.docker import seal
 from callgate_server.backends.docker.images import DockerImages
 from support.images import ENGINE, ROOT, folders, images
 
-NAMES = ("base", "python", "shell")
-MAX_BYTES = {"base": 130_000_000, "python": 260_000_000, "shell": 135_000_000}
+NAMES = ("base", "python", "shell", "sql", "web")
+MAX_BYTES = {"base": 130_000_000, "python": 260_000_000, "shell": 140_000_000, "sql": 140_000_000, "web": 145_000_000}
 # Building from nothing bootstraps Debian and fetches packages.
 pytestmark = pytest.mark.timeout(900)
 

@@ -40,6 +40,7 @@ from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
+from callgate_server.model.manifest import Limits
 from callgate_server.model.strict_json import decode
 from callgate_server.transports.gate import Access, Gate, Readiness
 from callgate_server.transports.http import http_app
@@ -60,12 +61,9 @@ TOOL = {
     "isolation": "container",
     "input": {"type": "object", "properties": {}, "additionalProperties": True},
     "output": {"type": "object", "maximum": 2**53 + 1},
-    "limits": {
-        "wall_s": 30.0, "cpu": 0.5, "memory_mb": 256, "pids": 64, "output_kb": 256, "result_kb": 256,
-        "scratch_mb": 64, "scratch_files": 4096, "open_files": 256, "artifacts": 0, "artifacts_kb": 4096,
-    },
+    "limits": Limits(cpu=0.5).model_dump(mode="json"),
     "digest": "sha256:" + "0" * 64,
-}  # fmt: skip
+}
 
 
 def answer(call_id: str, tool: str = "text.echo", **changes: Any) -> dict[str, Any]:

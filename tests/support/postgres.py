@@ -59,10 +59,11 @@ class Postgres:
             raise PermissionError(done.stderr)
         return done.stdout.strip()
 
-    def lend_to(self, store: Operator, role: str) -> None:
-        """Let a secret store make roles here, at `database/creds/{role}`."""
+    def lend_to(self, store: Operator, role: str, *grants: str) -> None:
+        """Let a secret store make roles here, at `database/creds/{role}`, each with `grants` like `SELECT ON t`."""
+        creation = [_CREATION, *(f'GRANT {grant} TO "{{{{name}}}}"' for grant in grants)]
         store.create_database_role(
-            role, host=self.host, port=self.port, user=self.user, password=self.password, creation=[_CREATION]
+            role, host=self.host, port=self.port, user=self.user, password=self.password, creation=creation
         )
 
     def leased_roles(self) -> set[str]:

@@ -341,7 +341,7 @@ class Tool(_message.Message):
     def __init__(self, tool: _Optional[str] = ..., version: _Optional[str] = ..., summary: _Optional[str] = ..., effect: _Optional[str] = ..., isolation: _Optional[str] = ..., input_json: _Optional[bytes] = ..., output_json: _Optional[bytes] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("wall_s", "cpu", "memory_mb", "pids", "output_kb", "result_kb", "scratch_mb", "scratch_files", "open_files", "artifacts", "artifacts_kb")
+    __slots__ = ("wall_s", "cpu", "memory_mb", "pids", "output_kb", "result_kb", "scratch_mb", "scratch_files", "open_files", "artifacts", "artifacts_kb", "egress_kb", "egress_connections", "egress_requests")
     WALL_S_FIELD_NUMBER: _ClassVar[int]
     CPU_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +353,9 @@ class Limits(_message.Message):
     OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_KB_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_KB_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     wall_s: float
     cpu: float
     memory_mb: int
@@ -364,4 +367,7 @@ class Limits(_message.Message):
     open_files: int
     artifacts: int
     artifacts_kb: int
-    def __init__(self, wall_s: _Optional[float] = ..., cpu: _Optional[float] = ..., memory_mb: _Optional[int] = ..., pids: _Optional[int] = ..., output_kb: _Optional[int] = ..., result_kb: _Optional[int] = ..., scratch_mb: _Optional[int] = ..., scratch_files: _Optional[int] = ..., open_files: _Optional[int] = ..., artifacts: _Optional[int] = ..., artifacts_kb: _Optional[int] = ...) -> None: ...
+    egress_kb: int
+    egress_connections: int
+    egress_requests: int
+    def __init__(self, wall_s: _Optional[float] = ..., cpu: _Optional[float] = ..., memory_mb: _Optional[int] = ..., pids: _Optional[int] = ..., output_kb: _Optional[int] = ..., result_kb: _Optional[int] = ..., scratch_mb: _Optional[int] = ..., scratch_files: _Optional[int] = ..., open_files: _Optional[int] = ..., artifacts: _Optional[int] = ..., artifacts_kb: _Optional[int] = ..., egress_kb: _Optional[int] = ..., egress_connections: _Optional[int] = ..., egress_requests: _Optional[int] = ...) -> None: ...

@@ -48,7 +48,7 @@ def run(
     files: Annotated[list[TextFile | BinaryFile], ("maxItems", 32)] | None = None,
     args: Annotated[list[Annotated[str, ("maxLength", 4096)]], ("maxItems", 64)] | None = None,
 ) -> Result:
-    """Run a Python 3.11 program; numpy and pandas are there, a network is not.
+    """Run a Python 3.11 program with numpy, pandas, requests and httpx, and no network but what the gateway allows.
 
     Args:
         code: The program. Print what you want to see; write files to keep into /out.

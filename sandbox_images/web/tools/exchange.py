@@ -21,6 +21,7 @@ _CHUNK = 65536
 _MOVED = (301, 302, 303, 307, 308)
 # What may go along to another origin than the one it was meant for.
 _HARMLESS = ("accept", "accept-language", "user-agent")
+_GATE_BYTES = 200
 _REFUSED_BY_THE_GATE = "The gateway does not let this tool reach that address; ask its operator for an egress rule"
 
 
@@ -78,7 +79,7 @@ def exchange(
                 reply, onward = _send(session, method, url, headers, body, limit_bytes)
             except (requests.RequestException, HTTPError) as error:
                 raise SystemExit(_said(error)) from None
-            _refuse_a_refusal(reply)
+            _refuse_words_of_the_gate(reply)
             reply.source["url"] = asked
             if onward is None or not follow or method not in ("GET", "HEAD"):
                 return reply
@@ -136,20 +137,25 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
-def _refuse_a_refusal(reply: Reply) -> None:
-    """Tell the gate's refusal of a request from an upstream's answer.
+def _refuse_words_of_the_gate(reply: Reply) -> None:
+    """Tell what the gate says in an upstream's place from an upstream's answer.
 
     Raises:
         SystemExit: it was the gate.
     """
-    if reply.status != requests.codes.forbidden or reply.truncated:
+    if reply.status < requests.codes.bad_request or len(reply.body) > _GATE_BYTES:
         return
     try:
         document = json.loads(reply.body)
     except (ValueError, RecursionError):
         return
-    if isinstance(document, dict) and document.get("error") == "egress_refused":
-        raise SystemExit(f"{_REFUSED_BY_THE_GATE} ({str(document.get('why'))[:40]}).")
+    if not isinstance(document, dict) or document.keys() != {"error", "why"}:
+        return
+    why = str(document["why"])[:40]
+    if document["error"] == "egress_refused":
+        raise SystemExit(f"{_REFUSED_BY_THE_GATE} ({why}).")
+    if document["error"] == "egress_failed":
+        raise SystemExit(f"The gateway could not bring back an answer of the upstream ({why}).")
 
 
 def _said(error: Exception) -> str:

@@ -53,9 +53,19 @@ def test_there_is_a_shipped_example() -> None:
 
 def test_the_isolation_level_that_the_shipped_example_offers_loads(tmp_path: Path) -> None:
     example = (ROOT / "deploy" / "callgate.yaml").read_text()
-    assert load(written(tmp_path, example)).tools == {}
-    settings = load(written(tmp_path, example.replace("\n# tools:", "\ntools:")))
+    assert "python.run" not in load(written(tmp_path, example)).tools
+    settings = load(written(tmp_path, example.replace("\n  # python.run:", "\n  python.run:")))
     assert settings.tools["python.run"].isolation == "fork"
+
+
+def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
+    settings = load(ROOT / "deploy" / "callgate.yaml")
+    folders = image_folders([ROOT / "sandbox_images"])
+    manifests = [each.manifest() for each in declarations(folders.values())]
+    write_lock(tmp_path / "catalog.lock", Lock.of(manifests, dict.fromkeys(folders, "sha256:" + "0" * 64)))
+    pinned = settings.catalog.model_copy(update={"lock": tmp_path / "catalog.lock"})
+    catalog = deployed_catalog(settings.model_copy(update={"catalog": pinned}))
+    assert catalog.tools["http.request"].manifest.rules[0].secret == "example"
 
 
 @pytest.mark.parametrize(

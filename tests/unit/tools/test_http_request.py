@@ -210,6 +210,20 @@ def test_a_refusal_of_the_gate_is_a_failure_that_says_so(tmp_path: Path) -> None
     assert seen.result is tunnelled.result is None
 
 
+def test_a_failure_of_the_gate_is_no_answer_of_the_upstream(tmp_path: Path) -> None:
+    with serving(Answer(b'{"error":"egress_failed","why":"encoded_answer"}', 502, JSON)) as proxy:
+        ended = request(tmp_path, "http://a.test/", environment={"http_proxy": proxy.url})
+    assert ended.stderr == "The gateway could not bring back an answer of the upstream (encoded_answer).\n"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error": "egress_refused"}', b'["egress_refused"]', b"{", b'{"error": 1, "why": 2}']
+)
+def test_an_upstreams_own_refusal_is_an_answer(tmp_path: Path, body: bytes) -> None:
+    with serving(Answer(body, 403, JSON)) as server:
+        assert request(tmp_path, server.url).result["status"] == 403
+
+
 def test_an_upstream_that_is_not_there_is_a_failure_without_its_address(tmp_path: Path) -> None:
     with serving(Answer()) as server:
         url = server.url

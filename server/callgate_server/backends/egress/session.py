@@ -27,6 +27,9 @@ from callgate_server.model.egress import PROXY_PORT, EgressAsk, EgressUsage, Sch
 
 # How much longer a connection may be silent than an upstream, so that the tool can be told of that.
 _ANSWER_S: Final = 1.0
+# The runner ends the tool at the deadline. Its connections last a moment longer, or it would take their end for a
+# failure of its upstream, and the call for one that failed by itself.
+_GRACE_S: Final = 1.0
 
 _CANCEL_AGAIN_S: Final = 5.0
 
@@ -114,7 +117,7 @@ class Session:
 
     async def _timed(self, stream: Stream, trip: Trip) -> Why | None:
         """Return why it ended early, or None."""
-        left_s = self._terms.deadline.remaining_s(time.monotonic())
+        left_s = self._terms.deadline.remaining_s(time.monotonic()) + _GRACE_S
         try:
             async with asyncio.timeout(left_s) as deadline, trip.silence(_ANSWER_S):
                 return await self._carried(stream, trip)

@@ -198,7 +198,7 @@ def _end(
 
 def _let_go(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> None:
     """Write that a call has lost its key, or its answer too. Its state stays what it is."""
-    update(transaction.connection, row, _append(transaction, kind, row, body))
+    end(transaction.connection, row, _append(transaction, kind, row, body))
 
 
 def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:

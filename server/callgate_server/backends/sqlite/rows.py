@@ -77,7 +77,7 @@ def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
 
 
 def end(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
-    """Write the end of a call into its row, which is otherwise as it was read."""
+    """Write the end of a call, or what is let go of after it, into its row, which is otherwise as it was read."""
     connection.execute(_UPDATE, (*_ended_values(row), last_seq, row.call_id))
 
 

@@ -10,6 +10,7 @@ from callgate_proto.v1 import gateway_pb2
 from callgate_server.execution.running import Accepted, Answered, Failed, OutputChunk
 from callgate_server.model.call import OnDisconnect
 from callgate_server.model.errors import REASONS, CallError, Reason, Violation
+from callgate_server.model.manifest import Limits
 from callgate_server.transports import wire
 from support.edge import BYTES, NONCE, REFUSALS, TOOL, answer, noisy, summary
 
@@ -256,6 +257,11 @@ def test_a_summary_keeps_its_times_to_the_microsecond() -> None:
     assert message.received_at.ToJsonString() == "2026-03-04T05:06:07.000089Z"
     assert message.error.reason == "sandbox_unavailable"
     assert not wire.summary_to_proto(summary("c1")).HasField("finished_at")
+
+
+def test_every_limit_that_a_manifest_can_set_is_told() -> None:
+    told = {field.name for field in gateway_pb2.Limits.DESCRIPTOR.fields}
+    assert told == set(Limits.model_fields)
 
 
 def test_a_tool_keeps_its_schemas_and_limits() -> None:
