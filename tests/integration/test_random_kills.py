@@ -28,6 +28,7 @@ from support.witness import Witness, deed, token
 KILLS = int(os.environ.get("CALLGATE_KILLS", "10"))
 CLIENTS = 6
 LONGEST_S = 2.5
+PATIENCE_S = 60
 TOOLS = ("probe.run", "probe.dynamic", "probe.idempotent", "probe.unsafe", "probe.unsafe")
 MARK, NO_MARK = b'"replayed":true', b'"replayed":false'
 
@@ -77,7 +78,7 @@ class Load:
                 response = self._next().make(self._gateway)
             except httpx.TransportError:
                 return
-            if response.status_code != 200:
+            if response.status_code != 200 and not response.json()["retryable"]:
                 self.refusals[response.json()["reason"]] += 1
 
     def _next(self) -> Call:
@@ -132,14 +133,24 @@ def test_whatever_the_moment_each_call_comes_to_one_truth(
 
 def ask_again(call: Call, gateway: RunningGateway) -> None:
     told = set(call.answers)
-    response = call.make(gateway)
+    response = until_final(call, gateway)
     if response.status_code != 200:
-        assert refusal(response) == (409, "effect_unknown")
+        assert refusal(response) == (409, "effect_unknown"), response.text
         assert call.tool == "probe.unsafe"
         call.unknown = True
     # Who was told of a success is told of the same one, in the same bytes.
     assert not told or call.answers == told
     assert bool(call.answers) is not call.unknown
+
+
+def until_final(call: Call, gateway: RunningGateway) -> httpx.Response:
+    """Ask until the answer is not one to come back: a busy machine may have no sandbox for a while."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        response = call.make(gateway)
+        if response.status_code == 200 or not response.json()["retryable"] or time.monotonic() > give_up:
+            return response
+        time.sleep(0.2)
 
 
 def did_what_it_said(call: Call, witness: Witness) -> None:
@@ -161,7 +172,9 @@ def the_record_has_one_end_for_each_call(deployment: Deployment, calls: list[Cal
     states = Counter(event["state"] for event in events if event["kind"] in ("outcome", "settled"))
     assert states["succeeded"] == sum(len(call.answers) for call in calls)
     assert states["unknown"] == sum(call.unknown for call in calls)
-    assert set(states) <= {"succeeded", "unknown", "interrupted"}
+    assert set(states) <= {"succeeded", "unknown", "interrupted", "failed"}
+    never_ran = {event["reason"] for event in events if event["kind"] == "outcome" and event["state"] == "failed"}
+    assert never_ran <= {"sandbox_unavailable", "secrets_unavailable"}
     assert deployment.verify().fault is None
 
 
