@@ -33,10 +33,10 @@ from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import (
     Auth,
     EgressSettings,
+    ExecutionSettings,
     Grpc,
     Http,
     Jwt,
-    LaneSettings,
     SecretStoreSettings,
     Settings,
     Tls,
@@ -113,7 +113,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     telemetry.take_over_logging()
     catalog = deployed_catalog(settings)
     options = _docker_options(settings, catalog)
-    rules = _lane_rules(settings.execution.lanes, catalog, options)
+    rules = _lane_rules(settings.execution, catalog, options)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(
         *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {})
@@ -430,12 +430,13 @@ def _egress(settings: EgressSettings, telemetry: Telemetry) -> egress.Gate:
     return egress.Gate(options, make_stripper=Redactor, report=telemetry.unexpected)
 
 
-def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
+def _lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
     """Return the rules of lanes.
 
     Raises:
         ValueError: a tool of isolation `fork` could never get one.
     """
+    settings = execution.lanes
     for tool in catalog:
         if tool.manifest.isolation != "fork":
             continue
@@ -453,6 +454,7 @@ def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions
         lanes=settings.most,
         memory_mb=settings.memory_mb,
         per_key=settings.per_tool or cores(),
+        starts=execution.starts,
         waiting=settings.waiting,
     )
 
