@@ -30,7 +30,7 @@ from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
-from callgate_server.config import Auth, Grpc, Http, Jwt, LaneSettings, SecretStoreSettings, Settings, Tls
+from callgate_server.config import Auth, ExecutionSettings, Grpc, Http, Jwt, SecretStoreSettings, Settings, Tls
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.levels import Levels
@@ -105,7 +105,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     telemetry.take_over_logging()
     catalog = catalog_of(settings)
     options = _docker_options(settings, catalog)
-    rules = _lane_rules(settings.execution.lanes, catalog, options)
+    rules = _lane_rules(settings.execution, catalog, options)
     schemas = CompiledSchemas.of(catalog)
     authentication = Authentication(
         *_authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {})
@@ -388,12 +388,13 @@ def _docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
     )
 
 
-def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
+def _lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
     """Return the rules of lanes.
 
     Raises:
         ValueError: a tool of isolation `fork` could never get one.
     """
+    settings = execution.lanes
     for tool in catalog:
         if tool.manifest.isolation != "fork":
             continue
@@ -411,6 +412,7 @@ def _lane_rules(settings: LaneSettings, catalog: Catalog, options: DockerOptions
         lanes=settings.most,
         memory_mb=settings.memory_mb,
         per_key=settings.per_tool or cores(),
+        starts=execution.starts,
         waiting=settings.waiting,
     )
 

@@ -175,7 +175,11 @@ class Engine(_Strict):
 
 
 class LaneSettings(_Strict):
-    """Isolation `fork`: how many lanes there may be, and how long each lives. `per_tool` 0 means one for each core."""
+    """Isolation `fork`: how many lanes there may be, and how long each lives. `per_tool` 0 means one for each core.
+
+    A lane holds its place and its memory from its start until it is gone, whether it serves a call or waits for one:
+    `most` and `memory_mb` bound all of them, by their tools' limits. `waiting` calls may wait for one.
+    """
 
     calls: Annotated[int, Field(ge=1, le=100_000)] = 500
     idle_s: Annotated[int, Field(ge=1, le=86_400)] = 300
@@ -204,7 +208,12 @@ class PoolSettings(_Strict):
 
 
 class ExecutionSettings(_Strict):
-    """How many sandboxes calls may hold at once, and how many may be in the making. Calls beyond wait their turn."""
+    """How many containers calls may hold at once, and how many may be in the making. Calls beyond wait their turn.
+
+    What the pool keeps ready and lanes are beside these, each within bounds of its own: together there are at most
+    `sandboxes` containers of calls, those that are ready within `pool.memory_mb`, and `lanes.most` lanes. `starts`
+    holds for containers and for lanes, each for itself.
+    """
 
     sandboxes: Annotated[int, Field(ge=1)] = 32
     starts: Annotated[int, Field(ge=1, le=64)] = 4

@@ -33,7 +33,8 @@ class LaneRules:
 
     `calls`: after how many a lane is replaced; `idle_s`: after how long without one it ends; `lanes` and `memory_mb`:
     how many there may be in all, and the sum of their memory limits; `per_key`: how many for one tool of one tenant;
-    `waiting`: how many calls may wait for one; `start_s`: how long a start may take.
+    `starts`: how many may be started at once; `waiting`: how many calls may wait for one; `start_s`: how long a start
+    may take.
     """
 
     calls: int = 500
@@ -41,6 +42,7 @@ class LaneRules:
     lanes: int = 16
     memory_mb: int = 4096
     per_key: int = 2
+    starts: int = 4
     waiting: int = 64
     start_s: float = 20.0
 
@@ -61,6 +63,7 @@ class Slot:
     key: LaneKey
     memory_mb: int
     phase: Phase = Phase.COMING
+    started: bool = False
     calls: int = 0
     since_s: float = 0.0
 
@@ -137,6 +140,7 @@ class LaneBoard:
     def idle(self, slot: Slot, now_s: float) -> None:
         """The lane can serve the next call."""
         slot.phase = Phase.IDLE
+        slot.started = True
         slot.since_s = now_s
 
     def gone(self, slot: Slot) -> None:
@@ -176,7 +180,7 @@ class LaneBoard:
             if coming.get(waiter.key, 0) > 0:
                 coming[waiter.key] -= 1
                 continue
-            if self._count(waiter.key) >= self.rules.per_key:
+            if self._count(waiter.key) >= self.rules.per_key or self._starting() >= self.rules.starts:
                 continue
             short_mb += waiter.memory_mb
             short_lanes += 1
@@ -211,6 +215,9 @@ class LaneBoard:
 
     def _count(self, key: LaneKey) -> int:
         return sum(1 for slot in self._slots if slot.key == key and slot.phase is not Phase.ENDING)
+
+    def _starting(self) -> int:
+        return sum(1 for slot in self._slots if not slot.started)
 
     def _fits(self, memory_mb: int, lanes: int, *, without_ending: bool = False) -> bool:
         counted = [slot for slot in self._slots if not (without_ending and slot.phase is Phase.ENDING)]

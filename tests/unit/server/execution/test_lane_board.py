@@ -157,6 +157,38 @@ def test_memory_is_room_too() -> None:
     assert [type(action) for action in actions(board)] == [Start]
 
 
+def test_no_more_are_started_at_once_than_may_and_the_next_when_one_is_there_or_gone() -> None:
+    board = board_of(lanes=8, starts=2)
+    for number in range(4):
+        board.join(waiter(replace(KEY, tenant=f"tenant{number}"), deadline_s=number))
+    first, second = actions(board)
+    assert isinstance(first, Start)
+    assert isinstance(second, Start)
+    assert [start.slot.key.tenant for start in (first, second)] == ["tenant0", "tenant1"]
+    board.idle(first.slot, 0)
+    given, third = actions(board)
+    assert isinstance(given, Give)
+    assert isinstance(third, Start)
+    assert third.slot.key.tenant == "tenant2"
+    board.gone(second.slot)
+    board.leave(second.waiter)
+    (fourth,) = actions(board)
+    assert isinstance(fourth, Start)
+    assert fourth.slot.key.tenant == "tenant3"
+
+
+def test_a_lane_between_two_calls_is_not_being_started() -> None:
+    board = board_of(starts=1)
+    lane = idle_lane(board)
+    board.join(waiter())
+    (given,) = actions(board)
+    assert isinstance(given, Give)
+    board.between(lane)
+    board.join(waiter(OTHERS["tenant"]))
+    (start,) = actions(board)
+    assert isinstance(start, Start)
+
+
 def test_a_busy_lane_never_has_to_go() -> None:
     board = board_of(lanes=1)
     lane = idle_lane(board, OTHERS["tenant"])
@@ -213,7 +245,7 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.board = board_of(lanes=3, memory_mb=400, waiting=50)
+        self.board = board_of(lanes=3, memory_mb=400, waiting=50, starts=2)
         self.waiting: set[Waiter] = set()
 
     def arrive(self) -> None:
@@ -231,6 +263,7 @@ class Life:
         lanes = self.board.slots
         assert len(lanes) <= 3
         assert sum(slot.memory_mb for slot in lanes) <= 400
+        assert sum(not slot.started for slot in lanes) <= 2
         live = [slot.key for slot in lanes if slot.phase is not Phase.ENDING]
         assert all(live.count(key) <= 2 for key in self.keys)
 

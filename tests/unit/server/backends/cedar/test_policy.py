@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.backends.cedar.policy import CedarPolicy, digest
+from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
+from callgate_server.model.manifest import Isolation
 from callgate_server.model.verdict import Ruling
-from support.cedar_catalog import DEVELOPER, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
+from support.cedar_catalog import CATALOG, DEVELOPER, NOON, PYTHON, SHELL, SIGN, VOCABULARY, policy, tool
 
 SET = """
 @id("developers-run-python")
@@ -80,6 +82,40 @@ def test_resource_attributes_are_the_manifests() -> None:
         && resource.image == "shell" && resource.version == "1.0.0" && resource.runtime == "default" };"""
     assert ruling(text, DEVELOPER, SHELL, {})[0] is Ruling.ALLOW
     assert ruling(text, DEVELOPER, PYTHON, {"code": ""})[0] is Ruling.DENY
+
+
+FORKS_FORBIDDEN = SET + (
+    '@id("no-forks") forbid(principal, action in Action::"call", resource) when { resource.isolation == Isolation::"fork" };'
+)
+
+
+def at_level(level: Isolation, text: str, caller: Caller, name: str) -> tuple[Ruling, tuple[str, ...]]:
+    """What is decided where the operator has set every tool to a level."""
+    catalog = CATALOG.isolated(dict.fromkeys(CATALOG.tools, level))
+    decided = CedarPolicy({"a.cedar": text}, Vocabulary.of(catalog), [].append, lambda: NOON)
+    verdict = decided.decide(caller, catalog.tools[name], {"code": ""} if name == "python.run" else {})
+    return verdict.ruling, verdict.policies
+
+
+def test_the_isolation_level_can_be_forbidden_whatever_else_is_permitted() -> None:
+    permitted = (Ruling.ALLOW, ("developers-run-python",))
+    assert at_level("container", FORKS_FORBIDDEN, DEVELOPER, "python.run") == permitted
+    assert at_level("fork", FORKS_FORBIDDEN, DEVELOPER, "python.run") == (Ruling.DENY, ("no-forks",))
+    assert at_level("fork", SET, DEVELOPER, "python.run") == permitted
+
+
+def test_the_isolation_level_can_be_forbidden_to_some() -> None:
+    to_operators = FORKS_FORBIDDEN.replace(
+        "forbid(principal, action in", 'forbid(principal in Role::"operator", action in'
+    )
+    assert at_level("fork", to_operators, OPERATOR, "shell.run") == (Ruling.DENY, ("no-forks",))
+    assert at_level("container", to_operators, OPERATOR, "shell.run")[0] is Ruling.ALLOW
+    assert at_level("fork", to_operators, DEVELOPER, "python.run")[0] is Ruling.ALLOW
+
+
+def test_a_level_that_does_not_exist_is_refused_when_policies_are_read() -> None:
+    with pytest.raises(ValueError, match="Isolation"):
+        policy(FORKS_FORBIDDEN.replace('Isolation::"fork"', 'Isolation::"none"'))
 
 
 def test_task_is_in_the_context() -> None:

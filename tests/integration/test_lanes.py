@@ -1,0 +1,346 @@
+"""Lanes on a real engine: command tools in them, lanes that die at a bad moment, room, and what neighbours notice."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callgate_server.backends.docker.engine import connect
+from callgate_server.backends.openbao_dev import DevServer
+from callgate_server.execution.reach import reach
+from callgate_server.execution.sandbox import Sandbox
+from callgate_server.execution.supervise import supervise
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.manifest import Limits, Run, SecretRef
+from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
+from callgate_server.model.sealed import Sealed
+from support.gateway import Deployment, RunningGateway
+from support.lane_rig import LIMITS, LaneRig, lane_rig
+
+FORK = {"isolation": "fork"}
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[LaneRig]:
+    async with lane_rig(per_key=1) as made:
+        yield made
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory, store: DevServer) -> Iterator[RunningGateway]:
+    settings = {"tools": {"probe.command": FORK}, "execution": {"lanes": {"per_tool": 1}}}
+    deployment = Deployment(tmp_path_factory.mktemp("commands"), store, settings=settings)
+    with deployment.start() as running:
+        yield running
+    assert deployment.found() == {}
+
+
+def command(gateway: RunningGateway, code: str, **extra: Any) -> dict[str, Any]:
+    response = gateway.post("probe.command", {"code": code}, **extra)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    assert (answer["sandbox"]["isolation"], answer["untrusted"]) == ("fork", True)
+    return answer
+
+
+def test_a_command_tool_in_a_lane_gets_what_one_in_a_container_gets(
+    commands: RunningGateway, gateway: RunningGateway
+) -> None:
+    """The same code at both levels; what differs is what a lane hides."""
+    code = (
+        "import os, resource, signal, sys\n"
+        "result = {'argv': sys.argv, 'environment': dict(os.environ), 'place': os.getcwd(), 'mask': os.umask(0),\n"
+        "  'ids': [os.getresuid(), os.getresgid(), os.getgroups()], 'host': os.uname()[1],\n"
+        "  'files': [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],\n"
+        "  'signals': [str(signal.getsignal(n)) for n in (1, 2, 13, 15, 17)],\n"
+        "  'open': [fd for fd in range(256) if os.path.exists(f'/dev/fd/{fd}')] if os.path.exists('/proc/self') else None,\n"
+        "  'room': {place: sorted(os.listdir(place)) for place in ('/tmp', '/out', '/run/secrets', '/dev/shm')}}\n"
+    )
+    in_lane = command(commands, code)
+    alone = gateway.post("probe.command", {"code": code}).json()
+    assert (alone["sandbox"]["isolation"], alone["state"], in_lane["state"]) == ("container", "succeeded", "succeeded")
+    # Descriptors are counted otherwise where there is no /proc.
+    assert alone["result"].pop("open") is not None
+    assert in_lane["result"].pop("open") is None
+    assert in_lane["result"] == alone["result"]
+    assert in_lane["result"]["argv"][1:] == ["$HOME; a word"]
+    assert in_lane["result"]["room"]["/run/secrets"] == ["by_file"]
+
+
+def test_a_command_has_its_secrets_and_nobody_sees_them(commands: RunningGateway, secrets_of_acme: Any) -> None:
+    code = (
+        "print(open('/run/secrets/by_file').read())\n"
+        "result = [len(open('/run/secrets/by_file').read()), secrets['by_stdin'], sorted(secrets)]"
+    )
+    answer = command(commands, code)
+    assert answer["stdout"]["text"] == "[REDACTED:by_file]\n"
+    assert answer["result"] == [len(secrets_of_acme.by_file), "[REDACTED:by_stdin]", ["by_stdin"]]
+
+
+def test_calls_of_a_command_share_a_lane_and_nothing_else(commands: RunningGateway) -> None:
+    code = (
+        "import os\n"
+        "found = [os.listdir(place) for place in ('/tmp', '/dev/shm', '/out', '/proc')] + [os.getpid(), os.getppid()]\n"
+        "for place in ('/tmp', '/dev/shm', '/out'):\n    open(place + '/trace', 'w').write('x')\n"
+        "result = found\n"
+    )
+    answers = [command(commands, code) for _ in range(4)]
+    assert [answer["result"] for answer in answers] == [[[], [], [], [], 2, 1]] * 4
+    assert [[one["name"] for one in answer["artifacts"]] for answer in answers] == [["trace"]] * 4
+    used = commands.deployment.sandboxes()
+    assert len({used[answer["call_id"]] for answer in answers}) == 1
+
+
+ENDS: dict[str, tuple[str, tuple[str, str | None], bool]] = {
+    "by itself": ("result = 1", ("succeeded", None), True),
+    "with a status": ("raise SystemExit(3)", ("failed", "tool_failed"), True),
+    "by a signal": ("import os; os.kill(os.getpid(), 11)", ("failed", "tool_failed"), False),
+    "by its memory": ("x = bytearray(1 << 30)", ("failed", "out_of_memory"), False),
+    "at its deadline": ("while True: pass", ("timed_out", "timed_out"), False),
+    "with somebody left": ("import subprocess; subprocess.Popen(['/bin/sleep', '60'])", ("succeeded", None), False),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_how_a_command_ends_decides_whether_its_lane_goes_on(how: str, commands: RunningGateway) -> None:
+    code, expected, goes_on = ENDS[how]
+    # The lane that is there.
+    command(commands, "result = 1")
+    ended = command(commands, code, deadline_ms=3000 if "deadline" in how else 20_000)
+    assert (ended["state"], ended["error"] and ended["error"]["reason"]) == expected
+    after = command(commands, "result = 1")
+    used = commands.deployment.sandboxes()
+    assert (used[ended["call_id"]] == used[after["call_id"]]) == goes_on
+
+
+async def test_what_a_command_prints_can_be_its_result(lane: LaneRig) -> None:
+    run = Run(command=("/bin/sh", "-c", 'read -r line; printf "%s" "$line"; ls /run/secrets >&2'), result="stdout")
+    ref = SecretRef.model_validate({"name": "pin", "from": "kv/data/{tenant}/a#b", "deliver": "file"})
+    for number in range(3):
+        outcome = await lane.call(
+            {"n": number},
+            request=lane.request(run=run, secrets=(ref,)),
+            secrets=(DeliveredSecret("pin", "file", Sealed(b"1234")),),
+        )
+        assert (outcome.cause, outcome.exit.code) == (Cause.EXITED, 0)
+        assert json.loads(outcome.result_json or b"") == {"n": number}
+        assert outcome.stderr.head == b"pin\n"
+
+
+async def test_a_program_that_is_not_there_is_a_failure_of_the_tool(lane: LaneRig) -> None:
+    outcome = await lane.call({}, request=lane.request(run=Run(command=("/nonexistent/program",), result="stdout")))
+    assert (outcome.cause, outcome.exit.code) == (Cause.EXITED, 126)
+    assert b"FileNotFoundError" in outcome.stderr.head
+
+
+# --- a bad moment --------------------------------------------------------------------------------------------------
+
+
+async def test_a_lane_that_dies_between_claim_and_call_costs_another_lane_and_not_the_call(lane: LaneRig) -> None:
+    request = lane.request()
+    await lane.result("result = 1")
+    first, taken = lane.last, []
+
+    async def acquire() -> Sandbox:
+        sandbox = await lane.lanes.open(request)
+        taken.append(sandbox.id)
+        if len(taken) == 1:
+            await dies(lane, sandbox)
+        return sandbox
+
+    async def run(sandbox: Sandbox) -> RunOutcome:
+        job = Job(Run(python="probe:run"), b'{"code": "result = 7"}', (), LIMITS, request.deadline)
+        return await supervise(sandbox, job, on_output=lambda _name, _data: None, cancelled=asyncio.Event())
+
+    reached = await reach(acquire, run)
+    assert reached is not None
+    sandbox, outcome = reached
+    await sandbox.destroy()
+    assert (outcome.cause, outcome.result_json) == (Cause.EXITED, b"7")
+    assert taken[0] == first != taken[1] == sandbox.id
+    assert first not in lane.containers()
+
+
+async def dies(lane: LaneRig, sandbox: Sandbox) -> None:
+    """Kill a lane from outside, and wait until the gateway's end of its wire shows it."""
+    with connect(lane.options.socket_url, 10) as client:
+        client.kill(sandbox.id, "SIGKILL")
+    until = time.monotonic() + 20
+    while sandbox.alive:  # there is no event to wait for
+        assert time.monotonic() < until
+        await asyncio.sleep(0.005)
+
+
+async def test_a_lane_that_dies_with_a_call_in_it_is_a_loss_and_never_run_again(lane: LaneRig) -> None:
+    request = lane.request()
+    sandbox = await lane.lanes.open(request)
+    said = asyncio.Event()
+    job = Job(
+        Run(python="probe:run"),
+        b'{"code": "print(1, flush=True); import time; time.sleep(60)"}',
+        (),
+        LIMITS,
+        request.deadline,
+    )
+    call = asyncio.ensure_future(
+        supervise(sandbox, job, on_output=lambda _name, _data: said.set(), cancelled=asyncio.Event())
+    )
+    await said.wait()
+    await dies(lane, sandbox)
+    outcome = await call
+    await sandbox.destroy()
+    assert outcome.cause is Cause.LOST
+
+
+# --- room ----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def watched(lane: LaneRig) -> AsyncIterator[list[int]]:
+    """How many containers there were, looked at again and again."""
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(len(await asyncio.to_thread(lane.containers)))
+            await asyncio.sleep(0.02)
+
+    watcher = asyncio.ensure_future(look())
+    try:
+        yield seen
+    finally:
+        watcher.cancel()
+
+
+@pytest.mark.parametrize("rules", [{"lanes": 2}, {"memory_mb": 2 * 64 + 63}], ids=["by number", "by memory"])
+async def test_there_are_never_more_lanes_than_the_operator_allows(rules: dict[str, int]) -> None:
+    """Eight tenants want one each, some of their lanes die, and every call is served in its turn."""
+    limits = Limits(memory_mb=64, pids=16, scratch_mb=4)
+    async with lane_rig(per_key=2, **rules) as lane, watched(lane) as seen:
+
+        async def tenant(number: int) -> list[Any]:
+            requests = [lane.request(tenant=f"tenant{number}", limits=limits, deadline_s=90) for _ in range(3)]
+            code = "import os; os.kill(os.getpid(), 9)" if number % 3 == 0 else "result = 1"
+            return [(await lane.run(code, request=one)).cause for one in requests]
+
+        served = await asyncio.gather(*(tenant(number) for number in range(8)))
+    for number, causes in enumerate(served):
+        assert causes == [Cause.SIGNALLED if number % 3 == 0 else Cause.EXITED] * 3
+    assert 0 < max(seen) <= 2
+
+
+async def test_who_cannot_be_served_in_time_is_told_so_and_takes_no_room(lane: LaneRig) -> None:
+    held = await lane.lanes.open(lane.request())
+    with pytest.raises(CallError) as refused:
+        await lane.lanes.open(lane.request(deadline_s=0.5))
+    assert refused.value.reason is Reason.DEADLINE_EXCEEDED
+    await held.destroy()
+    assert await lane.result("result = 1") == 1
+    assert len(lane.containers()) == 1
+
+
+def test_lanes_and_containers_together_stay_within_what_the_operator_configured(tmp_path: Path) -> None:
+    """`sandboxes` for calls in containers, the pool's memory for what is ready, `lanes` for lanes: each by its own."""
+    settings = {
+        "tools": {"probe.run": FORK},
+        "execution": {
+            "sandboxes": 2,
+            "pool": {"enabled": True, "per_shape": 1, "spare": 0, "memory_mb": 256},
+            "lanes": {"most": 2, "per_tool": 2, "memory_mb": 512},
+        },
+    }
+    deployment = Deployment(tmp_path / "gateway", settings=settings)
+    most = 2 + 1 + 2
+    with deployment.start() as serving:
+
+        async def calls() -> list[dict[str, Any]]:
+            async with serving.async_sdk() as sdk:
+                lanes = [sdk.call("probe.run", {"code": "import time; time.sleep(0.5)"}) for _ in range(8)]
+                alone = [sdk.call("python.run", {"code": "import time; time.sleep(0.5)"}) for _ in range(8)]
+                return await asyncio.gather(*lanes, *alone)
+
+        async def counted() -> tuple[list[Any], int]:
+            made = asyncio.ensure_future(calls())
+            seen = 0
+            while not made.done():
+                seen = max(seen, len(await asyncio.to_thread(deployment.found)))
+            return await made, seen
+
+        answers, seen = asyncio.run(counted())
+    assert [answer.state for answer in answers] == ["succeeded"] * 16
+    assert 2 <= seen <= most
+    assert deployment.found() == {}
+
+
+# --- neighbours ----------------------------------------------------------------------------------------------------
+
+SMALL = Limits(memory_mb=64, pids=16, scratch_mb=4, cpu=0.2)
+KILLED = {
+    "memory": ("held = b'x' * (1 << 28)", Cause.OUT_OF_MEMORY),
+    "processes": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", Cause.TIMED_OUT),
+    "deadline": ("while True: pass", Cause.TIMED_OUT),
+}
+CALLS, ROUNDS, ATTEMPTS = 100, 3, 5
+
+
+async def slowest_hundredth_ms(lane: LaneRig) -> float:
+    """The p99 of calls, one after another, of a tenant that does nothing wrong."""
+    took = []
+    for _ in range(CALLS):
+        begun = time.perf_counter()
+        await lane.result("result = 1")
+        took.append((time.perf_counter() - begun) * 1000)
+    return statistics.quantiles(took, n=100)[-1]
+
+
+async def killed_again_and_again(lane: LaneRig, causes: list[Cause]) -> None:
+    while True:
+        for code, _ in KILLED.values():
+            await lane.result("result = 1", request=lane.request(limits=SMALL, tenant="rival"))
+            outcome = await lane.run(code, request=lane.request(limits=SMALL, tenant="rival", deadline_s=1.5))
+            causes.append(outcome.cause)
+
+
+@pytest.mark.timeout(600)
+async def test_a_lane_that_is_killed_again_and_again_at_most_doubles_its_neighbours_p99() -> None:
+    """Rounds with and without it in turns, by their medians: the machine has other work, which comes and goes."""
+    async with lane_rig(per_key=1, calls=100_000) as lane:
+        await slowest_hundredth_ms(lane)
+        neighbour = lane.last
+        found = await compared(lane)
+        assert found[-1][1] <= 2 * found[-1][0], f"p99 alone and beside, ms: {found}"
+        # It was the same lane all the time.
+        await lane.result("result = 1")
+        assert lane.last == neighbour
+
+
+async def compared(lane: LaneRig) -> list[tuple[float, float]]:
+    """The p99 alone and beside it, until the second is at most twice the first, or it was tried often enough."""
+    found: list[tuple[float, float]] = []
+    for _ in range(ATTEMPTS):
+        alone, beside = [], []
+        causes: list[Cause] = []
+        for _ in range(ROUNDS):
+            alone.append(await slowest_hundredth_ms(lane))
+            killed = asyncio.ensure_future(killed_again_and_again(lane, causes))
+            try:
+                beside.append(await slowest_hundredth_ms(lane))
+                while len(causes) < len(KILLED):
+                    beside[-1] = await slowest_hundredth_ms(lane)
+            finally:
+                killed.cancel()
+                await asyncio.wait({killed})
+        assert {cause for _, cause in KILLED.values()} <= set(causes)
+        found.append((statistics.median(alone), statistics.median(beside)))
+        if found[-1][1] <= 2 * found[-1][0]:
+            break
+    return found
