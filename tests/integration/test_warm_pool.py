@@ -5,8 +5,11 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import docker
@@ -207,6 +210,81 @@ def test_a_burst_is_answered_or_told_to_come_back_and_nothing_is_lost(gateway: R
     assert run(gateway, "result = 1")["result"] == 1
     used = list(gateway.deployment.sandboxes().values())
     assert len(used) == len(set(used))
+
+
+def test_of_five_hundred_calls_at_once_those_that_wait_are_served_by_deadline(tmp_path: Path) -> None:
+    """A pool of four, all of it held; who is beyond the ceiling of calls is told to come back before any is served."""
+    at_once, held, ceiling = 500, 4, 254
+    deployment = pooled(tmp_path)
+    deployment.settings["execution"]["sandboxes"] = held
+    deployment.settings["limits"] = {"calls": ceiling, "calls_per_tenant": ceiling, "concurrent_requests": 600}
+    deadlines_ms = [30_000 + 20 * number for number in range(at_once)]
+    Random(at_once).shuffle(deadlines_ms)
+    with deployment.start() as gateway:
+        before_kb = gateway.rss_kb()
+        responses, fullest_kb = asyncio.run(burst_on_a_held_pool(gateway, deadlines_ms, held))
+        gateway.deployment.wait_until_clean(60)
+        assert metric(gateway, "callgate_pool_waiting") == metric(gateway, "callgate_pool_held") == 0
+        assert max(fullest_kb, gateway.rss_kb()) < before_kb + 96 * 1024
+        assert run(gateway, "result = 1")["result"] == 1
+    ends = Counter(outcome(response) for response in responses)
+    assert ends.keys() <= {"succeeded", "timed_out", "deadline_exceeded", "overloaded"}, ends
+    assert ends["overloaded"] >= 1
+    assert ends["succeeded"] >= held
+    waited = {response.json()["call_id"] for response in responses}
+    deadlines = {
+        event["call_id"]: datetime.fromisoformat(event["deadline_at"])
+        for event in deployment.events()
+        if event["kind"] == "intent"
+    }
+    served = [deadlines[call_id] for call_id in deployment.sandboxes() if call_id in waited]
+    # Wall time and the clock that is waited by are read one after the other.
+    assert all(one <= next_one + timedelta(milliseconds=20) for one, next_one in pairwise(served))
+
+
+async def burst_on_a_held_pool(
+    gateway: RunningGateway, deadlines_ms: list[int], held: int
+) -> tuple[list[httpx.Response], int]:
+    """Make a call for each deadline at once, while other calls hold the whole pool until each waits or has its answer.
+
+    Returns the answers, and what the gateway held in memory (KiB) when most calls waited.
+    """
+    headers = {"Authorization": f"Bearer {gateway.deployment.tokens['acme']}"}
+    async with httpx.AsyncClient(
+        base_url=f"http://{gateway.http}", timeout=110, limits=httpx.Limits(), headers=headers, trust_env=False
+    ) as client:
+
+        async def call(code: str, deadline_ms: int) -> httpx.Response:
+            body = {"arguments": {"code": code}, "deadline_ms": deadline_ms}
+            return await client.post("/v1/tools/python.run/calls", json=body)
+
+        async def until(is_so: Callable[[], bool]) -> None:
+            await asyncio.to_thread(eventually_so, is_so)
+
+        holders = [asyncio.create_task(call("import time; time.sleep(60)", 60_000)) for _ in range(held)]
+        await until(lambda: len(gateway.deployment.sandboxes()) == held)
+        calls = [asyncio.create_task(call("print(1)", deadline_ms)) for deadline_ms in deadlines_ms]
+        await until(lambda: metric(gateway, "callgate_pool_waiting") + sum(task.done() for task in calls) == len(calls))
+        told = [task.result() for task in calls if task.done()]
+        assert all(int(response.headers["retry-after"]) >= 1 for response in told if outcome(response) == "overloaded")
+        fullest_kb = gateway.rss_kb()
+        for call_id in gateway.deployment.sandboxes():
+            await client.post(f"/v1/calls/{call_id}/cancel")
+        responses = await asyncio.gather(*calls)
+        await asyncio.gather(*holders)
+    return responses, fullest_kb
+
+
+def eventually_so(is_so: Callable[[], bool]) -> None:
+    def look() -> None:
+        assert is_so()
+
+    eventually(look, within_s=60)
+
+
+def outcome(response: httpx.Response) -> str:
+    document = response.json()
+    return str(document["state"] if response.status_code == 200 else document["reason"])
 
 
 def test_calls_beyond_what_the_gateway_holds_are_refused_at_once(tmp_path: Path) -> None:
