@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ for place, value in call["settings"].items():
     module, _, name = place.partition(":")
     setattr(importlib.import_module(module), name, value)
 module, _, function = call["run"].partition(":")
-result = getattr(importlib.import_module(module), function)(**call["arguments"])
-open(call["result"], "w").write(json.dumps(result))
+tool = getattr(importlib.import_module(module), function)
+each = [tool(**arguments) for arguments in call["arguments"]]
+open(call["result"], "w").write(json.dumps(each))
 """
 
 
@@ -42,19 +43,26 @@ class Ended:
     result: Any
 
 
-def call(
+def call(run: str, image: str | Path, folder: Path, arguments: dict[str, Any], **options: Any) -> Ended:
+    """Call `module:function` of an image once; `options` as of `call_each`."""
+    ended = call_each(run, image, folder, [arguments], **options)
+    return replace(ended, result=None if ended.result is None else ended.result[0])
+
+
+def call_each(
     run: str,
     image: str | Path,
     folder: Path,
-    arguments: dict[str, Any],
+    arguments: Sequence[dict[str, Any]],
     *,
     packages: bool = False,
     environment: Mapping[str, str] | None = None,
     memory_bytes: int | None = None,
     **settings: Any,
 ) -> Ended:
-    """Call `module:function` of an image, by name or by folder; `settings` are module constants by `module__NAME`.
+    """Call `module:function` of an image, by name or by folder, with each of the arguments in one process.
 
+    The result is a list, as long as none fails. `settings` are module constants by `module__NAME`.
     Works below `folder`, with the image's `packages` where they are asked for. It sees the given environment and
     nothing of ours, and may take `memory_bytes` of address space.
     """
@@ -66,7 +74,7 @@ def call(
         "path": tools_path(image, packages=packages),
         "settings": places,
         "run": run,
-        "arguments": arguments,
+        "arguments": list(arguments),
         "result": str(result),
         "memory_bytes": memory_bytes,
     }

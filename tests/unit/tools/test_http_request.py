@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.tools import Ended, call
+from support.tools import Ended, call, call_each
 from support.web_server import Answer, Asked, serving
 
 JSON = {"Content-Type": "application/json"}
@@ -67,33 +67,34 @@ def test_a_status_of_failure_is_an_answer(tmp_path: Path, status: int) -> None:
     assert (result["status"], result["text"]) == (status, "no")
 
 
-@pytest.mark.parametrize(
-    ("content", "content_type", "shown"),
-    [
-        (b"plain", "text/plain", {"text": "plain"}),
-        ("zürich".encode("latin-1"), "text/plain; charset=iso-8859-1", {"text": "zürich"}),
-        ("zürich".encode(), "text/plain", {"text": "zürich"}),
-        (b"\x89PNG\x00", "image/png", {"base64": base64.b64encode(b"\x89PNG\x00").decode()}),
-        (b"\xff\xfe", "text/plain; charset=utf-8", {"base64": "//4="}),
-        (b"[1]", "application/vnd.api+json; charset=utf-8", {"json": [1]}),
-        (b"[1]", "text/plain", {"text": "[1]"}),
-        (b"{", "application/json", {"text": "{"}),
-        (b'{"a": 1, "a": 2}', "application/json", {"text": '{"a": 1, "a": 2}'}),
-        (b"[NaN]", "application/json", {"text": "[NaN]"}),
-        (b"[1e999]", "application/json", {"text": "[1e999]"}),
-        (b'["\\ud800"]', "application/json", {"text": '["\\ud800"]'}),
-        (b"[" * 60 + b"]" * 60, "application/json", {"text": "[" * 60 + "]" * 60}),
-        (b"[" * 100_000, "application/json", {"text": "[" * 100_000}),
-        (b"1" * 5000, "application/json", {"text": "1" * 5000}),
-    ],
-    ids=lambda value: str(value)[:24],
-)
-def test_a_body_has_the_first_shape_that_holds_it_exactly(
-    tmp_path: Path, content: bytes, content_type: str, shown: dict[str, Any]
-) -> None:
-    with serving(Answer(content, headers={"Content-Type": content_type})) as server:
-        result = request(tmp_path, server.url).result
-    assert body_of(result) == shown
+BODIES: list[tuple[bytes, str, dict[str, Any]]] = [
+    (b"plain", "text/plain", {"text": "plain"}),
+    ("zürich".encode("latin-1"), "text/plain; charset=iso-8859-1", {"text": "zürich"}),
+    ("zürich".encode(), "text/plain", {"text": "zürich"}),
+    (b"\x89PNG\x00", "image/png", {"base64": base64.b64encode(b"\x89PNG\x00").decode()}),
+    (b"\xff\xfe", "text/plain; charset=utf-8", {"base64": "//4="}),
+    (b"[1]", "application/vnd.api+json; charset=utf-8", {"json": [1]}),
+    (b"[1]", "text/plain", {"text": "[1]"}),
+    (b"{", "application/json", {"text": "{"}),
+    (b'{"a": 1, "a": 2}', "application/json", {"text": '{"a": 1, "a": 2}'}),
+    (b"[NaN]", "application/json", {"text": "[NaN]"}),
+    (b"[1e999]", "application/json", {"text": "[1e999]"}),
+    (b'["\\ud800"]', "application/json", {"text": '["\\ud800"]'}),
+    (b"[" * 60 + b"]" * 60, "application/json", {"text": "[" * 60 + "]" * 60}),
+    (b"[" * 100_000, "application/json", {"text": "[" * 100_000}),
+    (b"1" * 5000, "application/json", {"text": "1" * 5000}),
+]
+
+
+def test_a_body_has_the_first_shape_that_holds_it_exactly(tmp_path: Path) -> None:
+    def behave(asked: Asked) -> Answer:
+        content, content_type, _ = BODIES[int(asked.path[1:])]
+        return Answer(content, headers={"Content-Type": content_type})
+
+    with serving(behave) as server:
+        wanted = [{"url": f"{server.url}/{number}"} for number in range(len(BODIES))]
+        ended = call_each("http_request:request", "web", tmp_path, wanted, packages=True)
+    assert [body_of(result) for result in ended.result] == [shown for _, _, shown in BODIES]
 
 
 def test_n13_a_body_without_end_is_cut_at_what_was_asked_for(tmp_path: Path) -> None:
