@@ -26,8 +26,8 @@ _PREFIX = re.compile(r"[!-~]{1,32} ?|")
 # Headers that say where a request ends, which way it goes, or how its content is to be read: never a secret's place.
 _REFUSED_HEADERS: Final = frozenset(
     (
-        *("connection", "content-encoding", "content-length", "content-type", "expect", "forwarded", "host"),
-        *("keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "via"),
+        *("accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect"),
+        *("forwarded", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "via"),
     )
 )
 _REFUSED_HEADER_FAMILIES: Final = ("proxy-", "x-forwarded-", "sec-", "access-control-")
