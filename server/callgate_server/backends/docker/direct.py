@@ -35,8 +35,10 @@ class Direct:
         self._lock = threading.Lock()
         self._all: list[_Connection] = []
 
-    def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> bytes:
-        """Send one request and return the body of its answer.
+    def ask(
+        self, method: str, path: str, document: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """Send one request and return the body of its answer. `timeout_s` is for what may take another time.
 
         Raises:
             docker.errors.APIError: the engine refused.
@@ -44,6 +46,7 @@ class Direct:
         """
         connection = self._kept()
         try:
+            connection.limit(timeout_s or self._timeout_s)
             response = connection.exchange(method, self._prefix + path, document, {})
             body = response.read()
         except BaseException:
@@ -112,6 +115,12 @@ class _Connection(http.client.HTTPConnection):
             return self.getresponse()
         except http.client.HTTPException as error:
             raise ConnectionError("the engine spoke no HTTP") from error
+
+    def limit(self, timeout_s: float) -> None:
+        """Wait no longer than this for what is asked next."""
+        self.timeout = timeout_s
+        if self.sock is not None:
+            self.sock.settimeout(timeout_s)
 
     def drop_if_ended(self) -> None:
         """Close a connection on which something has come while nothing was asked: its end, as a rule."""

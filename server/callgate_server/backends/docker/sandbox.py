@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import select
 import time
 from collections.abc import Callable
@@ -158,12 +159,12 @@ def remove(container_id: str, client: EngineClient) -> bool:
     return True
 
 
-def _wait(container_id: str, timeout_s: float, client: APIClient) -> None:
-    client.wait(container_id, timeout=timeout_s)  # type: ignore[arg-type]  # the stub knows only whole seconds
+def _wait(container_id: str, timeout_s: float, client: EngineClient) -> None:
+    client.direct.ask("POST", f"/containers/{container_id}/wait", timeout_s=timeout_s)
 
 
-def _state(container_id: str, client: APIClient) -> dict[str, Any]:
-    state: dict[str, Any] = client.inspect_container(container_id)["State"]
+def _state(container_id: str, client: EngineClient) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(client.direct.ask("GET", f"/containers/{container_id}/json"))["State"]
     if state.get("ExitCode") == _KILLED and not state.get("OOMKilled"):
         state["OOMKilled"] = _noted_for_memory(container_id, client)
     return state

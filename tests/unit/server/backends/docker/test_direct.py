@@ -130,9 +130,11 @@ def test_an_answer_that_does_not_come_is_not_waited_for_and_not_taken_for_anothe
 ) -> None:
     with pytest.raises(TimeoutError):
         engine.ask("GET", "/hangs")
+    with pytest.raises(TimeoutError):
+        engine.ask("GET", "/hangs", timeout_s=0.01)
     server.released.set()
     assert engine.ask("GET", "/echo") == b"GET /v1.41/echo "
-    assert server.connections == 2
+    assert server.connections == 3
 
 
 def test_what_is_no_http_is_a_lost_connection(engine: Direct) -> None:
