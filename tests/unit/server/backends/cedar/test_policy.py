@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from callgate_server.backends.cedar.policy import CedarPolicy, digest
 from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
-from callgate_server.model.catalog import Tool
+from callgate_server.model.catalog import Adjustment, Tool
 from callgate_server.model.egress import EgressAsk
 from callgate_server.model.manifest import Isolation
 from callgate_server.model.verdict import Ruling
@@ -91,8 +91,9 @@ FORKS_FORBIDDEN = SET + (
 
 
 def at_level(level: Isolation, text: str, caller: Caller, name: str) -> tuple[Ruling, tuple[str, ...]]:
-    """What is decided where the operator has set every tool to a level."""
-    catalog = CATALOG.isolated(dict.fromkeys(CATALOG.tools, level))
+    """What is decided where the operator has set every tool to a level; those with egress have no choice."""
+    free = [tool.name for tool in CATALOG if not tool.manifest.egress]
+    catalog = CATALOG.adjusted(dict.fromkeys(free, Adjustment(isolation=level)))
     decided = CedarPolicy({"a.cedar": text}, Vocabulary.of(catalog), [].append, lambda: NOON)
     verdict = decided.decide(caller, catalog.tools[name], {"code": ""} if name == "python.run" else {})
     return verdict.ruling, verdict.policies
