@@ -31,7 +31,7 @@ def parts(gateway: RunningGateway) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tools": {"no.such": FORK}}, ["no.such", "`tools`"]),
+        ({"tools": {"no.such": FORK}}, ["no.such", "no manifest declares"]),
         ({"tools": {"probe.gvisor": FORK}}, ["probe.gvisor", "runsc", "`container`"]),
         ({"tools": {"probe.run": FORK}, "engine": {"runtime": "runsc"}}, ["probe.run", "runsc", "`container`"]),
         ({"tools": {"probe.run": FORK}, "execution": {"lanes": {"memory_mb": 64}}}, ["probe.run", "lanes.memory_mb"]),

@@ -22,6 +22,7 @@ from callgate_server.model.run import Cause, DeliveredSecret, Job, RunOutcome
 from callgate_server.model.sealed import Sealed
 from support.gateway import Deployment, RunningGateway
 from support.lane_rig import LIMITS, LaneRig, lane_rig
+from support.names import NAMES
 
 FORK = {"isolation": "fork"}
 
@@ -71,6 +72,9 @@ def test_a_command_tool_in_a_lane_gets_what_one_in_a_container_gets(
     # Descriptors are counted otherwise where there is no /proc.
     assert alone["result"].pop("open") is not None
     assert in_lane["result"].pop("open") is None
+    # Each call's own names, the same ones at both levels.
+    for names in ("CALLGATE_CALL_ID", "CALLGATE_IDEMPOTENCY_KEY"):
+        assert in_lane["result"]["environment"].pop(names) != alone["result"]["environment"].pop(names)
     assert in_lane["result"] == alone["result"]
     assert in_lane["result"]["argv"][1:] == ["$HOME; a word"]
     assert in_lane["result"]["room"]["/run/secrets"] == ["by_file"]
@@ -191,7 +195,7 @@ async def test_a_lane_that_dies_between_claim_and_call_costs_another_lane_and_no
         return sandbox
 
     async def run(sandbox: Sandbox) -> RunOutcome:
-        job = Job(Run(python="probe:run"), b'{"code": "result = 7"}', (), LIMITS, request.deadline)
+        job = Job(Run(python="probe:run"), b'{"code": "result = 7"}', (), LIMITS, request.deadline, NAMES)
         return await supervise(sandbox, job, on_output=lambda _name, _data: None, cancelled=asyncio.Event())
 
     reached = await reach(acquire, run)
@@ -223,6 +227,7 @@ async def test_a_lane_that_dies_with_a_call_in_it_is_a_loss_and_never_run_again(
         (),
         LIMITS,
         request.deadline,
+        NAMES,
     )
     call = asyncio.ensure_future(
         supervise(sandbox, job, on_output=lambda _name, _data: said.set(), cancelled=asyncio.Event())
