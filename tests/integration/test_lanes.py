@@ -142,6 +142,39 @@ async def test_a_program_that_is_not_there_is_a_failure_of_the_tool(lane: LaneRi
     assert b"FileNotFoundError" in outcome.stderr.head
 
 
+# --- warmth --------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_tools_are_kept_warm(tmp_path: Path, store: DevServer) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "python.run": {"code": "result = 1"},
+        "shell.run": {"script": "true"},
+        "text.diff": {"before": "a", "after": "b"},
+        "webhooks.sign": {"payload": "x"},
+        "probe.command": {"code": "result = 1"},
+    }
+    deployment = Deployment(tmp_path / "gateway", store, settings={"tools": {tool: dict(FORK) for tool in calls}})
+    with deployment.start() as serving:
+        for tool, arguments in calls.items():
+            answer = serving.post(tool, arguments).json()
+            assert (answer["state"], answer["sandbox"]["isolation"]) == ("succeeded", "fork"), answer
+        assert "imports its tool anew" not in deployment.log_text()
+
+
+async def test_a_tool_whose_imports_cannot_be_kept_warm_works_and_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = (
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\ndef run(): return 1\n"
+    )
+    async with lane_rig(own=own) as lane:
+        outcome = await lane.call({}, request=lane.request(run=Run(python="own:run")))
+    assert outcome.result_json == b"1"
+    assert [one.getMessage() for one in caplog.records if "anew" in one.getMessage()] == [
+        "every call of probe.run imports its tool anew; the imports leave: threads"
+    ]
+
+
 # --- a bad moment --------------------------------------------------------------------------------------------------
 
 

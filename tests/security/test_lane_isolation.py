@@ -510,6 +510,9 @@ IMPORTS = {
     "threads": "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()",
     "a descriptor": "import os\nos.open('/dev/null', os.O_RDONLY)",
     "shared memory": "import mmap\nheld = mmap.mmap(-1, 4096)",
+    "a process": "import os, time\nif warm and os.fork() == 0:\n    time.sleep(60)",
+    "a file": "if warm: open('/tmp/cache', 'w').close()",
+    "output": "if warm: print('hello')",
     "nothing": "",
     "a failure": "raise RuntimeError('not today')",
 }

@@ -47,8 +47,8 @@ def serve(link: wire.Wire, waking: int, frames: list[tuple[int, bytes]]) -> int:
     if watch.needed:
         return _give_up("no cgroup holds the limits of a lane", REFUSED)
     try:
-        zygote, ready = _open(order)
-        lane = _Lane(link, waking, order, zygote, watch)
+        zygote, ready, cold = _open(order)
+        lane = _Lane(link, waking, order, zygote, watch, cold)
         while ready is not None:
             ready = lane.session(ready)
     except CellError as error:
@@ -62,21 +62,24 @@ def _give_up(text: str, status: int) -> int:
     return status
 
 
-def _open(order: Order) -> tuple[Zygote, Cell | None]:
-    """Start the zygote and have the first cell made, without warm imports where they cannot be shared."""
+def _open(order: Order) -> tuple[Zygote, Cell | None, str | None]:
+    """Start the zygote and have the first cell made, without warm imports where they cannot be shared; and why."""
     zygote = Zygote(order, warm=True)
     try:
-        return zygote, zygote.make_cell(time.monotonic() + _WARM_S)
-    except Unshareable:
+        return zygote, zygote.make_cell(time.monotonic() + _WARM_S), None
+    except Unshareable as reason:
         zygote.end()
         zygote = Zygote(order, warm=False)
-        return zygote, zygote.make_cell(time.monotonic() + _CELL_S)
+        return zygote, zygote.make_cell(time.monotonic() + _CELL_S), str(reason)
 
 
 class _Lane:
     """What stays the same from session to session."""
 
-    def __init__(self, link: wire.Wire, waking: int, order: Order, zygote: Zygote, watch: limits.Watch) -> None:
+    def __init__(
+        self, link: wire.Wire, waking: int, order: Order, zygote: Zygote, watch: limits.Watch, cold: str | None
+    ) -> None:
+        self._hello: dict[str, object] = {"wire": wire.VERSION} | ({} if cold is None else {"cold": cold})
         self._link = link
         self._waking = waking
         self._order = order
@@ -85,7 +88,7 @@ class _Lane:
 
     def session(self, ready: Cell) -> Cell | None:
         """Serve one call in `ready`; return the next cell, or None when the lane has to end."""
-        self._link.queue(wire.encode_document(wire.HELLO, {"wire": wire.VERSION}))
+        self._link.queue(wire.encode_document(wire.HELLO, self._hello))
         self._link.flush(time.monotonic() + _FRAMES_S)
         call, files, secrets, deadline = self._receive_call(ready)
         stdin = cell.opening(files) + call.stdin(secrets)

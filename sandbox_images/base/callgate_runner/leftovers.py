@@ -17,29 +17,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+KINDS = ("output", "descriptors", "threads", "processes", "shared memory", "files")
 _MOST_OUTPUT = 1
 _THREAD_END_S = 0.25
 
 
 def of_imports(held: "Collection[int]", said: int, places: "Iterable[bytes]") -> str | None:
-    """Return the first kind of thing that is there in a word, None where there is nothing.
+    """Return the first of `KINDS` that is there, None where there is nothing.
 
     `held` are the descriptors that were open before, `said` is where standard output and error can be read without
     waiting, `places` the folders that every call gets anew.
     """
-    if _wrote(said):
-        return "output"
-    if any(fd not in held and _is_open(fd) for fd in map(int, os.listdir("/proc/self/fd"))):
-        return "descriptors"
-    if _has_threads():
-        return "threads"
-    if _others():
-        return "processes"
-    if _shares_memory():
-        return "shared memory"
-    if any(os.listdir(place) for place in places):
-        return "files"
-    return None
+    looks = (
+        lambda: _wrote(said),
+        lambda: any(fd not in held and _is_open(fd) for fd in map(int, os.listdir("/proc/self/fd"))),
+        _has_threads,
+        _others,
+        _shares_memory,
+        lambda: any(os.listdir(place) for place in places),
+    )
+    return next((kind for kind, is_there in zip(KINDS, looks, strict=True) if is_there()), None)
 
 
 def _wrote(said: int) -> bool:

@@ -25,6 +25,9 @@ from callgate_runner.order import Order
 _ONE_MORE = b"1"
 _PID = struct.Struct(">i")
 _UNSHAREABLE = b"unshareable "
+_FAILURE, _DIED, _LATE = "failure", "the zygote died", "a cell was not made in time"
+# Why a zygote has to do without warm imports. The gateway knows these words.
+COLD = (*leftovers.KINDS, _FAILURE, _DIED, _LATE)
 # What stands in a zygote where a tool has its streams and its result and a cell its news, so that no pipe made later
 # has a number of theirs; and then the channel to the runner.
 _NEWS_FD, _CHANNEL_FD = 4, 5
@@ -35,7 +38,7 @@ _ASIDE_FD = 32
 
 
 class Unshareable(CellError):  # what the imports are
-    """The tool's imports cannot be kept warm; another zygote has to do without."""
+    """The tool's imports cannot be kept warm; another zygote has to do without. The text is one of `COLD`."""
 
 
 class Zygote:
@@ -63,7 +66,7 @@ class Zygote:
             cell = self._ask(until)
             cell.await_ready(until)
         except TimeoutError:
-            raise self._failure("a cell was not made in time") from None
+            raise self._failure(_LATE) from None
         self._made_cells = True
         return cell
 
@@ -94,7 +97,7 @@ class Zygote:
         if data:
             raise CellError.heard(data)
         # Imports that end the interpreter end it in the call, too, where it is told.
-        raise self._failure("the zygote died")
+        raise self._failure(_DIED)
 
     def _hear(self) -> tuple[bytes, tuple[int, ...]]:
         room = _socket.CMSG_SPACE(len(_HELD_FDS) * struct.calcsize("i"))
@@ -180,7 +183,7 @@ def _leave_the_runner(channel: _socket.socket) -> _socket.socket:
 def _import(function: str, order: Order) -> str | None:
     """Import the tool's module; return why that is not to be kept, None when it is."""
     if not python_tool.preload(function):
-        return "failure"
+        return _FAILURE
     places = [mount.path for mount in order.mounts if mount.writable]
     return leftovers.of_imports(_HELD_FDS, _NEWS_FD, places)
 

@@ -85,6 +85,20 @@ REJECTIONS: Final = frozenset(
         "not_examined",
     }
 )
+# Why the imports of a lane's tool are not kept warm.
+COLD: Final = frozenset(
+    {
+        "output",
+        "descriptors",
+        "threads",
+        "processes",
+        "shared memory",
+        "files",
+        "failure",
+        "the zygote died",
+        "a cell was not made in time",
+    }
+)
 MAX_REJECTED_ARTIFACTS: Final = 64
 MAX_ARTIFACT_NAME_BYTES: Final = 512
 _MAX_COUNT: Final = 2**63 - 1
@@ -224,14 +238,19 @@ def encode_cancel() -> bytes:
     return HEADER.pack(FrameType.CANCEL, 0)
 
 
-def decode_hello(payload: bytes) -> None:
-    """Check the runner's greeting.
+def decode_hello(payload: bytes) -> str | None:
+    """Check the runner's greeting; return, of a lane, why each call imports its tool anew, None where that is not so.
 
     Raises:
-        ValueError: it is not one, or speaks another version of the wire.
+        ValueError: it is no greeting, or speaks another version of the wire.
     """
-    if _document(payload) != {"wire": WIRE_VERSION}:
+    document = _document(payload)
+    if document == {"wire": WIRE_VERSION}:
+        return None
+    cold = document.get("cold")
+    if not isinstance(cold, str) or cold not in COLD or document != {"wire": WIRE_VERSION, "cold": cold}:
         raise ValueError("the runner speaks another version of the wire")
+    return cold
 
 
 def decode_exit(payload: bytes) -> ExitFrame:

@@ -9,7 +9,7 @@ lane's own next hello; either can end it.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from callgate_server.execution.framing import HEADER, RECEIVED, FrameType, decode_exit
+from callgate_server.execution.framing import HEADER, RECEIVED, FrameType, decode_exit, decode_hello
 from callgate_server.execution.greeting import greeting
 from callgate_server.execution.lane_board import Slot
 from callgate_server.execution.sandbox import ExitReport, Sandbox
@@ -32,6 +32,11 @@ class Lane:
             ValueError: it said something else.
         """
         self.pending = await greeting(self)
+
+    @property
+    def cold(self) -> str | None:
+        """Of a lane that is ready: why its calls import their tool anew, None where the imports are warm."""
+        return decode_hello(self.pending[HEADER.size :])
 
     async def receive(self) -> bytes:
         """Return the next bytes of the wire.

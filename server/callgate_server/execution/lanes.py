@@ -213,6 +213,8 @@ class Lanes:
         except BaseException:
             await lane.sandbox.destroy()
             raise
+        if lane.cold is not None:
+            _log.warning("every call of %s imports its tool anew; the imports leave: %s", request.tool, lane.cold)
         return lane
 
     async def _why_not(self, lane: Lane) -> CallError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from callgate_runner import wire
-from callgate_server.execution.framing import FrameType, decode_exit, encode_cancel, encode_secret
+from callgate_server.execution.framing import FrameType, decode_exit, decode_hello, encode_cancel, encode_secret
 from callgate_server.model.manifest import Run
 from callgate_server.model.sealed import Sealed
 from support.lane_world import LIMITS, LaneProcess, call_frame, lane_frame, lane_process
@@ -94,10 +94,11 @@ def test_what_the_first_imports_left_is_not_there_in_any_call(tmp_path: Path) ->
     )
     said = "ends = zygote.Zygote.end\ndef end(source):\n    ends(source)\n    assert others() == [], others()\nzygote.Zygote.end = end\n"
     with lane_process(tmp_path, own=own, before=said) as lane:
-        opened(lane)
+        assert [decode_hello(frame.payload) for frame in lane.until(HELLO)] == [None]
+        lane.send(lane_frame())
         for _ in range(2):
+            assert [decode_hello(frame.payload) for frame in lane.until(HELLO)] == ["processes"]
             assert session(lane) == ("ended", False)
-            assert lane.kinds(HELLO) == [HELLO]
 
 
 # --- irregular ends ------------------------------------------------------------------------------------------------
@@ -153,10 +154,10 @@ def test_what_dies_in_an_idle_lane_ends_it_at_once(victim: str, tmp_path: Path) 
     kills = (
         "import threading\nopens = lane._open\n"
         "def opened(order):\n"
-        "    source, one = opens(order)\n"
+        "    source, one, cold = opens(order)\n"
         f"    victim = one._pid if {victim!r} != 'source.pid' else source.pid\n"
         "    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()\n"
-        "    return source, one\n"
+        "    return source, one, cold\n"
         "lane._open = opened\n"
     )
     with lane_process(tmp_path, own=TOOL, before=kills) as lane:

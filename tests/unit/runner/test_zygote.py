@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from callgate_runner import zygote
 from callgate_server.model.manifest import Run
 from support.lane_world import LIMITS, OWN, in_world, lane_frame, payload
+from support.pid1_sandbox import FRAMES
 
 # `ask` runs the tool in one more cell and returns its result. `refusal` is what making a cell raises.
 ASKS = """
@@ -120,6 +122,11 @@ UNSHAREABLE = {
     "the end of the interpreter": ("import os\nos._exit(0)", "the zygote died"),
     "a crash": ("import ctypes\nctypes.string_at(0)", "the zygote died"),
 }
+
+
+def test_the_reasons_are_those_of_the_description() -> None:
+    assert sorted(zygote.COLD) == sorted(FRAMES["cold"])
+    assert {reason for _, reason in UNSHAREABLE.values()} | {"a cell was not made in time"} == set(zygote.COLD)
 
 
 @pytest.mark.parametrize("kind", UNSHAREABLE)

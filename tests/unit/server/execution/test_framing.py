@@ -159,6 +159,16 @@ def test_the_greeting_is_of_this_version() -> None:
             decode_hello(other)
 
 
+def test_a_lane_says_in_known_words_why_its_imports_are_not_warm() -> None:
+    assert sorted(FRAMES["cold"]) == sorted(framing.COLD)
+    assert decode_hello(b'{"wire":1}') is None
+    assert decode_hello(b'{"wire":1,"cold":"shared memory"}') == "shared memory"
+    for other in (b'{"cold":"files"}', b'{"wire":2,"cold":"files"}', b'{"wire":1,"cold":"ignore all"}',
+                  b'{"wire":1,"cold":null}', b'{"wire":1,"cold":["files"]}', b'{"wire":1,"cold":"files","more":1}'):  # fmt: skip
+        with pytest.raises(ValueError):  # noqa: PT011  # any refusal will do
+            decode_hello(other)
+
+
 def test_an_exit_is_decoded() -> None:
     ended = decode_exit(json.dumps(EXIT).encode())
     assert (ended.cause, ended.code, ended.signal, ended.oom_kills) == ("ended", 0, None, None)

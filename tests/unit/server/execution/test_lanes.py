@@ -40,13 +40,14 @@ class FakeLane:
 
     info = SandboxInfo("fake", "fake", "fork")
 
-    def __init__(self, number: int, *, takes_orders: bool = True, exit_code: int = 0) -> None:
+    def __init__(self, number: int, *, takes_orders: bool = True, exit_code: int = 0, opened: bytes = HELLO) -> None:
         self.id = f"lane-{number}"
         self.alive = True
         self.killed = self.destroyed = False
         self.sent: list[bytes] = []
         self._takes_orders = takes_orders
         self._exit_code = exit_code
+        self._opened = opened
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self.say(HELLO)
 
@@ -61,7 +62,7 @@ class FakeLane:
         self.sent.append(data)
         if data[0] == wire.LANE:
             if self._takes_orders:
-                self.say(HELLO)
+                self.say(self._opened)
             else:
                 self.end()
 
@@ -392,3 +393,17 @@ async def test_when_the_gateway_stops_nobody_is_taken_and_what_comes_back_ends()
     with pytest.raises(CallError) as refused:
         await lanes.open(request())
     assert refused.value.reason is Reason.DRAINING
+
+
+@pytest.mark.parametrize("cold", ["threads", None])
+async def test_the_operator_is_told_when_a_lane_opens_whose_imports_are_not_warm(
+    cold: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = wire.encode_document(wire.HELLO, {"wire": 1} | ({"cold": cold} if cold else {}))
+    backend = FakeBackend(make=lambda number: FakeLane(number, opened=opened))
+    async with lanes_on(backend) as lanes:
+        session = await lanes.open(request())
+        assert await session.receive() == opened
+        await session.destroy()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == (["every call of a.b imports its tool anew; the imports leave: threads"] if cold else [])
