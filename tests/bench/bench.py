@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
 
 import downloads  # noqa: E402  # after the path is set, as all of ours
-import endurance  # noqa: E402
+import soak  # noqa: E402
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from callgate_server.backends.openbao_dev import DevServer  # noqa: E402
 from figures import Figure, rates, sizes, times  # noqa: E402
 from host import lane_memory, machine  # noqa: E402
 from report import Phases, Report, document, results, show  # noqa: E402
-from support.gateway import PERMIT_DEVELOPERS, Deployment, RunningGateway, start_store  # noqa: E402
+from support.gateway import Deployment, RunningGateway, start_store  # noqa: E402
 from timing import interleaved, sustained  # noqa: E402
 from yardsticks import PROGRAM, EngineCycle, bare_python, docker_run  # noqa: E402
 
@@ -202,8 +202,8 @@ def measure(site: Site, runs: int, calls: int) -> tuple[list[Figure], Phases]:
         cold.sdk() as on_cold,
     ):
         of_containers, phases = containers(on_warm, on_cold, warm, runs)
-    with site.gateway("endurance", endurance.SETTINGS, PERMIT_DEVELOPERS) as lasting:
-        left = endurance.endure(lasting, calls)
+    with site.gateway("soak", soak.SETTINGS, soak.POLICIES) as lasting:
+        left, _ = soak.soak(lasting, calls)
     return [*of_forks, *of_containers, *figures, *left], {"fork, one caller": one.phases(), **phases}
 
 

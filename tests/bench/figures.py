@@ -38,6 +38,8 @@ GOALS = {
     "tasks left": Goal("value", "≤", 0, 0),
     "descriptors left": Goal("value", "≤", 0, 0),
     "mounts left": Goal("value", "≤", 0, 0),
+    "threads left": Goal("value", "≤", 0, 0),
+    "calls without an answer": Goal("value", "≤", 0, 0),
 }
 
 

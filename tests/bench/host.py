@@ -2,14 +2,15 @@
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.gateway import RunningGateway
 
-# The user of every sandbox.
-_SANDBOX_ID = "65532"
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _MIB_KB = 1024
 
 
@@ -40,11 +41,12 @@ def lane_memory(container_id: str) -> LaneMemory:
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a gateway and its sandboxes hold. Tasks and mounts are the host's: on a quiet machine they are ours."""
+    """What a gateway and its sandboxes hold. Mounts are the host's: where nobody else makes any, they are ours."""
 
     containers: frozenset[str]
     tasks: frozenset[str]
     descriptors: int
+    threads: int
     mounts: frozenset[str]
     memory_kb: int
 
@@ -54,15 +56,23 @@ class Holdings:
             "containers left": len(self.containers - before.containers),
             "tasks left": len(self.tasks - before.tasks),
             "descriptors left": max(0, self.descriptors - before.descriptors),
+            "threads left": max(0, self.threads - before.threads),
             "mounts left": len(self.mounts - before.mounts),
         }
 
 
-def holdings(gateway: RunningGateway) -> Holdings:
+def processes_in(container_id: str) -> list[int]:
+    """The host's ids of the processes of a container."""
+    return [int(path.parent.name) for path in _processes_of(container_id)]
+
+
+def holdings(gateway: RunningGateway, seen: Collection[str]) -> Holdings:
+    """What there is now. `seen` are the ids of containers that it had, whose tasks are looked for."""
     return Holdings(
         containers=frozenset(gateway.deployment.found()),
-        tasks=frozenset(_sandbox_tasks()),
+        tasks=frozenset(_tasks_of(seen)),
         descriptors=gateway.descriptors(),
+        threads=sum(1 for _ in Path(f"/proc/{gateway.process.pid}/task").iterdir()),
         mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
         memory_kb=gateway.rss_kb(),
     )
@@ -95,13 +105,12 @@ def _fields(path: Path) -> dict[str, int]:
     return {words[0].removesuffix(":"): int(words[1]) for words in lines if words[1:2] and words[1].isdecimal()}
 
 
-def _sandbox_tasks() -> list[str]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/task/[0-9]*/status"):
-        fields = dict(line.split(":\t", 1) for line in _read(status).splitlines() if ":\t" in line)
-        if fields.get("Uid", "").split()[:1] == [_SANDBOX_ID] or "containerd-shim" in fields.get("Name", ""):
-            found.append(status.parent.name)
-    return found
+def _tasks_of(containers: Collection[str]) -> Iterator[str]:
+    """Tasks in a cgroup of one of these containers, and of the programs that the engine runs for it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        named = _CONTAINER_ID.findall(_read(process / "cgroup") + _read(process / "cmdline"))
+        if any(found in containers for found in named):
+            yield from (path.name for path in process.glob("task/[0-9]*"))
 
 
 def _processes_of(container_id: str) -> list[Path]:

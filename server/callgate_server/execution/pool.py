@@ -195,7 +195,9 @@ class WarmPool:
 
     def _act(self) -> None:
         """Carry out what the policy orders now, and look again when it wants to be asked."""
-        for order in self._policy.orders(self._clock()):
+        # One reading for both: what falls due between two would be seen by neither.
+        now = self._clock()
+        for order in self._policy.orders(now):
             match order:
                 case Give(call, number):
                     self._places[call].set_result(self._ready.pop(number))
@@ -208,10 +210,10 @@ class WarmPool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = self._clock()
         again = self._policy.look_again_at(now)
         if not self._closed and again < float("inf"):
-            self._timer = asyncio.get_running_loop().call_later(again - now, self._act)
+            delay_s = max(0.0, again - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._act)
 
     async def _start(self, shape: Shape) -> None:
         task = asyncio.current_task()

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
+from urllib.parse import quote
 
-from docker import APIClient
 from docker.errors import APIError, DockerException
 
 from callgate_server.backends.docker.engine import Engine, EngineClient
@@ -170,17 +170,16 @@ def _state(container_id: str, client: EngineClient) -> dict[str, Any]:
     return state
 
 
-def _noted_for_memory(container_id: str, client: APIClient) -> bool:
+def _noted_for_memory(container_id: str, client: EngineClient) -> bool:
     """Whether the engine has noted an out-of-memory kill, or does within a moment.
 
     It hears of the kill and of the end on different ways. Where the end came first, `OOMKilled` stays false for
     ever, but the event is there (moby, daemon/monitor.go).
     """
-    wanted = {"container": container_id, "event": "oom"}
+    wanted = quote(json.dumps({"container": [container_id], "event": ["oom"]}))
     # From its beginning, which is as far as the engine remembers: some hundreds of events.
-    until = time.time() + _NOTICE_S
-    events = client.events(since=1, until=until, filters=wanted, decode=True)  # type: ignore[call-overload]  # the stub knows only whole seconds
-    return bool(list(events))
+    until = f"{time.time() + _NOTICE_S:.6f}"
+    return client.direct.ask("GET", f"/events?since=1&until={until}&filters={wanted}").strip() != b""
 
 
 def _kill(container_id: str, client: EngineClient) -> None:

@@ -462,6 +462,18 @@ async def test_unused_ones_go_when_the_demand_is_forgotten() -> None:
         assert one.figures().ready == {str(SHAPE): 0}
 
 
+async def test_what_falls_due_between_two_looks_at_the_clock_is_not_forgotten() -> None:
+    engine, readings = FakeEngine(), [1000.0]
+    clock = lambda: readings.pop(0) if len(readings) > 1 else readings[0]  # noqa: E731  # the last one stays
+    async with WarmPool(engine, bounds(idle_s=0.2), [SHAPE], Reports(), Warnings(), clock=clock) as one:
+        await (await one.open(request(deadline=Deadline(2000)))).destroy()
+        readings[:] = [1000.9]
+        await warm(one, 1)
+        # The demand of second 1000 is forgotten at 1001.2.
+        readings[:] = [1001.1999, 1001.2001]
+        await until(lambda: engine.alive == [])
+
+
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
