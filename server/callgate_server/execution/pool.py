@@ -8,6 +8,7 @@ death, giving away exactly once, and leaving nothing behind.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -95,8 +96,12 @@ class WarmPool:
         await self._tasks.__aexit__(None, None, None)
 
     def figures(self) -> Figures:
+        ready: Counter[str] = Counter()
+        for shape, count in self._policy.ready().items():
+            # Two shapes may share a name.
+            ready[str(shape)] += count
         return Figures(
-            ready={str(shape): count for shape, count in self._policy.ready().items()},
+            ready=ready,
             starting=self._policy.starting,
             held=self._policy.held,
             waiting=self._policy.waiting,

@@ -2,7 +2,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -460,6 +460,14 @@ async def test_unused_ones_go_when_the_demand_is_forgotten() -> None:
         await warm(one, 1)
         await until(lambda: engine.alive == [])
         assert one.figures().ready == {str(SHAPE): 0}
+
+
+async def test_shapes_of_one_name_are_counted_together() -> None:
+    other = replace(SHAPE, pids=SHAPE.pids + 1)
+    assert str(other) == str(SHAPE)
+    async with WarmPool(FakeEngine(), bounds(spare=1), [SHAPE, other], Reports(), Warnings()) as one:
+        await warm(one, 2)
+        assert one.figures().ready == {str(SHAPE): 2}
 
 
 async def test_what_falls_due_between_two_looks_at_the_clock_is_not_forgotten() -> None:
