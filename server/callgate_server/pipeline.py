@@ -129,7 +129,7 @@ class Pipeline:
             cleanup.push_async_callback(leases.revoke)
             redactor = Redactor(leases.values)
         consent = partial(self.policy.consent, ticket.caller, tool)
-        out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call))
+        out = call.way_out(self.egress, leases.credentials, consent, partial(self._reached, call, redactor))
         job = call.job(leases.delivered, out, self.ledger.digest)
         feed = LiveViews(redactor, running.output).feed
 
@@ -158,8 +158,8 @@ class Pipeline:
             self.watch.started(ticket.id, call.tool.name, sandbox.id)
         return sandbox
 
-    async def _reached(self, call: Admitted, event: str, body: Mapping[str, Json]) -> None:
-        await self.ledger.note(call.ticket.id, event, body)
+    async def _reached(self, call: Admitted, redactor: Redactor, event: str, body: Mapping[str, Json]) -> None:
+        await self.ledger.note(call.ticket.id, event, {key: redactor.json(value) for key, value in body.items()})
         self.watch.egress(call.tool.name, event, body)
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:

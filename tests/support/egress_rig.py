@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from callgate_server.backends.egress.gate import Gate, GateOptions
-from callgate_server.execution.egress import EgressBudget, EgressSession, EgressTerms
+from callgate_server.execution.egress import EgressBudget, EgressSession, EgressTerms, Outlet
 from callgate_server.execution.egress_streams import WINDOW_BYTES
 from callgate_server.execution.framing import HEADER, Frame, FrameType
 from callgate_server.model.call import Deadline
@@ -81,6 +81,7 @@ async def rig(
     record: Callable[[str, Mapping[str, Any]], None] = lambda *_: None,
     budget: EgressBudget = BUDGET,
     deadline_s: float = 60,
+    outlet: Outlet | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
     """Open a gate and one call's session, and listen for its tool. What is left open at the end is closed."""
@@ -107,7 +108,7 @@ async def rig(
     )
     async with Gate(gate_options, Redactor, lambda _, error: reports.append(error)) as gate:
         runner = _Runner()
-        session = gate.open(terms, runner.outlet)
+        session = gate.open(terms, outlet or runner.outlet)
         runner.session = session
         made = Rig(session, gate.authority_pem, events, asked, reports)
         try:

@@ -103,6 +103,7 @@ class MemoryLedger:
     rows: dict[str, StoredCall] = field(default_factory=dict)
     keys: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    noted: list[tuple[str, Mapping[str, Json]]] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     completions: list[Completion] = field(default_factory=list)
 
@@ -139,6 +140,7 @@ class MemoryLedger:
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         self._write(f"note:{kind}")
         self.notes.append((call_id, kind))
+        self.noted.append((kind, body))
 
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
         self._write("replayed")
@@ -293,12 +295,13 @@ class Session:
 
     terms: EgressTerms
     journal: list[str]
+    host: str = "api.example.com"
 
     def feed(self, frame: Frame) -> None:
         raise ValueError("no connections are expected")
 
     async def close(self) -> EgressUsage:
-        ask = EgressAsk("https", "api.example.com", 443)
+        ask = EgressAsk("https", self.host, 443)
         allowed = self.terms.consent(ask).ruling is Ruling.ALLOW
         with contextlib.suppress(CallError):
             await self.terms.record("egress_allowed" if allowed else "egress_refused", {"host": ask.host})
@@ -311,10 +314,11 @@ class Gate:
     journal: list[str]
     opened: list[EgressTerms] = field(default_factory=list)
     authority_pem: bytes = b"PEM"
+    host: str = "api.example.com"
 
     def open(self, terms: EgressTerms, outlet: Outlet) -> Session:
         self.opened.append(terms)
-        return Session(terms, self.journal)
+        return Session(terms, self.journal, self.host)
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """How a secret may look in what a tool gives back: every encoding that redaction covers, and no other.
 
-Covered: the bytes themselves; base64 (standard and URL-safe, at each of the three alignments, padded or not,
-wrapped at 64 or 76 columns); hexadecimal (both cases, plain, separated, wrapped at 60 columns, `\\x` escapes);
-percent encoding (from minimal to complete, both cases, `+` for a space); JSON string escapes, once and twice;
-Python escapes; HTML entities (named, decimal, hexadecimal); all of it reversed byte by byte or character by
-character. Each line of a secret of several lines counts as a secret.
+Covered: the bytes themselves, also in lower case (as names of hosts are written); base64 (standard and URL-safe, at
+each of the three alignments, padded or not, wrapped at 64 or 76 columns); hexadecimal (both cases, plain, separated,
+wrapped at 60 columns, `\\x` escapes); percent encoding (from minimal to complete, both cases, `+` for a space); JSON
+string escapes, once and twice; Python escapes; HTML entities (named, decimal, hexadecimal); all of it reversed byte by
+byte or character by character. Each line of a secret of several lines counts as a secret.
 
 Not covered, because no list of encodings ends: compression, encryption, rot13, other character sets, characters
 put between, pieces printed apart. A tool that means to leak a secret it was given can; policy decides which tool
@@ -56,6 +56,7 @@ def _lines(secret: bytes) -> set[bytes]:
 
 def _common(value: bytes) -> Iterator[bytes]:
     yield value
+    yield value.lower()
     yield value[::-1]
     yield from _base64(value)
     yield value.hex().encode()

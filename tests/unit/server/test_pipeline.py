@@ -384,6 +384,18 @@ async def test_what_comes_back_through_the_gate_is_redacted_like_any_secret() ->
     assert "key" in answer["stdout"]["text"]
 
 
+async def test_a_secret_that_a_tool_writes_as_a_host_is_not_in_the_record() -> None:
+    async with World(tool(**EGRESS)) as world:
+        # As the gate writes what was asked for.
+        world.gate.host = f"{CANARY.lower()}.example.com"
+        running = await world.pipeline.start("agent", request())
+        await running.wait()
+        await running.finished.wait()
+    (host,) = [body["host"] for kind, body in world.ledger.noted if kind == "egress_allowed"]
+    assert CANARY.lower() not in host
+    assert host.endswith(".example.com")
+
+
 async def test_a_tool_without_rules_has_no_way_out() -> None:
     async with World(tool(egress="configured")) as world:
         running = await world.pipeline.start("agent", request())

@@ -90,17 +90,23 @@ class Checkpoint:
             FailedError: nobody answers there, or not who should.
         """
         ask = admission.ask
+        trip.dialling = ask
         try:
             link = await self._dialler.dial(admission.addresses, ask.port, ask.host if tls else None)
         except FailedError as failed:
+            trip.dialling = None
             await self._note("egress_closed", _closed(ask, 0, 0, failed.why))
             raise
+        trip.dialling = None
         metered = Metered(link, ask, self.spending, trip.touch)
         trip.links.append(metered)
         return metered
 
     async def close(self, trip: Trip, why: Why | None = None) -> None:
-        """End what is open of a trip, and record what it carried."""
+        """End what is open of a trip, and record what it carried, or that it was given up on the way."""
+        if trip.dialling is not None:
+            given_up, trip.dialling = trip.dialling, None
+            await self._note("egress_closed", _closed(given_up, 0, 0, why))
         while trip.links:
             metered = trip.links.pop()
             await metered.abort()
@@ -120,7 +126,7 @@ class Checkpoint:
     async def _note(self, event: str, fields: Mapping[str, Json]) -> None:
         try:
             await self._terms.record(event, fields)
-        except CallError as error:
+        except Exception as error:  # what is said at an end must not keep the rest from ending
             self._report("egress", error)
 
     def _header(self, rule: EgressRule, ask: EgressAsk) -> Header | None:

@@ -27,6 +27,16 @@ _REFUSED_METHODS: Final = frozenset({b"CONNECT", b"TRACE", b"TRACK"})
 _OWN: Final = frozenset(
     b"connection keep-alive te trailer transfer-encoding upgrade http2-settings expect host content-length".split()
 )
+# By these some upstreams take another method or another path than those that were judged.
+_OVERRIDES: Final = frozenset(
+    (
+        *(b"x-http-method", b"x-http-method-override", b"x-method-override"),
+        *(b"x-original-uri", b"x-original-url", b"x-rewrite-url"),
+    )
+)
+# What a proxy says of its client, which the upstream may believe of the gate's address.
+_FORWARDED: Final = frozenset({b"forwarded", b"via", b"x-real-ip"})
+_FORWARDED_FAMILY: Final = b"x-forwarded-"
 # With a credential, the answer must come as text, and whole: a part of an echo is no form of a secret.
 _UNREADABLE: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 _BODILESS: Final = frozenset({204, 304})
@@ -65,6 +75,8 @@ def request_ask(request: h11.Request, inside: tuple[str, int] | None) -> tuple[E
         raise RefusedError(Why.BAD_REQUEST, ask)
     ask = EgressAsk(ask.scheme, ask.host, ask.port, request.method.decode("ascii"))
     _check_host(request, ask)
+    if any(_plain(name) in _OVERRIDES for name, _ in request.headers):
+        raise RefusedError(Why.BAD_REQUEST, ask)
     if _values(request.headers, b"transfer-encoding") and _values(request.headers, b"content-length"):
         raise RefusedError(Why.BAD_REQUEST, ask)
     try:
@@ -82,15 +94,11 @@ def has_body(request: h11.Request) -> bool:
 
 def request_headers(request: h11.Request, ask: EgressAsk, header: Header | None) -> Headers:
     """Return what goes to the upstream: `header` in the place of whatever the tool put under its name."""
-    dropped = _dropped(request.headers)
+    dropped = _dropped(request.headers) | {_plain(name) for name, _ in request.headers if _is_forwarded(name)}
     if header is not None:
-        dropped |= _UNREADABLE
+        dropped |= _UNREADABLE | {_plain(header.name)}
     onward: Headers = [(b"host", _authority(ask))]
-    onward += [
-        (name, value)
-        for name, value in request.headers
-        if name not in dropped and not (header is not None and _same(name, header.name))
-    ]
+    onward += [(name, value) for name, value in request.headers if _plain(name) not in dropped]
     if _values(request.headers, b"transfer-encoding"):
         onward.append((b"transfer-encoding", b"chunked"))
     else:
@@ -112,7 +120,7 @@ def response_for_tool(response: h11.Response, *, head: bool, strip: Callable[[by
     The reason phrase is the usual one: it is text that nobody needs.
     """
     dropped = _dropped(response.headers)
-    headers = [(name, value) for name, value in response.headers if name not in dropped]
+    headers = [(name, value) for name, value in response.headers if _plain(name) not in dropped]
     if strip is not None:
         headers = [(name, strip(value)) for name, value in headers if strip(name) == name]
     if strip is None or _is_bodiless(response, head=head):
@@ -184,8 +192,8 @@ def _authority(ask: EgressAsk) -> bytes:
 
 def _dropped(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """Names that end here: the gate's own, a proxy's, and those that `Connection` lists."""
-    listed = {token.strip().lower() for value in _values(headers, b"connection") for token in value.split(b",")}
-    proxy = {name for name, _ in headers if name.startswith(b"proxy-")}
+    listed = {_plain(token.strip()) for value in _values(headers, b"connection") for token in value.split(b",")}
+    proxy = {_plain(name) for name, _ in headers if _plain(name).startswith(b"proxy-")}
     return {*_OWN, *listed, *proxy}
 
 
@@ -197,9 +205,13 @@ def _is_bodiless(response: h11.Response, *, head: bool) -> bool:
     return head or response.status_code in _BODILESS
 
 
-def _same(name: bytes, other: bytes) -> bool:
+def _is_forwarded(name: bytes) -> bool:
+    return _plain(name) in _FORWARDED or _plain(name).startswith(_FORWARDED_FAMILY)
+
+
+def _plain(name: bytes) -> bytes:
     # Many an upstream's gateway interface writes both as an underscore, and takes the last.
-    return name.lower().replace(b"_", b"-") == other.lower().replace(b"_", b"-")
+    return name.lower().replace(b"_", b"-")
 
 
 def _phrase(status: int) -> bytes:

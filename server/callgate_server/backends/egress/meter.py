@@ -86,6 +86,8 @@ class Trip:
 
     def __init__(self, idle_s: float) -> None:
         self.links: list[Metered] = []
+        # What was allowed and has not answered yet.
+        self.dialling: EgressAsk | None = None
         self._idle_s = idle_s
         self._limits: list[tuple[asyncio.Timeout, float]] = []
 

@@ -7,8 +7,8 @@ about how it ended. What is said on it is the conversation's, and what may be re
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import cached_property, partial
 from typing import Final
 
 from callgate_server.backends.egress.authority import Authority
@@ -81,10 +81,17 @@ class Session:
         if self._closing:
             return
         spent = self._checkpoint.spending.connect()
-        work = self._serve(stream) if spent is None else self._turn_away(stream, spent)
-        task = self._spawn(work)
+        work = partial(self._serve, stream) if spent is None else partial(self._turn_away, stream, spent)
+        task = self._spawn(self._contained(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _contained(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work`. The group's other tasks, and the gateway with them, end with one that fails: none may."""
+        try:
+            await work()
+        except Exception as error:
+            self._report("egress", error)
 
     async def _turn_away(self, stream: Stream, why: Why) -> None:
         await stream.abort()
@@ -99,8 +106,6 @@ class Session:
         except asyncio.CancelledError:
             why = Why.CALL_ENDED
             raise
-        except Exception as error:  # a fault of one connection must not end the others of the gate
-            self._report("egress", error)
         finally:
             self._checkpoint.spending.disconnect()
             await self._checkpoint.close(trip, why)

@@ -1,3 +1,4 @@
+import asyncio
 import time
 from ipaddress import ip_address
 
@@ -33,10 +34,11 @@ class Link:
 class FakeDialler:
     """Behaves as told, and writes into the order of things what it was asked for."""
 
-    def __init__(self, order, resolved=ADDRESSES, fails=None):
+    def __init__(self, order, resolved=ADDRESSES, fails=None, *, hangs=False):
         self.order = order
         self.resolved = resolved
         self.fails = fails
+        self.hangs = hangs
 
     async def resolve(self, host, port):
         self.order.append(("resolve", host, port))
@@ -44,6 +46,8 @@ class FakeDialler:
 
     async def dial(self, addresses, port, tls_name):
         self.order.append(("dial", addresses, port, tls_name))
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.fails:
             raise FailedError(self.fails)
         return Link()
@@ -52,7 +56,17 @@ class FakeDialler:
 class Desk:
     """A checkpoint with everything around it."""
 
-    def __init__(self, *rules, credentials=(), verdict=ALLOWED, resolved=ADDRESSES, fails=None, unwritable=()):
+    def __init__(
+        self,
+        *rules,
+        credentials=(),
+        verdict=ALLOWED,
+        resolved=ADDRESSES,
+        fails=None,
+        hangs=False,
+        unwritable=(),
+        fault=None,
+    ):
         self.order = []
         self.reports = []
         self.unwritable = unwritable
@@ -64,6 +78,8 @@ class Desk:
         async def record(event, fields):
             if event in self.unwritable:
                 raise CallError(Reason.AUDIT_UNAVAILABLE, "The record cannot be written.")
+            if fault is not None and event == "egress_closed":
+                raise fault
             self.order.append((event, dict(fields)))
 
         terms = EgressTerms(
@@ -74,7 +90,7 @@ class Desk:
             deadline=Deadline(time.monotonic() + 60),
             record=record,
         )
-        dialler = FakeDialler(self.order, resolved, fails)
+        dialler = FakeDialler(self.order, resolved, fails, hangs=hangs)
         self.checkpoint = Checkpoint(terms, dialler, lambda _, error: self.reports.append(error))
 
     @property
@@ -232,3 +248,26 @@ async def test_a_spent_budget_is_recorded_once_and_counted_each_time():
         await desk.checkpoint.refuse(RefusedError(Why.NO_RULE, ASK))
     assert desk.steps.count("egress_refused") == 4
     assert desk.checkpoint.spending.usage.refused == 6
+
+
+async def test_a_fault_of_the_record_at_an_end_does_not_keep_the_rest_from_ending():
+    desk = Desk(rule(HOST, 443), fault=RuntimeError("a fault of the gateway"))
+    trip = Trip(1)
+    for _ in range(2):
+        await desk.checkpoint.dial(await desk.checkpoint.admit(ASK), trip, tls=True)
+    await desk.checkpoint.close(trip)
+    assert not trip.links
+    assert [str(error) for error in desk.reports] == ["a fault of the gateway"] * 2
+
+
+async def test_a_connection_that_was_allowed_and_given_up_on_the_way_has_an_end_in_the_record():
+    desk = Desk(rule(HOST, 443), hangs=True)
+    trip = Trip(1)
+    admission = await desk.checkpoint.admit(ASK)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await desk.checkpoint.dial(admission, trip, tls=True)
+    for _ in range(2):
+        await desk.checkpoint.close(trip, Why.CALL_ENDED)
+    assert desk.steps.count("egress_closed") == 1
+    assert desk.order[-1][1]["how"] == "call_ended"

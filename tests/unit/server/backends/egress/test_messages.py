@@ -175,6 +175,26 @@ def test_a_credential_takes_the_place_of_whatever_the_tool_put_there(name):
     assert [value for _, value in headers if value in (b"mine", b"also mine", b"s3cr3t")] == [b"s3cr3t"]
 
 
+@pytest.mark.parametrize(
+    "name", ["X-HTTP-Method-Override", "X_HTTP_Method_Override", "X-Method-Override", "x-http-method", "X-Original-URL"]
+)
+def test_a_header_that_makes_it_another_request_than_the_judged_one_is_refused(name):
+    assert why_not(request_ask, request(headers=[(name, "DELETE")]), (HOST, 443)) is Why.BAD_REQUEST
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "Via", "X-Forwarded-For", "X_Forwarded_Host", "X-Real-IP"])
+def test_a_tool_does_not_speak_as_the_proxy_before_an_upstream(name):
+    assert dict(request_headers(request(headers=[(name, "10.0.0.1"), ("X-Mine", "1")]), ASK, None)) == {
+        b"host": HOST.encode(),
+        b"x-mine": b"1",
+    }
+
+
+@pytest.mark.parametrize("name", ["Transfer_Encoding", "Content_Length", "Proxy_Authorization", "Keep_Alive"])
+def test_a_header_that_ends_here_does_not_go_on_under_a_name_that_upstreams_read_as_the_same(name):
+    assert dict(request_headers(request(headers=[(name, "1")]), ASK, None)) == {b"host": HOST.encode()}
+
+
 def test_with_a_credential_the_answer_is_asked_for_whole_and_as_text():
     given = [("Accept-Encoding", "gzip"), ("Range", "bytes=0-3"), ("If-Range", "x")]
     headers = dict(request_headers(request(headers=given), ASK, KEY))

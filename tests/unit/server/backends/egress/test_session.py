@@ -244,6 +244,25 @@ async def test_a_fault_of_one_connection_is_only_that_ones(tmp_path, upstream):
     assert [str(error) for error in gate.reports] == ["a fault of the gateway"]
 
 
+async def test_a_fault_while_a_connection_is_turned_away_or_left_is_only_that_ones(tmp_path, upstream):
+    async def broken(_):
+        raise RuntimeError("a fault of the wire")
+
+    def record(*_):
+        raise RuntimeError("a fault of the record")
+
+    budget = EgressBudget(bytes=1000, connections=1, requests=1, concurrent=1)
+    async with open_rig(tmp_path, tcp(upstream), budget=budget, record=record, outlet=broken) as gate:
+        for number in (1, 2):
+            gate.session.feed(Frame(FrameType.EGRESS_OPEN, struct.pack(">IH", number, 5432)))
+        await until(lambda: len(gate.reports) >= 2)
+        # The gate's group lives: it would have been cancelled by now.
+        await asyncio.sleep(0)
+        usage = await gate.session.close()
+    assert usage.connections == 1
+    assert {type(error) for error in gate.reports} == {RuntimeError}
+
+
 async def test_a_slow_reader_gets_all_of_an_answer(tmp_path, upstream):
     async with open_rig(tmp_path, rule(HOST, upstream.port, scheme="http")) as gate:
         reader, writer = await asyncio.open_connection("127.0.0.1", gate.ports[PROXY_PORT], limit=1024)
