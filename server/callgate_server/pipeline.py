@@ -21,7 +21,7 @@ from callgate_server.admission.validate import Schemas, check_arguments, find_to
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.egress import EgressGate
 from callgate_server.execution.reach import reach
-from callgate_server.execution.running import Running, RunningCalls, internal
+from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.execution.sandbox import Sandbox, SandboxBackend
 from callgate_server.execution.supervise import supervise, unless_cancelled
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
@@ -111,7 +111,7 @@ class Pipeline:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""
         async with AsyncExitStack() as cleanup:
             try:
-                answer = await self._execute(running, call, cleanup)
+                answer = await contained(self._execute(running, call, cleanup))
             except CallError as failure:
                 late = failure.reason is Reason.DEADLINE_EXCEEDED
                 await self._fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)

@@ -12,7 +12,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 MAX_REDIRECTS = 5
 # Until a connection is there, and between two pieces of an answer; the whole is the call's deadline.
@@ -23,6 +23,9 @@ _MOVED = (301, 302, 303, 307, 308)
 _HARMLESS = ("accept", "accept-language", "user-agent")
 _GATE_BYTES = 200
 _REFUSED_BY_THE_GATE = "The gateway does not let this tool reach that address; ask its operator for an egress rule"
+_NO_RULES = (
+    "This tool has no egress rule here and reaches nothing; ask the gateway's operator to name what it may reach."
+)
 
 
 class Source(TypedDict):
@@ -159,6 +162,7 @@ def _refuse_words_of_the_gate(reply: Reply) -> None:
 
 
 def _said(error: Exception) -> str:
+    cause = error.args[0] if error.args else None
     match error:
         case requests.exceptions.ProxyError():
             return f"{_REFUSED_BY_THE_GATE}."
@@ -166,6 +170,9 @@ def _said(error: Exception) -> str:
             return "The upstream's certificate is not valid for that address."
         case requests.exceptions.ConnectTimeout() | requests.exceptions.ReadTimeout():
             return "The upstream did not answer in time."
+        case requests.exceptions.ConnectionError() if isinstance(getattr(cause, "reason", None), NewConnectionError):
+            # A sandbox with rules has the gate for a proxy, and would not have tried by itself.
+            return _NO_RULES
         case requests.exceptions.InvalidHeader() | requests.exceptions.InvalidURL():
             return "The address or a header has a character that it may not have."
         case requests.exceptions.ConnectionError() | requests.exceptions.RequestException() | HTTPError():

@@ -8,9 +8,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from callgate_server.model.errors import CallError, Reason
+
+_T = TypeVar("_T")
+# What ends a task or the process, and is nobody's fault.
+_ENDS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ class RunningCalls:
     async def _guard(self, running: Running, carry: Callable[[Running], Awaitable[None]]) -> None:
         try:
             await carry(running)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except _ENDS:
             raise
         except BaseException as error:  # the last border: an engine's panic must not end the other calls
             self._report(running.call_id, error)
@@ -198,6 +202,20 @@ class RunningCalls:
                 running.fail(internal(running.call_id))
             del self._by_id[running.call_id]
             running.finished.set()
+
+
+async def contained(work: Awaitable[_T]) -> _T:
+    """Await `work`. What an engine throws past `Exception` (a panic of compiled code) comes out as a defect like any.
+
+    Raises:
+        RuntimeError: it was such a panic.
+    """
+    try:
+        return await work
+    except (Exception, *_ENDS):
+        raise
+    except BaseException as panic:
+        raise RuntimeError("compiled code panicked") from panic
 
 
 def internal(call_id: str) -> CallError:

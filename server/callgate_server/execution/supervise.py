@@ -32,17 +32,21 @@ _T = TypeVar("_T")
 
 
 async def unless_cancelled(work: Coroutine[Any, Any, _T], cancelled: asyncio.Event) -> _T | None:
-    """Await `work`, or give it up as soon as the call is cancelled; None then."""
+    """Await `work`, or give it up as soon as the call is cancelled; None then.
+
+    What was done in the moment of the cancelling is returned all the same: it may be a sandbox to destroy.
+    """
+    result: _T | None = None
     try:
         async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
             watcher = group.create_task(_expire_when_set(limit, cancelled))
             result = await work
             watcher.cancel()
-            return result
     except TimeoutError:
-        return None
+        return result
     except BaseExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
+    return result
 
 
 async def _expire_when_set(limit: asyncio.Timeout, cancelled: asyncio.Event) -> None:

@@ -126,9 +126,14 @@ async def test_when_no_sandbox_can_be_had_the_secret_is_given_back_and_the_failu
     assert world.ledger.rows[error.call_id].state is State.FAILED
 
 
-async def test_a_defect_ends_the_claim_and_tells_the_caller_only_the_call_id() -> None:
+class Panic(BaseException):
+    """What compiled code throws when it panics."""
+
+
+@pytest.mark.parametrize("defect", [RuntimeError(CANARY), Panic(CANARY)])
+async def test_a_defect_ends_the_claim_and_tells_the_caller_only_the_call_id(defect: BaseException) -> None:
     async with World() as world:
-        world.sandboxes.error = RuntimeError(CANARY)  # type: ignore[assignment]  # a defect, not a CallError
+        world.sandboxes.error = defect  # type: ignore[assignment]  # a defect, not a CallError
         error = await refusal(world, request())
     assert error.reason is Reason.INTERNAL
     assert CANARY not in error.message

@@ -225,8 +225,12 @@ def test_an_upstreams_own_refusal_is_an_answer(tmp_path: Path, body: bytes) -> N
         assert request(tmp_path, server.url).result["status"] == 403
 
 
-def test_an_upstream_that_is_not_there_is_a_failure_without_its_address(tmp_path: Path) -> None:
+def test_without_a_way_out_it_is_said_whom_to_ask_and_no_address(tmp_path: Path) -> None:
     with serving(Answer()) as server:
         url = server.url
-    ended = request(tmp_path, f"{url}/secret-path")
-    assert ended.stderr == "The connection to the upstream failed, or ended before its answer was complete.\n"
+    for unreachable in (f"{url}/secret-path", "https://no-such-host.invalid/secret-path"):
+        ended = request(tmp_path, unreachable)
+        assert ended.result is None
+        assert ended.stderr == (
+            "This tool has no egress rule here and reaches nothing; ask the gateway's operator to name what it may reach.\n"
+        )

@@ -4,6 +4,7 @@ Every change of state goes through the lifecycle's table, and its event holds th
 event says is fit to be read by an auditor: names, digests, reasons; no argument and no output.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -155,9 +156,14 @@ def expire(transaction: Transaction, before: datetime, most: int) -> int:
     return len(rows)
 
 
-def settle(transaction: Transaction, boot: str) -> list[OpenLease]:
-    """End the calls of other boots that nobody carries on, and list the leases still open."""
+def settle(transaction: Transaction, boot: str, ended: Collection[str] = ()) -> list[OpenLease]:
+    """End the calls of other boots that nobody carries on, and list the leases still open.
+
+    `ended` are calls whose outcome waits in the spool: their row stays open until it takes that.
+    """
     for row in read_open(transaction.connection, boot):
+        if row.call_id in ended:
+            continue
         if row.state == State.AWAITING_APPROVAL:
             continue  # nothing runs, and who approves does not care which life of the gateway asked
         again = row.effect in _RUNS_AGAIN

@@ -146,9 +146,10 @@ class SqliteLedger:
         Raises:
             CallError: `audit_unavailable`.
         """
-        # First: a call whose outcome is known was not interrupted.
+        # First: a call whose outcome is known was not interrupted, even where there is no room yet to write it.
         await self.move_spooled()
-        return await self._write(lambda transaction: entries.settle(transaction, self._boot), owed=True)
+        ended = {completion.call_id for completion in self._spool.waiting()}
+        return await self._write(lambda transaction: entries.settle(transaction, self._boot, ended), owed=True)
 
     async def expire(self, before: datetime) -> int:
         """Forget a bite of the keys and answers of calls that ended before then; return how many it were.

@@ -335,6 +335,25 @@ async def test_work_is_given_up_when_the_call_is_cancelled() -> None:
     assert given_up.is_set()
 
 
+async def test_what_was_done_in_the_moment_of_the_cancelling_is_not_lost() -> None:
+    cancelled, begun = asyncio.Event(), asyncio.Event()
+    done = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        begun.set()
+        result: str = await done
+        return result
+
+    waiting = asyncio.ensure_future(unless_cancelled(work(), cancelled))
+    await begun.wait()
+    # The watcher has to be waiting too, so that both wake in one turn of the loop, the watcher first.
+    await asyncio.sleep(0)
+    cancelled.set()
+    done.set_result("a sandbox")
+    async with asyncio.timeout(10):
+        assert await waiting == "a sandbox"
+
+
 @pytest.mark.parametrize("error", [CallError(Reason.OVERLOADED, "full"), TimeoutError("of its own")])
 async def test_a_failure_of_the_work_comes_out_as_it_is(error: Exception) -> None:
     async def work() -> None:

@@ -180,6 +180,14 @@ def test_what_a_dead_gateway_left_running_is_settled_by_its_effect(transaction, 
     assert [kind for kind, _ in events(transaction, call_id)] == ["intent", "settled"]
 
 
+def test_a_call_whose_outcome_waits_for_room_is_left_for_it(transaction):
+    ended, running = (claimed(transaction, boot="dead", effect="unsafe") for _ in range(2))
+    entries.settle(transaction, "alive", {ended})
+    assert [row(transaction, call_id).state for call_id in (ended, running)] == [State.RUNNING, State.UNKNOWN]
+    entries.complete_late(transaction, success(ended))
+    assert row(transaction, ended).state == State.SUCCEEDED
+
+
 def test_an_interrupted_call_hands_its_key_to_the_next_attempt_and_each_names_the_other(transaction):
     first = claimed(transaction, boot="dead", key="k")
     entries.settle(transaction, "alive")

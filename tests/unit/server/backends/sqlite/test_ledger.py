@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from callgate_server.backends.sqlite import entries
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import EXPIRED_AT_ONCE, SqliteLedger
@@ -150,6 +151,29 @@ async def test_what_a_dead_gateway_left_is_settled_at_the_next_start(path, key):
     await ledger.note(harmless.call_id, "secret_revoked", {"lease_id": "L1"})
     assert await ledger.settle_orphans() == []
     assert (await ledger.verify()).fault is None
+    await ledger.close()
+
+
+async def test_an_outcome_that_the_record_still_cannot_take_at_the_next_start_is_not_lost(path, key, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    dead = SqliteLedger.open(path, key)
+    ended = intent("k", effect="unsafe")
+    await dead.claim(ended)
+    with monkeypatch.context() as patch:
+        # Large outcomes find no room, and what is small does.
+        patch.setattr(entries, "complete", full)
+        patch.setattr(entries, "complete_late", full)
+        await dead.complete(success(ended.call_id))
+        await dead.close()
+        ledger = SqliteLedger.open(path, key)
+        await ledger.settle_orphans()
+        assert (await ledger.find(CALLER, "a.b", "k")).state is State.SUCCEEDED
+    await ledger.move_spooled()
+    outcome = [event.kind for event in events(path) if event.call_id == ended.call_id]
+    assert outcome == ["intent", "outcome"]
+    assert (await ledger.find(CALLER, "a.b", "k")).answer_json == ANSWER
     await ledger.close()
 
 
