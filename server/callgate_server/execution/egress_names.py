@@ -5,8 +5,10 @@ the upstream in the other. It does not decide where anything may go; `egress_rul
 """
 
 import re
+import unicodedata
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+from urllib.parse import unquote
 
 _LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
@@ -22,6 +24,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # An encoded slash separates segments for some upstreams, an encoded percent sign hides another escape.
 _KEPT_ESCAPES: Final = (b"/", b"%")
 _MAX_NAME: Final = 253
+_MOST_DECODED: Final = 4
 
 
 def plain_host(text: str) -> str:
@@ -100,6 +103,27 @@ def is_certain(path: str) -> bool:
     mapped to what is.
     """
     return path.isascii() and not re.search(r"[%;?#]|//", path)
+
+
+def loosest_path(path: str) -> str:
+    """Return a path from `plain_path` as the most liberal upstream reads it: every escape decoded, characters mapped
+    to their plain ones, parameters dropped, empty and dot segments resolved. It says the same of a certain one.
+
+    Raises:
+        ValueError: escapes hide escapes, deeper than anybody decodes.
+    """
+    for _ in range(_MOST_DECODED):
+        path = unquote(path)
+    if unquote(path) != path:
+        raise ValueError("escapes within escapes")
+    path = re.split(r"[?#]", unicodedata.normalize("NFKC", path).replace("\\", "/"), maxsplit=1)[0]
+    segments: list[str] = []
+    for segment in (part.partition(";")[0] for part in path.split("/")):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in ("", "."):
+            segments.append(segment)
+    return "/" + "/".join(segments) + ("/" if segments and path.endswith("/") else "")
 
 
 def path_matches(pattern: str, path: str) -> bool:

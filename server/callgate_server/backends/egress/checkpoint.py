@@ -8,7 +8,7 @@ on is elsewhere: `execution/egress_rules.py`, Cedar, `execution/egress_addresses
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from callgate_server.backends.egress.credentials import Header, header_of
@@ -18,6 +18,7 @@ from callgate_server.backends.egress.pipes import FailedError, RefusedError
 from callgate_server.execution.egress import EgressTerms
 from callgate_server.execution.egress_addresses import Address
 from callgate_server.execution.egress_budget import Spending
+from callgate_server.execution.egress_names import is_certain, loosest_path
 from callgate_server.execution.egress_rules import Why, decide, for_destination, is_seen
 from callgate_server.model.egress import EgressAsk, EgressRule
 from callgate_server.model.errors import CallError
@@ -70,9 +71,7 @@ class Checkpoint:
         rule = decide(self._terms.rules, ask)
         if isinstance(rule, Why):
             raise RefusedError(rule, ask)
-        verdict = self._terms.consent(ask)
-        if (refusal := _refusal(verdict.ruling)) is not None:
-            raise RefusedError(refusal, ask, verdict.policies)
+        verdict = self._consent(ask)
         header = self._header(rule, ask)
         addresses = (held,) if held else await self._dialler.resolve(ask.host, ask.port)
         if isinstance(addresses, Why):
@@ -128,6 +127,25 @@ class Checkpoint:
             await self._terms.record(event, fields)
         except Exception as error:  # what is said at an end must not keep the rest from ending
             self._report("egress", error)
+
+    def _consent(self, ask: EgressAsk) -> Verdict:
+        """Return the verdict on what was asked. Policy may look at the path: where an upstream may read another one
+        in it, both must be allowed.
+
+        Raises:
+            RefusedError: policy is against it, or nobody can say how the path will be read.
+        """
+        readings = [ask]
+        if ask.path is not None and not is_certain(ask.path):
+            try:
+                readings.append(replace(ask, path=loosest_path(ask.path)))
+            except ValueError as error:
+                raise RefusedError(Why.BAD_PATH, ask) from error
+        verdicts = [self._terms.consent(reading) for reading in readings]
+        for verdict in verdicts:
+            if (refusal := _refusal(verdict.ruling)) is not None:
+                raise RefusedError(refusal, ask, verdict.policies)
+        return verdicts[0]
 
     def _header(self, rule: EgressRule, ask: EgressAsk) -> Header | None:
         if rule.secret is None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from callgate_server.execution.egress_names import (
     host_matches,
     is_certain,
+    loosest_path,
     path_matches,
     plain_authority,
     plain_host,
@@ -303,3 +304,32 @@ def test_an_exact_host_matches_itself_alone(host, other):
     assume(other)
     assert host_matches(host, host)
     assert not host_matches(host, host + other)
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("/a/b", "/a/b"),
+        ("/a/", "/a/"),
+        ("/", "/"),
+        ("//a///b", "/a/b"),
+        ("/x;y=1/../b;z", "/b"),
+        ("/a%2F..%2F..%2Fb/", "/b/"),
+        ("/%25252561", "/a"),
+        ("/a%3Fb", "/a"),
+        ("/a%5Cb", "/a/b"),
+        ("/\uff41\uff0fb", "/a/b"),
+    ],
+)
+def test_the_loosest_reading_of_a_path_is_what_is_left_of_it_in_the_end(path, read):
+    assert loosest_path(path) == read
+
+
+def test_escapes_that_hide_escapes_without_end_have_no_reading():
+    assert refused(loosest_path, "/%" + "25" * 20000)
+
+
+@given(st.text(alphabet="ab./%;2", max_size=20).map(lambda text: "/" + text))
+def test_a_certain_path_has_one_reading(path):
+    assume(is_certain(path) and not {".", ".."} & set(path.split("/")))
+    assert loosest_path(path) == path

@@ -21,6 +21,9 @@ ADDRESSES = (ip_address("93.184.216.34"), ip_address("2606:4700::1111"))
 ASK = EgressAsk("https", HOST, 443, "GET", "/v1/a")
 
 
+DENIED = Verdict(Ruling.DENY, ("no-admin",), "v1")
+
+
 class Link:
     """A link of a pair, with an address."""
 
@@ -61,6 +64,7 @@ class Desk:
         *rules,
         credentials=(),
         verdict=ALLOWED,
+        forbidden="",
         resolved=ADDRESSES,
         fails=None,
         hangs=False,
@@ -73,7 +77,7 @@ class Desk:
 
         def consent(ask):
             self.order.append(("consent", ask))
-            return verdict
+            return DENIED if forbidden and ask.path.startswith(forbidden) else verdict
 
         async def record(event, fields):
             if event in self.unwritable:
@@ -128,6 +132,20 @@ async def test_no_name_is_asked_for_that_policy_refuses(ruling, why):
     assert await desk.refused() is why
     assert desk.steps == ["consent", "egress_refused"]
     assert desk.order[-1][1]["policies"] == ["no-egress"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/x", "//admin/x", "/;a/admin", "/%2Fadmin", "/%2561dmin", "/a%2F%252e%252e%2Fadmin"]
+)
+async def test_policy_is_against_a_path_in_whichever_way_an_upstream_may_read_it(path):
+    desk = Desk(rule(HOST, 443), forbidden="/admin")
+    assert await desk.refused(EgressAsk("https", HOST, 443, "GET", path)) is Why.POLICY_DENIED
+    await desk.checkpoint.admit(EgressAsk("https", HOST, 443, "GET", path.replace("d", "")))
+
+
+async def test_a_path_that_nobody_can_say_the_reading_of_is_refused():
+    desk = Desk(rule(HOST, 443))
+    assert await desk.refused(EgressAsk("https", HOST, 443, "GET", "/%" + "25" * 99)) is Why.BAD_PATH
 
 
 async def test_policy_is_asked_about_exactly_what_was_asked_for():
