@@ -57,16 +57,7 @@ def query(
         max_rows: Give at most this many rows.
         timeout_s: How long the statement may take.
     """
-    outcome = postgres.run(
-        sql,
-        parameters or (),
-        database=database,
-        credentials=secrets,
-        write=False,
-        max_rows=int(max_rows),
-        timeout_s=int(timeout_s),
-    )
-    return {"columns": _columns(outcome), "rows": outcome.rows, "truncated": outcome.truncated}
+    return _rows(_run(sql, database, secrets, parameters, max_rows, timeout_s, write=False))
 
 
 def execute(
@@ -86,23 +77,32 @@ def execute(
         max_rows: Give at most this many of the rows that RETURNING gives.
         timeout_s: How long the statement may take.
     """
-    outcome = postgres.run(
+    outcome = _run(sql, database, secrets, parameters, max_rows, timeout_s, write=True)
+    return {"status": outcome.status, "affected": outcome.affected, **_rows(outcome)}
+
+
+def _run(
+    sql: str,
+    database: str,
+    secrets: dict[str, str],
+    parameters: list[str | int | float | bool | None] | None,
+    max_rows: int,
+    timeout_s: int,
+    *,
+    write: bool,
+) -> postgres.Outcome:
+    return postgres.run(
         sql,
         parameters or (),
         database=database,
         credentials=secrets,
-        write=True,
+        write=write,
+        # JSON has one kind of number: a whole one may come as 5.0.
         max_rows=int(max_rows),
         timeout_s=int(timeout_s),
     )
-    return {
-        "status": outcome.status,
-        "affected": outcome.affected,
-        "columns": _columns(outcome),
-        "rows": outcome.rows,
-        "truncated": outcome.truncated,
-    }
 
 
-def _columns(outcome: postgres.Outcome) -> list[Column]:
-    return [{"name": name, "type": kind} for name, kind in outcome.columns]
+def _rows(outcome: postgres.Outcome) -> Rows:
+    columns: list[Column] = [{"name": name, "type": kind} for name, kind in outcome.columns]
+    return {"columns": columns, "rows": outcome.rows, "truncated": outcome.truncated}
