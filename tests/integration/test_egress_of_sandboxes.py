@@ -7,16 +7,11 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from callgate_server.execution.egress import Outlet
 from callgate_server.execution.egress_streams import MOST_OPEN, WINDOW_BYTES, Stream
@@ -32,6 +27,7 @@ from support.names import NAMES
 from support.probe import request_for
 from support.probe_image import runner_image
 from support.sandboxes import RUNTIMES, Rig, rig
+from support.upstreams import TestAuthority
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -428,25 +424,7 @@ async def test_a_lane_has_no_way_out() -> None:
     assert sessions[0].accepted == []
 
 
-def _authority() -> bytes:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "the gate of this test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(Encoding.PEM)
-
-
-async def test_libraries_trust_the_system_and_the_gates_authority(shipped: Rig) -> None:
+async def test_libraries_trust_the_system_and_the_gates_authority(shipped: Rig, tmp_path: Path) -> None:
     program = """
 import json, os, ssl, stat
 trusted = ssl.create_default_context().get_ca_certs()
@@ -454,10 +432,10 @@ names = [dict(part[0] for part in one["subject"]).get("commonName") for one in t
 path = os.environ["SSL_CERT_FILE"]
 mode = stat.S_IMODE(os.stat(path).st_mode)
 same = {os.environ[name] for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")} == {path}
-os.write(3, json.dumps([names.count("the gate of this test"), len(names) > 100, mode, same]).encode())
+os.write(3, json.dumps([names.count("Upstreams of a test"), len(names) > 100, mode, same]).encode())
 """
     run = Run(command=("/usr/bin/python3", "-c", program))
-    ended = await run_on(shipped, "", run=run, arguments={}, authority=_authority())
+    ended = await run_on(shipped, "", run=run, arguments={}, authority=TestAuthority(tmp_path).ca_file.read_bytes())
     assert ended.result == [1, True, 0o400, True]
 
 

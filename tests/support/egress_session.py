@@ -31,7 +31,8 @@ class PlayedSession:
 
     async def close(self) -> EgressUsage:
         self.closed = True
-        await self._streams.abort_all()
+        for stream in self.accepted:
+            await stream.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -229,11 +229,6 @@ class Streams:
             case other:
                 assert_never(other)
 
-    async def abort_all(self) -> None:
-        """End every connection. Never raises."""
-        for stream in list(self._open.values()):
-            await stream.abort()
-
     def _open_next(self, number: int, port: int) -> None:
         if number != self._last + 1 or number > MOST_CONNECTIONS or len(self._open) >= MOST_OPEN:
             raise ValueError("a connection out of order, or one too many")

