@@ -179,7 +179,8 @@ class SecretStoreSettings(_Strict):
 
 
 class Engine(_Strict):
-    socket: str = "unix:///var/run/docker.sock"
+    # A socket of this host: requests for sandboxes and their wires go over it as they are.
+    socket: Annotated[str, Field(pattern=r"^unix:///")] = "unix:///var/run/docker.sock"
     runtime: str = "runc"
     reap_every_s: Annotated[float, Field(gt=0)] = 30.0
 

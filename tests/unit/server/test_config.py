@@ -98,6 +98,7 @@ def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
         ({"execution": {"lanes": {"memory_mb": 63}}}, "execution.lanes.memory_mb"),
         ({"execution": {"lanes": {"per_tool": -1}}}, "execution.lanes.per_tool"),
         ({"execution": {"lanes": {"waiting": -1}}}, "execution.lanes.waiting"),
+        ({"engine": {"socket": "tcp://127.0.0.1:2375"}}, "engine.socket"),
         ({"egress": {}}, "egress.authority_dir"),
         ({"egress": {"authority_dir": "a", "interal": []}}, "egress.interal"),
         ({"egress": {"authority_dir": "a", "idle_s": 0}}, "egress.idle_s"),
