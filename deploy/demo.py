@@ -265,7 +265,8 @@ def replay(client: Callgate) -> None:
 RECORDED = ("method", "scheme", "host", "port", "rule", "secret", "policies", "why", "sent_bytes", "received_bytes")
 SCRIPT = """\
 import os, urllib.error, urllib.request
-print('keys in sight:', [name for name in os.environ if 'KEY' in name], os.path.exists('/run/secrets/orders'))
+own = ('CALLGATE_CALL_ID', 'CALLGATE_IDEMPOTENCY_KEY')  # the call's names, no secrets
+print('keys in sight:', [n for n in os.environ if 'KEY' in n and n not in own], os.path.exists('/run/secrets/orders'))
 try:
     print(urllib.request.urlopen(URL, timeout=10).read().decode())
 except urllib.error.HTTPError as error:
