@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
@@ -123,12 +124,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             concurrency=Concurrency(ceilings(settings)),
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            broker=Broker(store),
-            sandboxes=sandboxes,
+            attempts=Attempts(schemas, policy, ledger, Broker(store), sandboxes, telemetry, out),
             running=running,
             duplicates=duplicates,
             watch=telemetry,
-            egress=out,
         )
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
