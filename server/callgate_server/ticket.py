@@ -180,7 +180,9 @@ class Admitted:
             requests=limits.egress_requests,
             concurrent=EGRESS_AT_ONCE,
         )
-        terms = EgressTerms(manifest.rules, credentials, consent, budget, self.deadline, record)
+        terms = EgressTerms(
+            self.ticket.caller.tenant, manifest.rules, credentials, consent, budget, self.deadline, record
+        )
         ends_tls = any(rule.scheme == "https" and is_seen(rule) for rule in manifest.rules)
         wire = EgressWire(
             proxy=any(rule.scheme != "tcp" for rule in manifest.rules),

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     CALL_IN_FLIGHT = "call_in_flight"
     OVERLOADED = "overloaded"
+    CIRCUIT_OPEN = "circuit_open"
     DRAINING = "draining"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     SECRETS_UNAVAILABLE = "secrets_unavailable"
@@ -76,6 +77,7 @@ REASONS: dict[Reason, ReasonSpec] = {
     ),
     Reason.CALL_IN_FLIGHT: ReasonSpec("ABORTED", 409, True, "The same call is still running"),
     Reason.OVERLOADED: ReasonSpec("RESOURCE_EXHAUSTED", 503, True, "At capacity"),
+    Reason.CIRCUIT_OPEN: ReasonSpec("UNAVAILABLE", 503, True, "Stopped by a circuit breaker"),
     Reason.DRAINING: ReasonSpec("UNAVAILABLE", 503, True, "The gateway is shutting down"),
     Reason.AUDIT_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The call cannot be recorded"),
     Reason.SECRETS_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The secret store does not answer"),

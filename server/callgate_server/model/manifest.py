@@ -213,6 +213,8 @@ class Manifest(_Strict):
     egress: Egress = ()
     retry: Retry = Retry()
     fallback: None = None
+    # Whether failures of this tool open its circuit breaker. Not for one that runs the caller's own program.
+    breaker: bool = True
     # Arguments that the deployment gives, beside those of `input`.
     fixed: dict[str, Any] = {}
 
