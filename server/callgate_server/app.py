@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
@@ -125,6 +126,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
+        broker = Broker(guarded_store(store, breakers))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -133,12 +135,11 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             concurrency=Concurrency(ceilings(settings)),
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            broker=Broker(guarded_store(store, breakers)),
-            sandboxes=sandboxes,
+            attempts=Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out),
+            breakers=breakers,
             running=running,
             duplicates=duplicates,
             watch=telemetry,
-            egress=out,
         )
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()

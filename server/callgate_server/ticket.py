@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, assert_never
 
+from callgate_server.execution.breakers import Passage
 from callgate_server.execution.egress import (
     Consent,
     EgressBudget,
@@ -54,6 +55,8 @@ class Ticket:
     # The backend's own name for the sandbox that the call got.
     sandbox: str = ""
     queue_ms: float = 0.0
+    # Its way through the circuit breaker of its tool.
+    passage: Passage | None = None
 
     @property
     def tool_name(self) -> str:

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
@@ -367,20 +369,21 @@ class World:
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
+        schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
+        self.breakers = Breakers({}, lambda _: None)
         self.pipeline = Pipeline(
             authentication=Authentication(Tokens()),
             catalog=self.catalog,
-            schemas=OneStringSchemas(),
+            schemas=schemas,
             policy=self.policy,
             concurrency=Concurrency(Ceilings(calls, calls)),
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
-            broker=Broker(self.vault, now=time.monotonic),
-            sandboxes=self.sandboxes,
+            attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),
+            breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             watch=self.watch,
-            egress=self.gate,
         )
 
     async def __aenter__(self) -> "World":

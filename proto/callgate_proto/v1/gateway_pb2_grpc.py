@@ -44,6 +44,11 @@ class GatewayStub:
                 request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.StreamCallRequest.SerializeToString,
                 response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.StreamCallResponse.FromString,
                 _registered_method=True)
+        self.FollowCall = channel.unary_stream(
+                '/callgate.v1.Gateway/FollowCall',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.FollowCallRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.FollowCallResponse.FromString,
+                _registered_method=True)
         self.GetCall = channel.unary_unary(
                 '/callgate.v1.Gateway/GetCall',
                 request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetCallRequest.SerializeToString,
@@ -69,6 +74,91 @@ class GatewayStub:
                 request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetToolRequest.SerializeToString,
                 response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetToolResponse.FromString,
                 _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/callgate.v1.Gateway/ListApprovals',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
+        self.GetApproval = channel.unary_unary(
+                '/callgate.v1.Gateway/GetApproval',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalResponse.FromString,
+                _registered_method=True)
+        self.DecideApproval = channel.unary_unary(
+                '/callgate.v1.Gateway/DecideApproval',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/callgate.v1.Gateway/ListDeadLetters',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/callgate.v1.Gateway/GetDeadLetter',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.RedriveDeadLetter = channel.unary_unary(
+                '/callgate.v1.Gateway/RedriveDeadLetter',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.DiscardDeadLetter = channel.unary_unary(
+                '/callgate.v1.Gateway/DiscardDeadLetter',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.SettleCall = channel.unary_unary(
+                '/callgate.v1.Gateway/SettleCall',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.SettleCallRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.SettleCallResponse.FromString,
+                _registered_method=True)
+        self.CreateTask = channel.unary_unary(
+                '/callgate.v1.Gateway/CreateTask',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskResponse.FromString,
+                _registered_method=True)
+        self.ListTasks = channel.unary_unary(
+                '/callgate.v1.Gateway/ListTasks',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+        self.GetTask = channel.unary_unary(
+                '/callgate.v1.Gateway/GetTask',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetTaskResponse.FromString,
+                _registered_method=True)
+        self.EndTask = channel.unary_unary(
+                '/callgate.v1.Gateway/EndTask',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.EndTaskRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.EndTaskResponse.FromString,
+                _registered_method=True)
+        self.ListBreakers = channel.unary_unary(
+                '/callgate.v1.Gateway/ListBreakers',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersResponse.FromString,
+                _registered_method=True)
+        self.SetBreaker = channel.unary_unary(
+                '/callgate.v1.Gateway/SetBreaker',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerResponse.FromString,
+                _registered_method=True)
+        self.ListStops = channel.unary_unary(
+                '/callgate.v1.Gateway/ListStops',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListStopsRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListStopsResponse.FromString,
+                _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/callgate.v1.Gateway/Stop',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.StopRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.StopResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/callgate.v1.Gateway/Resume',
+                request_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ResumeResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -85,6 +175,14 @@ class GatewayServicer:
     def StreamCall(self, request, context):
         """StreamCall runs a tool and reports as it goes. A call refused before it was accepted ends with a status;
         from then on the last event is the answer, or an error if the tool never started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowCall(self, request, context):
+        """FollowCall reports a call of this caller as StreamCall does, from after a given event on: also one that was asked
+        for with `asynchronous`, that waits for an approval, or whose stream broke. A call that has ended has its last event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +223,125 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListApprovals(self, request, context):
+        """ListApprovals lists what waits for an approval that this caller may give, and what of it was decided lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApproval(self, request, context):
+        """GetApproval shows one of them with the call's arguments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideApproval(self, request, context):
+        """DecideApproval approves or denies one, once. What runs is exactly what `digest` names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """ListDeadLetters lists what failed for good, newest first: this caller's, or its tenant's for an administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """GetDeadLetter shows one with its attempts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadLetter(self, request, context):
+        """RedriveDeadLetter makes a new call of it, linked to the old one, which is a dead letter no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDeadLetter(self, request, context):
+        """DiscardDeadLetter gives it up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleCall(self, request, context):
+        """SettleCall says what became of a call whose effect is unknown. For administrators of its tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTask(self, request, context):
+        """CreateTask makes a task with a grant and a credential of its own, which is narrower than the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTasks(self, request, context):
+        """ListTasks lists this caller's tasks, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTask(self, request, context):
+        """GetTask shows one of them with what it has spent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndTask(self, request, context):
+        """EndTask ends one: its credential is worthless from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBreakers(self, request, context):
+        """ListBreakers shows the circuit breakers that this caller may see.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBreaker(self, request, context):
+        """SetBreaker opens or closes one by hand. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStops(self, request, context):
+        """ListStops shows which agents of this tenant, or that the whole tenant, are stopped. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stop(self, request, context):
+        """Stop refuses every call of an agent, or of the whole tenant, and cancels what runs. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Resume takes that back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +354,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.StreamCall,
                     request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.StreamCallRequest.FromString,
                     response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.StreamCallResponse.SerializeToString,
+            ),
+            'FollowCall': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowCall,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.FollowCallRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.FollowCallResponse.SerializeToString,
             ),
             'GetCall': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCall,
@@ -162,6 +384,91 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.GetTool,
                     request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetToolRequest.FromString,
                     response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetToolResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsResponse.SerializeToString,
+            ),
+            'GetApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApproval,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalResponse.SerializeToString,
+            ),
+            'DecideApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideApproval,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterResponse.SerializeToString,
+            ),
+            'RedriveDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetter,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterResponse.SerializeToString,
+            ),
+            'DiscardDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadLetter,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterResponse.SerializeToString,
+            ),
+            'SettleCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleCall,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.SettleCallRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.SettleCallResponse.SerializeToString,
+            ),
+            'CreateTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTask,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskResponse.SerializeToString,
+            ),
+            'ListTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTasks,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListTasksRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'GetTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTask,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.GetTaskRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.GetTaskResponse.SerializeToString,
+            ),
+            'EndTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndTask,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.EndTaskRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.EndTaskResponse.SerializeToString,
+            ),
+            'ListBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakers,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersResponse.SerializeToString,
+            ),
+            'SetBreaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBreaker,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerResponse.SerializeToString,
+            ),
+            'ListStops': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStops,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ListStopsRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ListStopsResponse.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.StopRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.StopResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=callgate__proto_dot_v1_dot_gateway__pb2.ResumeRequest.FromString,
+                    response_serializer=callgate__proto_dot_v1_dot_gateway__pb2.ResumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +525,33 @@ class Gateway:
             '/callgate.v1.Gateway/StreamCall',
             callgate__proto_dot_v1_dot_gateway__pb2.StreamCallRequest.SerializeToString,
             callgate__proto_dot_v1_dot_gateway__pb2.StreamCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/callgate.v1.Gateway/FollowCall',
+            callgate__proto_dot_v1_dot_gateway__pb2.FollowCallRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.FollowCallResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -353,6 +687,465 @@ class Gateway:
             '/callgate.v1.Gateway/GetTool',
             callgate__proto_dot_v1_dot_gateway__pb2.GetToolRequest.SerializeToString,
             callgate__proto_dot_v1_dot_gateway__pb2.GetToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/ListApprovals',
+            callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/GetApproval',
+            callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.GetApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/DecideApproval',
+            callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.DecideApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/ListDeadLetters',
+            callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/GetDeadLetter',
+            callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/RedriveDeadLetter',
+            callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.RedriveDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/DiscardDeadLetter',
+            callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.DiscardDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/SettleCall',
+            callgate__proto_dot_v1_dot_gateway__pb2.SettleCallRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.SettleCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/CreateTask',
+            callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.CreateTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/ListTasks',
+            callgate__proto_dot_v1_dot_gateway__pb2.ListTasksRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/GetTask',
+            callgate__proto_dot_v1_dot_gateway__pb2.GetTaskRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.GetTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/EndTask',
+            callgate__proto_dot_v1_dot_gateway__pb2.EndTaskRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.EndTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBreakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/ListBreakers',
+            callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ListBreakersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBreaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/SetBreaker',
+            callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.SetBreakerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStops(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/ListStops',
+            callgate__proto_dot_v1_dot_gateway__pb2.ListStopsRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ListStopsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/Stop',
+            callgate__proto_dot_v1_dot_gateway__pb2.StopRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.StopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/callgate.v1.Gateway/Resume',
+            callgate__proto_dot_v1_dot_gateway__pb2.ResumeRequest.SerializeToString,
+            callgate__proto_dot_v1_dot_gateway__pb2.ResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

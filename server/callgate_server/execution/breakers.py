@@ -82,9 +82,13 @@ class Passage:
     __slots__ = ("_began_s", "_clock", "_duration_s", "_permit", "_settle")
 
     def __init__(
-        self, permit: Permit, clock: Callable[[], float], settle: Callable[[Permit, Outcome, float], None]
+        self,
+        permit: Permit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        settle: Callable[[Permit, Outcome, float], None] = lambda *_: None,
     ) -> None:
-        self._permit: Permit | None = permit
+        """Without a permit, it is a way on which no breaker stands."""
+        self._permit = permit
         self._clock = clock
         self._settle = settle
         self._began_s = clock()
@@ -181,13 +185,13 @@ class Breakers:
                 raise
             passage.report(Outcome.SUCCEEDED)
 
-    def tool(self, tenant: str, tool: Tool) -> Passage | None:
-        """Ask for leave to run a tool; None where its manifest wants no breaker.
+    def tool(self, tenant: str, tool: Tool) -> Passage:
+        """Ask for leave to run a tool. Where its manifest wants no breaker, everybody has it and nothing counts.
 
         Raises:
             CallError: `circuit_open`.
         """
-        return self.enter(BreakerKey("tool", tenant, tool.name)) if tool.manifest.breaker else None
+        return self.enter(BreakerKey("tool", tenant, tool.name)) if tool.manifest.breaker else Passage()
 
     def failed(self, key: BreakerKey) -> None:
         """Count a failure that came to light outside of any passage. Only while closed: probes are asked for news."""

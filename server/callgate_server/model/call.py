@@ -37,7 +37,9 @@ class CallRequest:
     """One request as a transport decoded it; nothing in it is trusted.
 
     `arguments_json` are the raw bytes of the arguments object, `deadline_ms` milliseconds from now,
-    `transport` the edge it came through ("http" or "grpc").
+    `transport` the edge it came through ("http" or "grpc"). `asynchronous` asks for an answer at once and the result
+    later, `priority` (0 to 9, the larger the sooner) orders such calls among the same tenant's, `task` narrows the call
+    to a task's grant, and `purpose` is what an approver is told of why it is wanted: the caller's own words.
     """
 
     tool: str
@@ -46,3 +48,7 @@ class CallRequest:
     deadline_ms: int | None = None
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = OnDisconnect.DETACH
+    asynchronous: bool = False
+    priority: int = 5
+    task: str | None = None
+    purpose: str | None = None

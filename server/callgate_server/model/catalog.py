@@ -122,11 +122,13 @@ class Catalog:
         """Collect tools.
 
         Raises:
-            ValueError: two tools have the same name.
+            ValueError: two tools have the same name, or one names another that is not there or not fit.
         """
         by_name = {tool.name: tool for tool in sorted(tools, key=lambda tool: tool.name)}
         if len(by_name) != len(tools):
             raise ValueError("two manifests declare the same tool")
+        for tool in by_name.values():
+            _check_companions(tool, by_name)
         joined = "\n".join(tool.digest for tool in by_name.values())
         return cls(by_name, "sha256:" + hashlib.sha256(joined.encode()).hexdigest())
 
@@ -142,6 +144,24 @@ class Catalog:
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self.tools.values())
+
+
+def _check_companions(tool: Tool, tools: Mapping[str, Tool]) -> None:
+    """See that the tools which another one names exist and can do what they are named for.
+
+    Raises:
+        ValueError: they do not, or cannot.
+    """
+    fallback = tool.manifest.fallback
+    for key, name in (("fallback.tool", fallback.tool if fallback else None), ("verify", tool.manifest.verify)):
+        if name is None:
+            continue
+        if name not in tools or name == tool.name:
+            raise ValueError(f"{tool.name}: `{key}` names no other tool of this catalog; correct or remove it")
+    if fallback and fallback.tool and tools[fallback.tool].manifest.fallback:
+        raise ValueError(f"{tool.name}: the tool of its `fallback` has one itself; name that one")
+    if tool.manifest.verify and tools[tool.manifest.verify].manifest.effect != "read":
+        raise ValueError(f"{tool.name}: the tool of `verify` must be `effect: read`, since it only looks")
 
 
 def _placed(tool: str, place: tuple[str | int, ...], text: str) -> str:

@@ -23,10 +23,21 @@ class Reason(StrEnum):
     POLICY_DENIED = "policy_denied"
     POLICY_ERROR = "policy_error"
     APPROVAL_REQUIRED = "approval_required"
+    APPROVAL_DENIED = "approval_denied"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_VOID = "approval_void"
+    NOT_POSSIBLE = "not_possible"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     CALL_IN_FLIGHT = "call_in_flight"
     OVERLOADED = "overloaded"
     CIRCUIT_OPEN = "circuit_open"
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    LOOP_STOPPED = "loop_stopped"
+    STOPPED = "stopped"
+    UNKNOWN_TASK = "unknown_task"
+    TASK_ENDED = "task_ended"
+    OUTSIDE_GRANT = "outside_grant"
     DRAINING = "draining"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     SECRETS_UNAVAILABLE = "secrets_unavailable"
@@ -38,6 +49,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     # Outcomes: the tool was started.
     TOOL_FAILED = "tool_failed"
+    TOOL_UNAVAILABLE = "tool_unavailable"
     INVALID_RESULT = "invalid_result"
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
@@ -72,12 +84,23 @@ REASONS: dict[Reason, ReasonSpec] = {
     Reason.POLICY_DENIED: ReasonSpec("PERMISSION_DENIED", 403, False, "Refused by policy"),
     Reason.POLICY_ERROR: ReasonSpec("PERMISSION_DENIED", 403, False, "Policy could not be evaluated"),
     Reason.APPROVAL_REQUIRED: ReasonSpec("PERMISSION_DENIED", 403, False, "Needs an approval"),
+    Reason.APPROVAL_DENIED: ReasonSpec("PERMISSION_DENIED", 403, False, "The approval was denied"),
+    Reason.APPROVAL_EXPIRED: ReasonSpec("PERMISSION_DENIED", 403, False, "Nobody approved it in time"),
+    Reason.APPROVAL_VOID: ReasonSpec("FAILED_PRECONDITION", 409, False, "What was asked to be approved has changed"),
+    Reason.NOT_POSSIBLE: ReasonSpec("FAILED_PRECONDITION", 409, False, "Not possible in this state"),
     Reason.IDEMPOTENCY_CONFLICT: ReasonSpec(
         "INVALID_ARGUMENT", 422, False, "Idempotency key was used with other arguments"
     ),
     Reason.CALL_IN_FLIGHT: ReasonSpec("ABORTED", 409, True, "The same call is still running"),
     Reason.OVERLOADED: ReasonSpec("RESOURCE_EXHAUSTED", 503, True, "At capacity"),
     Reason.CIRCUIT_OPEN: ReasonSpec("UNAVAILABLE", 503, True, "Stopped by a circuit breaker"),
+    Reason.RATE_LIMITED: ReasonSpec("RESOURCE_EXHAUSTED", 429, True, "Too many calls in this time"),
+    Reason.BUDGET_EXCEEDED: ReasonSpec("RESOURCE_EXHAUSTED", 429, False, "The budget is used up"),
+    Reason.LOOP_STOPPED: ReasonSpec("RESOURCE_EXHAUSTED", 429, False, "The same failing call again and again"),
+    Reason.STOPPED: ReasonSpec("PERMISSION_DENIED", 403, False, "Stopped by an operator"),
+    Reason.UNKNOWN_TASK: ReasonSpec("NOT_FOUND", 404, False, "No such task"),
+    Reason.TASK_ENDED: ReasonSpec("FAILED_PRECONDITION", 409, False, "The task has ended"),
+    Reason.OUTSIDE_GRANT: ReasonSpec("PERMISSION_DENIED", 403, False, "Outside the task's grant"),
     Reason.DRAINING: ReasonSpec("UNAVAILABLE", 503, True, "The gateway is shutting down"),
     Reason.AUDIT_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The call cannot be recorded"),
     Reason.SECRETS_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The secret store does not answer"),
@@ -88,6 +111,7 @@ REASONS: dict[Reason, ReasonSpec] = {
     Reason.DEADLINE_EXCEEDED: ReasonSpec("DEADLINE_EXCEEDED", 504, True, "Deadline passed before the tool started"),
     Reason.INTERNAL: ReasonSpec("INTERNAL", 500, False, "Unexpected error"),
     Reason.TOOL_FAILED: ReasonSpec("UNKNOWN", 200, False, "The tool reported a failure"),
+    Reason.TOOL_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 200, True, "The tool could not do it for now"),
     Reason.INVALID_RESULT: ReasonSpec("UNKNOWN", 200, False, "The tool's result does not fit its schema"),
     Reason.TIMED_OUT: ReasonSpec("DEADLINE_EXCEEDED", 200, False, "Killed at its deadline"),
     Reason.OUT_OF_MEMORY: ReasonSpec("RESOURCE_EXHAUSTED", 200, False, "Killed for memory"),

@@ -24,7 +24,8 @@ _CRASHED = frozenset({State.INTERRUPTED, State.UNKNOWN})
 
 MOVES: dict[State, frozenset[State]] = {
     State.RECEIVED: frozenset({State.DENIED, State.REPLAYED, State.ADMITTED}),
-    State.ADMITTED: frozenset({State.AWAITING_APPROVAL, State.RUNNING}) | _ENDS | _CRASHED,
+    # Denied: what waited for its turn is judged once more before it runs.
+    State.ADMITTED: frozenset({State.AWAITING_APPROVAL, State.RUNNING, State.DENIED}) | _ENDS | _CRASHED,
     State.AWAITING_APPROVAL: frozenset({State.ADMITTED, State.DENIED, State.CANCELLED}),
     State.RUNNING: _ENDS | _CRASHED,
     # An interrupted call may be run again; an unknown one is settled by a person or a declared check.

@@ -1,8 +1,4 @@
-"""A tool's declaration. Strict: an unknown key is an error, and nothing has a default that weakens safety.
-
-Where a field exists for a capability that this version does not have (`retry`, `fallback`), only its neutral value
-is accepted, so that no manifest promises what the gateway does not do.
-"""
+"""A tool's declaration. Strict: an unknown key is an error, and nothing has a default that weakens safety."""
 
 import re
 from pathlib import PurePosixPath
@@ -188,7 +184,31 @@ class SecretRef(_Strict):
 
 
 class Retry(_Strict):
-    attempts: Literal[1] = 1
+    """How often a call is attempted, the first time included, and how long after the first failure (then longer).
+
+    Only what failed in a way that another attempt can mend is tried again, and only where the tool's effect allows it.
+    """
+
+    attempts: Annotated[int, Field(ge=1, le=5)] = 1
+    backoff_s: Annotated[float, Field(ge=0.01, le=60)] = 0.2
+
+
+class Fallback(_Strict):
+    """What a call is answered with when its tool could not do it, marked as such. Exactly one of the three.
+
+    `tool` is called with the same arguments, `constant` is a result, `last_good_s` takes the newest success of the same
+    caller with the same arguments that is not older.
+    """
+
+    tool: str | None = None
+    constant: JsonSchema | None = None
+    last_good_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if [self.tool, self.constant, self.last_good_s].count(None) != 2:
+            raise ValueError("give exactly one of `tool`, `constant` and `last_good_s`")
+        return self
 
 
 class Manifest(_Strict):
@@ -212,9 +232,16 @@ class Manifest(_Strict):
     record_clear: tuple[str, ...] = ()
     egress: Egress = ()
     retry: Retry = Retry()
-    fallback: None = None
+    fallback: Fallback | None = None
     # Whether failures of this tool open its circuit breaker. Not for one that runs the caller's own program.
     breaker: bool = True
+    # What a call costs, in units of the operator's choice; budgets count them.
+    cost: Annotated[float, Field(ge=0, le=1_000_000)] = 1
+    # The argument with the version that the tool changes only if it is still the current one. It makes the tool
+    # idempotent: a second attempt finds another version and changes nothing.
+    if_match: str | None = None
+    # The tool that can tell whether a call of this one took effect, after a gateway died while it ran.
+    verify: str | None = None
     # Arguments that the deployment gives, beside those of `input`.
     fixed: dict[str, Any] = {}
 
@@ -280,6 +307,26 @@ class Manifest(_Strict):
         unknown = sorted(set(self.record_clear) - known)
         if unknown:
             raise ValueError(f"`record_clear` names {unknown[0]}, which is no argument of the tool")
+        return self
+
+    @model_validator(mode="after")
+    def _condition_is_always_given(self) -> Self:
+        if self.if_match is None:
+            return self
+        argument = self.input.get("properties", {}).get(self.if_match)
+        is_text = isinstance(argument, dict) and argument.get("type") == "string"
+        if not is_text or self.if_match not in self.input.get("required", []):
+            raise ValueError(
+                "`if_match` names a required argument of `type: string`: without it a call has no condition"
+            )
+        if self.effect != "idempotent":
+            raise ValueError("a tool with `if_match` is `effect: idempotent`: its condition is what makes it that")
+        return self
+
+    @model_validator(mode="after")
+    def _verified_is_what_is_unsafe(self) -> Self:
+        if self.verify is not None and self.effect != "unsafe":
+            raise ValueError("`verify` is for `effect: unsafe`; what may run twice need not be asked about")
         return self
 
     @property

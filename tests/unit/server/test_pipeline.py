@@ -1,5 +1,4 @@
 import asyncio
-import dataclasses
 import json
 from dataclasses import replace
 
@@ -148,7 +147,7 @@ async def test_a_defect_after_an_unsafe_tool_ran_leaves_its_effect_unknown_and_i
     def broken(*args: object) -> None:
         raise RuntimeError(CANARY)
 
-    monkeypatch.setattr("callgate_server.pipeline.conclude", broken)
+    monkeypatch.setattr("callgate_server.attempt.conclude", broken)
     async with World(tool(effect=effect)) as world:
         error = await refusal(world, request(idempotency_key="k"))
         again = await refusal(world, request(idempotency_key="k"))
@@ -251,32 +250,6 @@ async def test_a_failing_tool_has_an_answer_with_what_it_printed() -> None:
     assert answer["result"] is None
 
 
-async def test_a_result_that_does_not_fit_is_a_failure() -> None:
-    async with World() as world:
-        world.sandboxes.frames = success("misfit")
-        answer = await (await world.pipeline.start("agent", request())).wait()
-    assert (answer["state"], answer["error"]["reason"], answer["result"]) == ("failed", "invalid_result", None)
-
-
-async def test_a_secret_is_redacted_from_the_answer_the_events_and_the_record() -> None:
-    async with World(tool(secrets=SECRETS)) as world:
-        world.sandboxes.frames = success({"echo": CANARY}, f"it is {CANARY}\n".encode())
-        running = await world.pipeline.start("agent", request())
-        answer = await running.wait()
-        events = [event async for event in running.events()]
-    assert answer["result"] == {"echo": "[REDACTED:key]"}
-    assert answer["stdout"]["text"] == "it is [REDACTED:key]\n"
-    assert CANARY not in repr((answer, events, world.ledger.rows, world.ledger.notes))
-
-
-async def test_a_wire_that_ends_early_is_a_loss_never_a_success() -> None:
-    async with World() as world:
-        world.sandboxes.frames = success("done", b"hello\n")[:-1]
-        answer = await (await world.pipeline.start("agent", request())).wait()
-    assert (answer["state"], answer["error"]["reason"]) == ("lost", "sandbox_lost")
-    assert answer["stdout"]["text"] == "hello\n"
-
-
 async def test_the_deadline_is_the_smallest_of_the_clients_the_manifests_and_the_servers() -> None:
     async with World(tool(limits={"wall_s": 5}), max_s=4) as world:
         for client_ms, expected_s in ((None, 4.0), (2000, 2.0), (900_000, 4.0)):
@@ -284,58 +257,6 @@ async def test_the_deadline_is_the_smallest_of_the_clients_the_manifests_and_the
             sent = world.sandboxes.requests[-1]
             row = world.ledger.rows[sent.call_id]
             assert (sent.deadline_at - row.received_at).total_seconds() == pytest.approx(expected_s, abs=0.01)
-
-
-async def test_a_call_cancelled_while_it_waits_for_a_sandbox_gets_none() -> None:
-    async with World() as world:
-        world.sandboxes.turn = asyncio.Event()
-        running = await world.pipeline.start("agent", request())
-        await world.sandboxes.asked.wait()
-        running.cancel()
-        answer = await running.wait()
-        await running.finished.wait()
-    assert answer["state"] == "cancelled"
-    assert answer["error"]["reason"] == "cancelled"
-    assert world.sandboxes.opened == []
-    assert world.journal[-1] == "complete:cancelled"
-    assert "run" not in world.journal
-
-
-async def test_which_sandbox_a_call_got_is_watched_and_recorded() -> None:
-    async with World() as world:
-        running = await world.pipeline.start("agent", request())
-        await running.wait()
-    assert world.watch.starts == [(running.call_id, world.sandboxes.opened[0].id)]
-    assert [(end.call_id, end.sandbox) for end in world.ledger.completions] == world.watch.starts
-
-
-async def test_a_sandbox_that_is_gone_before_the_call_reaches_it_costs_another_one_and_not_the_call() -> None:
-    async with World() as world:
-        world.sandboxes.dead = 1
-        running = await world.pipeline.start("agent", request())
-        answer = await running.wait()
-        await running.finished.wait()
-    gone, served = world.sandboxes.opened
-    assert (answer["state"], answer["result"]) == ("succeeded", "done")
-    assert world.journal.count("run") == 1
-    # There is one for each call at a time.
-    assert [step for step in world.journal if step in ("acquire", "destroy", "run")] == [
-        "acquire", "destroy", "acquire", "run", "destroy", "destroy",
-    ]  # fmt: skip
-    assert [end.sandbox for end in world.ledger.completions] == [served.id] != [gone.id]
-    assert gone.received == []
-
-
-async def test_a_call_that_reaches_no_sandbox_fails_and_has_not_run() -> None:
-    async with World() as world:
-        world.sandboxes.dead = 2
-        running = await world.pipeline.start("agent", request())
-        with pytest.raises(CallError) as refused:
-            await running.wait()
-        await running.finished.wait()
-    assert refused.value.reason is Reason.SANDBOX_UNAVAILABLE
-    assert "run" not in world.journal
-    assert len(world.sandboxes.opened) == 2
 
 
 async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
@@ -349,81 +270,86 @@ async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
     assert world.journal[-2:] == ["complete:cancelled", "destroy"]
 
 
-EGRESS = {
-    "egress": [{"host": "api.example.com", "secret": "key"}],
-    "secrets": [{"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}],
-}
+# --- the circuit breaker of a tool ---------------------------------------------------------------------------------
+
+BREAKER = "tool:acme/text.echo"
 
 
-async def test_a_tool_with_rules_gets_a_way_out_that_ends_before_its_secrets_and_its_sandbox() -> None:
-    async with World(tool(**EGRESS)) as world:
+async def breaks(world: World) -> None:
+    """Let the tool give results that do not fit until its breaker opens."""
+    while world.breakers.list().get(BREAKER) is None or world.breakers.list()[BREAKER].state != "open":
+        world.sandboxes.frames = success("misfit")
         running = await world.pipeline.start("agent", request())
-        answer = await running.wait()
+        assert (await running.wait())["error"]["reason"] == "invalid_result"
         await running.finished.wait()
-    assert world.journal == [
-        "authorize", "claim", "lease", "note:secret_leased", "acquire", "run", "consent:api.example.com",
-        "note:egress_allowed", "egress closed", "complete:succeeded", "destroy", "revoke", "note:secret_revoked",
-    ]  # fmt: skip
-    assert answer["usage"]["egress_bytes"] == 42
-    assert world.watch.connections == [("text.echo", "egress_allowed")]
-    assert (running.call_id, "egress_allowed") in world.ledger.notes
+    world.journal.clear()
 
 
-async def test_a_secret_for_the_gate_is_in_its_hands_and_never_on_the_way_to_the_sandbox() -> None:
-    async with World(tool(**EGRESS)) as world:
-        running = await world.pipeline.start("agent", request())
-        await running.wait()
-    (terms,) = world.gate.opened
-    assert terms.credentials["key"].value.reveal() == CANARY.encode()
-    sent = b"".join(world.sandboxes.opened[0].received)
-    assert CANARY.encode() not in sent
-    assert b'"proxy":true' in sent.replace(b" ", b"")
+async def test_a_tool_that_keeps_failing_is_refused_before_its_claim_and_the_refusal_is_recorded() -> None:
+    async with World() as world:
+        await breaks(world)
+        refused = await refusal(world, request())
+        assert refused.reason is Reason.CIRCUIT_OPEN
+        assert refused.retry_after_ms is not None
+        assert 0 < refused.retry_after_ms <= 15_000
+        assert world.journal == ["authorize", "refuse"]
+        assert world.watch.refusals == [("text.echo", Reason.CIRCUIT_OPEN)]
 
 
-async def test_what_comes_back_through_the_gate_is_redacted_like_any_secret() -> None:
-    async with World(tool(**EGRESS)) as world:
-        world.sandboxes.frames = success(f"the upstream said {CANARY}", CANARY.encode())
-        running = await world.pipeline.start("agent", request())
-        answer = await running.wait()
-    assert CANARY not in json.dumps(answer)
-    assert "key" in answer["stdout"]["text"]
+async def test_what_one_tenants_calls_met_keeps_no_other_tenant_from_the_tool() -> None:
+    async with World() as world:
+        await breaks(world)
+        world.sandboxes.frames = success("done")
+        running = await world.pipeline.start("other", request())
+        assert (await running.wait())["state"] == "succeeded"
 
 
-async def test_a_secret_that_a_tool_writes_as_a_host_is_not_in_the_record() -> None:
-    async with World(tool(**EGRESS)) as world:
-        # As the gate writes what was asked for.
-        world.gate.host = f"{CANARY.lower()}.example.com"
-        running = await world.pipeline.start("agent", request())
-        await running.wait()
-        await running.finished.wait()
-    (host,) = [body["host"] for kind, body in world.ledger.noted if kind == "egress_allowed"]
-    assert CANARY.lower() not in host
-    assert host.endswith(".example.com")
+async def test_a_stored_answer_needs_no_leave_of_a_breaker() -> None:
+    async with World() as world:
+        running = await world.pipeline.start("agent", request(idempotency_key="k"))
+        first = await running.wait()
+        await breaks(world)
+        again = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        assert (again["replayed"], again["result"]) == (True, first["result"])
 
 
-async def test_a_tool_without_rules_has_no_way_out() -> None:
-    async with World(tool(egress="configured")) as world:
-        running = await world.pipeline.start("agent", request())
-        answer = await running.wait()
-    assert world.gate.opened == []
-    assert answer["usage"]["egress_bytes"] == 0
+async def test_who_may_not_call_the_tool_is_not_told_how_it_is() -> None:
+    async with World() as world:
+        await breaks(world)
+        world.policy.ruling = Ruling.DENY
+        assert (await refusal(world, request())).reason is Reason.POLICY_DENIED
 
 
-async def test_what_cannot_be_recorded_is_not_counted() -> None:
-    async with World(tool(**EGRESS)) as world:
-        world.ledger.failing = {"note:egress_allowed"}
-        running = await world.pipeline.start("agent", request())
-        await running.wait()
-    assert world.watch.connections == []
+async def test_a_tool_that_reports_failures_works() -> None:
+    async with World() as world:
+        for _ in range(8):
+            world.sandboxes.frames = [exit_frame(code=1), *success("x")[-1:]]
+            running = await world.pipeline.start("agent", request())
+            assert (await running.wait())["error"]["reason"] == "tool_failed"
+            await running.finished.wait()
+        assert world.breakers.list()[BREAKER].failures == 0
 
 
-async def test_a_tool_with_rules_never_runs_where_there_is_no_gate() -> None:
-    async with World(tool(**EGRESS)) as world:
-        without = dataclasses.replace(world.pipeline, egress=None)
-        running = await without.start("agent", request())
-        with pytest.raises(CallError) as caught:
-            await running.wait()
-        await running.finished.wait()
-    assert caught.value.reason is Reason.INTERNAL
-    assert "run" not in world.journal
-    assert world.journal[-1] == "note:secret_revoked"
+async def test_a_tool_without_a_breaker_runs_whatever_became_of_it_before() -> None:
+    async with World(tool(breaker=False)) as world:
+        for _ in range(12):
+            world.sandboxes.frames = success("misfit")
+            running = await world.pipeline.start("agent", request())
+            assert (await running.wait())["error"]["reason"] == "invalid_result"
+            await running.finished.wait()
+        assert world.breakers.list() == {}
+
+
+@pytest.mark.parametrize("how", ["no sandbox", "no record"])
+async def test_a_call_that_never_ran_says_nothing_of_its_tool(how: str) -> None:
+    async with World() as world:
+        if how == "no sandbox":
+            world.sandboxes.error = CallError(Reason.SANDBOX_UNAVAILABLE, "no")
+        else:
+            world.ledger.failing.add("claim")
+        for _ in range(6):
+            with pytest.raises(CallError):
+                running = await world.pipeline.start("agent", request())
+                await running.wait()
+        view = world.breakers.list()[BREAKER]
+        assert (view.calls, view.probing) == (0, 0)

@@ -18,7 +18,7 @@ from callgate_server.backends.egress.dialler import Dialler
 from callgate_server.backends.egress.meter import Metered, Trip
 from callgate_server.backends.egress.pipes import FailedError, RefusedError
 from callgate_server.execution.breaker import Outcome, Refused
-from callgate_server.execution.breakers import Passage, BreakerKey, Breakers
+from callgate_server.execution.breakers import BreakerKey, Breakers, Passage
 from callgate_server.execution.egress import EgressTerms
 from callgate_server.execution.egress_addresses import Address
 from callgate_server.execution.egress_budget import Spending

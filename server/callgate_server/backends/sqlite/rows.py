@@ -21,7 +21,12 @@ from callgate_server.model.strict_json import decode, encode
 
 @dataclass(frozen=True, slots=True)
 class CallRow:
-    """The columns of `calls` in their order, but for `last_seq`, which says where to find the fingerprint."""
+    """The columns of `calls`, but for `last_seq`, which says where to find the fingerprint.
+
+    From `parcel` on they are of calls that the gateway carries on by itself, and empty for all others. `parcel` are the
+    sealed arguments, `approval` the group that was asked, `dead` whether it is a dead letter and what became of that,
+    `follows` the call that this one repeats.
+    """
 
     call_id: str
     tenant: str
@@ -42,12 +47,20 @@ class CallRow:
     holds_key: int = 0
     finished_at: str | None = None
     answer: bytes | None = None
+    parcel: bytes | None = None
+    priority: int | None = None
+    attempt: int | None = None
+    approval: str | None = None
+    decided_by: str | None = None
+    expires_at: str | None = None
+    dead: str | None = None
+    follows: str | None = None
 
 
 COLUMNS: Final = tuple(field.name for field in fields(CallRow))
 SELECT: Final = "SELECT " + ", ".join(COLUMNS) + " FROM calls"  # noqa: S608  # names of our own columns
 # A list is no place for outputs: they are as large as a tool may make them.
-SELECT_WITHOUT_ANSWER: Final = SELECT.replace(", answer", ", NULL")
+SELECT_WITHOUT_ANSWER: Final = SELECT.replace(", answer", ", NULL").replace(", parcel", ", NULL")
 _INSERT: Final = (
     f"INSERT INTO calls ({', '.join(COLUMNS)}, last_seq) "  # noqa: S608  # names of our own columns
     f"VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
@@ -58,18 +71,32 @@ _UPDATE: Final = (
     f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_ENDED, 'last_seq'))} "  # noqa: S608  # as above
     "WHERE call_id = ?"
 )
+# What each step of a call that the gateway carries changes.
+_CARRIED: Final = (*_ENDED, "boot", *COLUMNS[COLUMNS.index("parcel") :])
+_UPDATE_CARRIED: Final = (
+    f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_CARRIED, 'last_seq'))} "  # noqa: S608  # as above
+    "WHERE call_id = ?"
+)
 _values: Final = attrgetter(*COLUMNS)
 _ended_values: Final = attrgetter(*_ENDED)
+_carried_values: Final = attrgetter(*_CARRIED)
 _ANSWER: Final = COLUMNS.index("answer")
+_PARCEL: Final = COLUMNS.index("parcel")
 
 
 def fingerprint(keys: Keys, row: CallRow) -> str:
     """Keyed hash of everything in the row."""
-    # The answer by its own hash: it is bytes, and it may be large.
+    # The answer and the parcel by their own hashes: they are bytes, and may be large.
     answer = None if row.answer is None else keyed_hash(keys.row, row.answer)
     values = list(_values(row))
     values[_ANSWER] = None
-    return keyed_hash(keys.row, encode([*values, answer]))
+    if row.parcel is not None:
+        values[_PARCEL] = keyed_hash(keys.row, row.parcel)
+    carried = values[_PARCEL:]
+    # Rows from before these columns were there have the fingerprint that they were given then.
+    return keyed_hash(
+        keys.row, encode([*values[:_PARCEL], answer, *(carried if any(value is not None for value in carried) else ())])
+    )
 
 
 def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
@@ -79,6 +106,11 @@ def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
 def end(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
     """Write the end of a call, or what is let go of after it, into its row, which is otherwise as it was read."""
     connection.execute(_UPDATE, (*_ended_values(row), last_seq, row.call_id))
+
+
+def carry(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
+    """Write a step of a call that the gateway carries into its row."""
+    connection.execute(_UPDATE_CARRIED, (*_carried_values(row), last_seq, row.call_id))
 
 
 def read(connection: sqlite3.Connection, call_id: str) -> CallRow | None:

@@ -58,6 +58,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE INDEX calls_kept ON calls (finished_at)
             WHERE (holds_key = 1 OR answer IS NOT NULL) AND state != 'unknown' AND finished_at IS NOT NULL""",
     ),
+    (
+        # What a call has that the gateway carries on by itself: its sealed arguments, and how far it is.
+        "ALTER TABLE calls ADD COLUMN parcel BLOB",
+        "ALTER TABLE calls ADD COLUMN priority INTEGER",
+        "ALTER TABLE calls ADD COLUMN attempt INTEGER",
+        "ALTER TABLE calls ADD COLUMN approval TEXT",
+        "ALTER TABLE calls ADD COLUMN decided_by TEXT",
+        "ALTER TABLE calls ADD COLUMN expires_at TEXT",
+        "ALTER TABLE calls ADD COLUMN dead TEXT",
+        "ALTER TABLE calls ADD COLUMN follows TEXT",
+        "CREATE INDEX calls_approval ON calls (tenant, approval, received_at) WHERE approval IS NOT NULL",
+        "CREATE INDEX calls_dead ON calls (tenant, finished_at) WHERE dead IS NOT NULL",
+    ),
 )
 VERSION: Final = len(MIGRATIONS)
 

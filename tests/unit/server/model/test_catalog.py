@@ -162,3 +162,35 @@ def test_a_key_that_would_enter_the_sandbox_cannot_be_added():
 def test_a_decision_about_a_tool_that_is_not_there_is_a_mistake():
     with pytest.raises(ValueError, match=r"tools\.x\.y: no manifest declares this tool"):
         Catalog.of(Tool.pin(manifest(), IMAGE)).adjusted({"x.y": Adjustment()})
+
+
+def pinned(tool: str, **changes: object) -> Tool:
+    return Tool.pin(manifest(tool, **changes), IMAGE)
+
+
+def test_a_tool_may_name_another_as_its_fallback_or_as_what_verifies_it():
+    catalog = Catalog.of(
+        pinned("a.b", fallback={"tool": "a.c"}), pinned("a.c"), pinned("a.d", effect="unsafe", verify="a.c")
+    )
+    assert set(catalog.tools) == {"a.b", "a.c", "a.d"}
+
+
+@pytest.mark.parametrize(
+    ("tools", "fault"),
+    [
+        ([pinned("a.b", fallback={"tool": "a.c"})], "a.b: `fallback.tool` names no other tool"),
+        ([pinned("a.b", fallback={"tool": "a.b"})], "a.b: `fallback.tool` names no other tool"),
+        ([pinned("a.b", effect="unsafe", verify="a.c")], "a.b: `verify` names no other tool"),
+        (
+            [pinned("a.b", effect="unsafe", verify="a.c"), pinned("a.c", effect="idempotent")],
+            "a.b: the tool of `verify` must be `effect: read`",
+        ),
+        (
+            [pinned("a.b", fallback={"tool": "a.c"}), pinned("a.c", fallback={"constant": {}})],
+            "a.b: the tool of its `fallback` has one itself",
+        ),
+    ],
+)
+def test_a_companion_that_is_absent_or_unfit_is_refused(tools, fault):
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        Catalog.of(*tools)

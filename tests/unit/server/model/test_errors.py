@@ -32,8 +32,8 @@ def test_a_refusal_is_an_http_error_and_an_outcome_is_an_answer(reason):
 
 
 @pytest.mark.parametrize("reason", OUTCOMES)
-def test_only_an_interrupted_run_invites_another(reason):
-    assert REASONS[reason].retryable == (reason is Reason.INTERRUPTED)
+def test_a_run_invites_another_only_where_it_was_cut_off_or_the_tool_says_so(reason):
+    assert REASONS[reason].retryable == (reason in (Reason.INTERRUPTED, Reason.TOOL_UNAVAILABLE))
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -68,7 +68,11 @@ def test_unknown_key_is_refused_at_every_level(fields: dict[str, Any], place: st
 @pytest.mark.parametrize(
     "fields",
     [
-        {"retry": {"attempts": 2}},
+        {"retry": {"attempts": 6}},
+        {"fallback": {}},
+        {"fallback": {"constant": {}, "last_good_s": 5.0}},
+        {"if_match": "text"},
+        {"verify": "other.tool"},
         {"fallback": "other.tool"},
         {"isolation": "vm"},
         {"secrets": [SECRET | {"deliver": "env"}]},
@@ -337,3 +341,39 @@ def test_a_fixed_argument_is_not_a_callers_too() -> None:
 def test_only_arguments_of_the_tool_may_be_recorded_in_clear() -> None:
     assert declare(record_clear=["payload"]).record_clear == ("payload",)
     assert "`record_clear` names paylaod" in refusal(record_clear=["paylaod"])
+
+
+CONDITIONAL = {
+    "input": {
+        "type": "object",
+        "properties": {"etag": {"type": "string"}, "n": {"type": "integer"}, "open": True},
+        "required": ["etag", "n", "open"],
+        "additionalProperties": False,
+    },
+    "effect": "idempotent",
+}
+
+
+def test_a_conditional_tool_names_the_argument_that_holds_its_condition() -> None:
+    assert declare(**CONDITIONAL, if_match="etag").if_match == "etag"
+
+
+@pytest.mark.parametrize("argument", ["n", "open", "absent"])
+def test_a_condition_that_a_call_could_leave_out_is_none(argument: str) -> None:
+    assert "`if_match` names a required argument" in refusal(**CONDITIONAL, if_match=argument)
+
+
+def test_what_has_a_condition_is_declared_idempotent() -> None:
+    assert "is `effect: idempotent`" in refusal(**CONDITIONAL | {"effect": "unsafe"}, if_match="etag")
+
+
+def test_only_what_must_not_run_twice_is_verified() -> None:
+    assert declare(effect="unsafe", verify="orders.look").verify == "orders.look"
+    assert "`verify` is for `effect: unsafe`" in refusal(effect="read", verify="orders.look")
+
+
+@pytest.mark.parametrize("given", [{"tool": "a.b"}, {"constant": {"text": ""}}, {"last_good_s": 60.0}])
+def test_a_fallback_is_one_of_three(given: dict[str, Any]) -> None:
+    fallback = declare(fallback=given).fallback
+    assert fallback is not None
+    assert fallback.model_dump(exclude_none=True) == given

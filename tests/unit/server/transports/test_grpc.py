@@ -25,6 +25,23 @@ METHODS: list[tuple[str, Any]] = [
     ("ListCalls", pb.ListCallsRequest()),
     ("ListTools", pb.ListToolsRequest()),
     ("GetTool", pb.GetToolRequest(tool="text.echo")),
+    ("ListApprovals", pb.ListApprovalsRequest()),
+    ("GetApproval", pb.GetApprovalRequest()),
+    ("DecideApproval", pb.DecideApprovalRequest()),
+    ("ListDeadLetters", pb.ListDeadLettersRequest()),
+    ("GetDeadLetter", pb.GetDeadLetterRequest()),
+    ("RedriveDeadLetter", pb.RedriveDeadLetterRequest()),
+    ("DiscardDeadLetter", pb.DiscardDeadLetterRequest()),
+    ("SettleCall", pb.SettleCallRequest()),
+    ("CreateTask", pb.CreateTaskRequest()),
+    ("ListTasks", pb.ListTasksRequest()),
+    ("GetTask", pb.GetTaskRequest()),
+    ("EndTask", pb.EndTaskRequest()),
+    ("ListBreakers", pb.ListBreakersRequest()),
+    ("SetBreaker", pb.SetBreakerRequest()),
+    ("ListStops", pb.ListStopsRequest()),
+    ("Stop", pb.StopRequest()),
+    ("Resume", pb.ResumeRequest()),
 ]
 
 
@@ -353,4 +370,4 @@ async def test_an_unknown_method_is_unimplemented() -> None:
 
 def test_every_method_of_the_service_is_tested_for_its_credential() -> None:
     service = pb.DESCRIPTOR.services_by_name["Gateway"]
-    assert {method.name for method in service.methods} == {name for name, _ in METHODS} | {"StreamCall"}
+    assert {method.name for method in service.methods} == {name for name, _ in METHODS} | {"StreamCall", "FollowCall"}

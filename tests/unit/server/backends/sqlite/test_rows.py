@@ -4,11 +4,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from callgate_server.backends.sqlite import rows, schema
-from callgate_server.backends.sqlite.rows import CallRow, fingerprint, names, names_of, timestamp, to_stored
-from callgate_server.ledger.chain import Keys
+from callgate_server.backends.sqlite.rows import COLUMNS, CallRow, fingerprint, names, names_of, timestamp, to_stored
+from callgate_server.ledger.chain import Keys, keyed_hash
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.strict_json import encode
 
 KEYS = Keys.derive(Sealed(b"k" * 32))
 ROW = CallRow(
@@ -47,9 +48,21 @@ def connection(tmp_path):
 @pytest.mark.parametrize("column", [field.name for field in fields(CallRow)])
 def test_the_fingerprint_covers_every_column(column):
     old = getattr(ROW, column)
-    other = {bytes: b"other", int: 0}.get(type(old), "other")
+    other = b"other" if column == "parcel" else {bytes: b"other", int: 0}.get(type(old), "other")
     assert fingerprint(KEYS, replace(ROW, **{column: other})) != fingerprint(KEYS, ROW)
     assert fingerprint(KEYS, replace(ROW)) == fingerprint(KEYS, ROW)
+
+
+def test_a_row_without_anything_carried_has_the_fingerprint_it_had_before_there_was_such_a_thing():
+    before = [getattr(ROW, column) for column in COLUMNS[: COLUMNS.index("parcel")]]
+    answer = None if ROW.answer is None else keyed_hash(KEYS.row, ROW.answer)
+    before[COLUMNS.index("answer")] = None
+    assert fingerprint(KEYS, ROW) == keyed_hash(KEYS.row, encode([*before, answer]))
+
+
+def test_what_is_carried_stays_in_its_column():
+    carried = [replace(ROW, **{column: "x"}) for column in ("approval", "decided_by", "dead", "follows")]
+    assert len({fingerprint(KEYS, row) for row in carried}) == len(carried)
 
 
 def test_no_answer_is_not_an_empty_answer():
