@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
@@ -25,6 +26,7 @@ from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
 from callgate_server.config import Settings, deployed_catalog
+from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
 from callgate_server.execution.lanes import Lanes
@@ -32,7 +34,9 @@ from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.execution.trial import ForkTrial
+from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
+from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.observe.remarks import Remarks
@@ -46,8 +50,10 @@ from callgate_server.parts import (
     docker_options,
     egress_gate,
     guarded_store,
+    kept_queue,
     lane_readings,
     lane_rules,
+    patience,
     pool_readings,
     secret_store,
     warm_pool,
@@ -139,6 +145,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             breakers=breakers,
             running=running,
             duplicates=duplicates,
+            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
             watch=telemetry,
         )
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
@@ -154,9 +161,12 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
+        resumed = await pipeline.resume()
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running),
+            approvals=Approvals(authentication, catalog, ledger, running),
+            dead_letters=DeadLetters(authentication, ledger, _nobody, pipeline.redrive),
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
@@ -165,7 +175,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         edges = Edges(settings, gate)
         held.push_async_callback(edges.close)
         endpoints = await edges.open()
-        telemetry.info("serving", http=endpoints.http, grpc=endpoints.grpc, policy=policy.live.version)
+        telemetry.info("serving", http=endpoints.http, grpc=endpoints.grpc, policy=policy.live.version, resumed=resumed)
         yield Gateway(endpoints, catalog, running)
         edges.refuse()
         telemetry.info("draining", running=len(running))
@@ -297,6 +307,10 @@ async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:
     report = await asyncio.to_thread(policy.refresh)
     if report.outcome is Refreshed.LOADED:
         telemetry.info("policy reloaded", version=report.version, policies=report.policies)
+
+
+def _nobody(_caller: Caller, _operation: str) -> bool:
+    return False
 
 
 def _utc_now() -> datetime:

@@ -100,7 +100,7 @@ class Passage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.report(Outcome.NOTHING)
+        self.give_up()
 
     @property
     def probe(self) -> bool:
@@ -113,6 +113,10 @@ class Passage:
             self._duration_s = self._clock() - self._began_s
         if self.probe:
             self.report(Outcome.SUCCEEDED)
+
+    def give_up(self) -> None:
+        """Leave before anything can be said."""
+        self.report(Outcome.NOTHING)
 
     def report(self, outcome: Outcome) -> None:
         """Say how it ended."""
@@ -279,10 +283,9 @@ class Breakers:
         return CallError(Reason.CIRCUIT_OPEN, text, retry_after_ms=max(1, round(refused.retry_after_s * 1000)))
 
 
-def report(passage: Passage | None, tool: Tool, answer: Answer) -> None:
+def report(passage: Passage, tool: Tool, answer: Answer) -> None:
     """Tell a tool's breaker how its call ended."""
-    if passage is not None:
-        passage.report(of_answer(answer, tool.manifest.limits))
+    passage.report(of_answer(answer, tool.manifest.limits))
 
 
 def _least_missed(group: "OrderedDict[BreakerKey, Breaker]") -> BreakerKey:

@@ -17,13 +17,13 @@ ENGINE: Final = {Reason.SANDBOX_UNAVAILABLE: Outcome.FAILED}
 # A store that refuses a secret has answered.
 SECRETS: Final = {Reason.SECRETS_UNAVAILABLE: Outcome.FAILED, Reason.SECRET_REFUSED: Outcome.SUCCEEDED}
 
-# By value, since a reason may come from a later version's tool. A tool that reports a failure works: callers bring
-# their own mistakes. A lost sandbox is the engine's or the host's doing, and a flood mostly that of the arguments.
+# A tool that reports a failure works: callers bring their own mistakes. A lost sandbox is the engine's or the host's
+# doing, and a flood mostly that of the arguments.
 _OF_TOOL: Final = {
-    "tool_failed": Outcome.SUCCEEDED,
-    "tool_unavailable": Outcome.FAILED,
-    "invalid_result": Outcome.FAILED,
-    "out_of_memory": Outcome.FAILED,
+    Reason.TOOL_FAILED: Outcome.SUCCEEDED,
+    Reason.TOOL_UNAVAILABLE: Outcome.FAILED,
+    Reason.INVALID_RESULT: Outcome.FAILED,
+    Reason.OUT_OF_MEMORY: Outcome.FAILED,
 }
 # The share of its own limit that a tool must have had for its time-out to be its own: the rest went on waiting.
 _OWN_SHARE: Final = 0.9
@@ -37,4 +37,4 @@ def of_answer(answer: Answer, limits: Limits) -> Outcome:
         # By the runner's own clock: where a caller had less patience, or the call had waited, it is not the tool's.
         own = answer.usage.wall_ms >= limits.wall_s * 1000 * _OWN_SHARE
         return Outcome.FAILED if own else Outcome.NOTHING
-    return _OF_TOOL.get(answer.error.reason.value, Outcome.NOTHING)
+    return _OF_TOOL.get(answer.error.reason, Outcome.NOTHING)

@@ -23,6 +23,7 @@ def answer(reason: Reason | None, state: State, wall_ms: float = 5) -> Answer:
     [
         (None, State.SUCCEEDED, Outcome.SUCCEEDED),
         (Reason.TOOL_FAILED, State.FAILED, Outcome.SUCCEEDED),
+        (Reason.TOOL_UNAVAILABLE, State.FAILED, Outcome.FAILED),
         (Reason.INVALID_RESULT, State.FAILED, Outcome.FAILED),
         (Reason.OUT_OF_MEMORY, State.FAILED, Outcome.FAILED),
         (Reason.OUTPUT_FLOOD, State.FAILED, Outcome.NOTHING),
