@@ -109,7 +109,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an operator sees. `calls`, `failures` and `slow` are those that count now; `since` is monotonic."""
+    """What an operator sees. `calls`, `failures` and `slow` are those that count now; `since` is monotonic.
+
+    One that is open stays so until somebody asks after its time: then it is half open.
+    """
 
     state: State
     why: Why | None

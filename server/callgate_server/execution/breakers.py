@@ -181,7 +181,7 @@ class Breakers:
             try:
                 yield passage
             except CallError as error:
-                passage.report(kinds.get(error.reason, Outcome.NOTHING))
+                passage.report(Outcome.NOTHING if error.particular else kinds.get(error.reason, Outcome.NOTHING))
                 raise
             except BaseException:
                 # Also its cancellation: it says nothing.

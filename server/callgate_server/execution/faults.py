@@ -12,7 +12,8 @@ from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits
 
-# Not the missing image or runtime, of which a working engine speaks, and not the deadline of who asked.
+# Not the missing image or runtime, of which a working engine speaks, and not the deadline of who asked. Nor what is
+# particular, of the engine or the store: one tool's misfit must not stop it for all.
 ENGINE: Final = {Reason.SANDBOX_UNAVAILABLE: Outcome.FAILED}
 # A store that refuses a secret has answered.
 SECRETS: Final = {Reason.SECRETS_UNAVAILABLE: Outcome.FAILED, Reason.SECRET_REFUSED: Outcome.SUCCEEDED}

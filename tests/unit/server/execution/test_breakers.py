@@ -52,6 +52,12 @@ async def test_failures_of_its_own_kind_open_it_and_the_rest_passes_through():
     assert desk.state() is State.OPEN
 
 
+async def test_what_an_engine_that_works_refuses_to_one_alone_keeps_it_open_to_all():
+    desk = Desk()
+    await desk.body(*[CallError(Reason.SANDBOX_UNAVAILABLE, "no", particular=True)] * 5)
+    assert (desk.state(), desk.breakers.list()["engine"].calls) == (State.CLOSED, 0)
+
+
 async def test_who_meets_an_open_breaker_is_told_when_to_come_again_and_nothing_is_tried():
     desk = Desk()
     desk.open()
