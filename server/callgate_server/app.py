@@ -62,6 +62,7 @@ from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
 from callgate_server.secrets.broker import Broker
 from callgate_server.transports.gate import Gate, Readiness
+from callgate_server.verification import Verification
 
 # How long calls may take to end after the grace of a drain, before the process goes anyway.
 SETTLE_S: Final = 10.0
@@ -69,6 +70,7 @@ HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
 TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
+VERIFY_EVERY_S: Final = 30.0
 EXPIRY_EVERY_S: Final = 60.0
 SPOOL_EVERY_S: Final = 1.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
@@ -157,6 +159,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
         rounds.carry("remarks", remarks.write, pause_s=SPOOL_EVERY_S)
+        rounds.carry("verify", Verification(catalog, ledger, pipeline.start_for).look, pause_s=VERIFY_EVERY_S)
         rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:

@@ -25,7 +25,7 @@ from callgate_server.kept import KeptCalls, kept_now, request_of
 from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.model.answer import Answer, to_document
-from callgate_server.model.call import CallRequest
+from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
@@ -58,7 +58,14 @@ class Pipeline:
             CallError: the call is refused. The refusal is recorded, except that of an unknown caller, which
                 is only counted: who has no credential must not be able to fill the record.
         """
-        caller = await self.authentication.identify(token)
+        return await self.start_for(await self.authentication.identify(token), request)
+
+    async def start_for(self, caller: Caller, request: CallRequest) -> Running:
+        """Take one call of a known caller as far as its claim.
+
+        Raises:
+            CallError: the call is refused; the refusal is recorded.
+        """
         return await self._started(Ticket(caller, request))
 
     async def redrive(self, dead: StoredCall, by: str) -> Running:

@@ -210,6 +210,9 @@ class MemoryLedger:
         ]
         return dead[:limit], len(dead)
 
+    async def unknown(self, limit: int) -> list[StoredCall]:
+        return [row for row in self.rows.values() if row.state is State.UNKNOWN and row.kept][:limit]
+
     async def discard(self, call_id: str, by: str) -> StoredCall:
         self._write("discard")
         self.rows[call_id] = replace(self.rows[call_id], dead="discarded", kept=False)
