@@ -15,6 +15,8 @@ from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.admission.queue import Queue, QueueRules
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.breaker import BreakerRules
+from callgate_server.execution.breakers import Breakers, Kind
 from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
@@ -230,6 +232,10 @@ class MemoryLedger:
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         self._write(f"note:{kind}")
         self.notes.append((call_id, kind))
+        self.noted.append((kind, body))
+
+    async def remark(self, kind: str, body: Mapping[str, Json]) -> None:
+        self._write(f"remark:{kind}")
         self.noted.append((kind, body))
 
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
@@ -455,6 +461,7 @@ class World:
         max_s: float = 60,
         kept: QueueRules = TWO_AT_ONCE,
         patience: Patience = HALF_A_MINUTE,
+        rules: Mapping[Kind, BreakerRules] | None = None,
     ) -> None:
         self.journal: list[str] = []
         self.policy = Rulings(self.journal)
@@ -466,6 +473,7 @@ class World:
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
+        self.breakers = Breakers(rules or {}, lambda _: None)
         self.pipeline = Pipeline(
             authentication=Authentication(Tokens()),
             catalog=self.catalog,
@@ -475,6 +483,7 @@ class World:
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
             attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),
+            breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             kept=KeptCalls(self.ledger, Queue(kept), patience),

@@ -41,6 +41,11 @@ OF_STATE: Final = frozenset(
 # How often a call that the gateway carries is begun: one whose gateway dies each time is perhaps why.
 BEGUN_AT_MOST: Final = 3
 _FAILED_FOR_GOOD: Final = frozenset({State.FAILED, State.TIMED_OUT, State.LOST})
+GENESIS: Final = "genesis"
+# Whom an event belongs to that belongs to no call.
+NO_CALL: Final = ""
+# What is looked for by its call.
+_OF_CALLS: Final = frozenset({"secret_leased", "secret_revoked"})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
     SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
@@ -147,6 +152,17 @@ def note(transaction: Transaction, call_id: str, kind: str, body: dict[str, Json
     if transaction.connection.execute("SELECT 1 FROM calls WHERE call_id = ?", (call_id,)).fetchone() is None:
         raise ValueError("a note on a call that is not in the record")
     transaction.append(call_id, kind, body)
+
+
+def remark(transaction: Transaction, kind: str, body: dict[str, Json]) -> None:
+    """Append an event that belongs to no call.
+
+    Raises:
+        ValueError: events of this kind belong to one, or begin the record.
+    """
+    if kind in OF_STATE or kind in _OF_CALLS or kind == GENESIS:
+        raise ValueError("this kind of event is not for remarks")
+    transaction.append(NO_CALL, kind, body)
 
 
 def replay(
