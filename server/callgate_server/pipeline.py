@@ -17,9 +17,9 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
-from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
+from callgate_server.fallback import Fallbacks
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.model.answer import Answer, to_document
@@ -41,7 +41,7 @@ class Pipeline:
     concurrency: Concurrency
     deadlines: DeadlineRule
     ledger: Ledger
-    attempts: Attempts
+    attempts: Fallbacks
     running: RunningCalls
     duplicates: Duplicates
     watch: Watch
