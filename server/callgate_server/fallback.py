@@ -1,8 +1,8 @@
 """What a call is answered with whose tool could not do it: another tool's result, a constant, or the last good one.
 
 It decides when there is a fallback at all (ADR 9) and gets it. The answer stays that of the call's own run but for
-`state`, `result` and `error`, and says in `fallback` what became of that. A fallback that cannot be had changes nothing:
-the failure stands as it was.
+`state`, `result` and `error`, and says in `fallback` what became of that. A fallback that cannot be had
+changes nothing: the failure stands as it was.
 """
 
 import time

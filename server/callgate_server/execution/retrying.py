@@ -40,7 +40,8 @@ def pause_s(backoff_s: float, failures: int, chance: float) -> float:
 
     Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    return min(LONGEST_PAUSE_S, backoff_s * 2 ** (failures - 1)) * chance
+    ceiling: float = backoff_s * 2 ** (failures - 1)
+    return min(LONGEST_PAUSE_S, ceiling) * chance
 
 
 @dataclass(slots=True)
