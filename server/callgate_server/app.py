@@ -28,12 +28,14 @@ from callgate_server.backends.telemetry import Telemetry
 from callgate_server.config import Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
+from callgate_server.endurance import Endurance
 from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.execution.trial import ForkTrial
+from callgate_server.fallback import Fallbacks
 from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
 from callgate_server.model.call import Caller
@@ -133,8 +135,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             await held.enter_async_context(out)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
-        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         broker = Broker(guarded_store(store, breakers))
+        attempts = Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out)
+        endurance = Endurance(attempts, ledger, telemetry)
+        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -143,7 +147,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             concurrency=Concurrency(ceilings(settings)),
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            attempts=Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out),
+            attempts=Fallbacks(endurance, catalog, schemas, policy, ledger, telemetry),
             breakers=breakers,
             running=running,
             duplicates=duplicates,

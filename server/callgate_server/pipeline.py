@@ -17,10 +17,10 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed, refuse_unless_still_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
-from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
-from callgate_server.execution.breakers import Breakers, report
+from callgate_server.execution.breakers import Breakers, Passage, report
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
+from callgate_server.fallback import Fallbacks, may_fall_back
 from callgate_server.kept import KeptCalls, kept_now, request_of
 from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
@@ -43,7 +43,7 @@ class Pipeline:
     concurrency: Concurrency
     deadlines: DeadlineRule
     ledger: Ledger
-    attempts: Attempts
+    attempts: Fallbacks
     breakers: Breakers
     running: RunningCalls
     duplicates: Duplicates
@@ -112,14 +112,14 @@ class Pipeline:
             CallError: policy or a breaker is against it now, its tool is another, or it cannot be recorded.
         """
         ticket = Ticket(kept.caller, request_of(kept, parcel), id=kept.call_id, received_at=kept.received_at)
-        call = replace(self._admit(ticket), known_as=parcel.known_as)
+        call = replace(self._admit(ticket), known_as=parcel.known_as, attempt=kept.attempt or 1)
         refuse_unless_still_allowed(call.verdict, kept.approval)
         if kept.approval is not None and call.tool.digest != parcel.tool_digest:
             raise CallError(
                 Reason.APPROVAL_VOID, "The tool is another than the one that was approved; make a new call."
             )
         with ExitStack() as place:
-            call.ticket.passage = place.enter_context(self.breakers.tool(kept.caller.tenant, call.tool))
+            call.ticket.passage = place.enter_context(self._passage(call))
             await self.ledger.begin(call.beginning())
             place.pop_all()  # from here on `_run` sees to it
         return call
@@ -148,11 +148,25 @@ class Pipeline:
                     caller = call.ticket.caller
                     room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
                     place.enter_context(room)
-                    call.ticket.passage = place.enter_context(self.breakers.tool(caller.tenant, call.tool))
+                    call.ticket.passage = place.enter_context(self._passage(call))
                     if keeping is not None:
                         call.ticket.passage.give_up()  # asked for again when its turn has come
                     holder = await self.ledger.claim(call.intent(self.ledger.digest), keeping)
                 return holder
+
+    def _passage(self, call: Admitted) -> Passage:
+        """Ask the tool's breaker. A call that has a fallback goes on to that where the breaker refuses.
+
+        Raises:
+            CallError: `circuit_open`.
+        """
+        try:
+            return self.breakers.tool(call.ticket.caller.tenant, call.tool)
+        except CallError as stopped:
+            if not may_fall_back(call.tool, stopped.reason, started=False):
+                raise
+            call.ticket.stopped = stopped
+            return Passage()
 
     async def _run(self, running: Running, call: Admitted) -> None:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""

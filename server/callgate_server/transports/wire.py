@@ -344,8 +344,17 @@ def answer_to_proto(document: Mapping[str, Any], *, with_text: bool = False) -> 
         usage=gateway_pb2.Usage(**document["usage"]),
         sandbox=gateway_pb2.Sandbox(**document["sandbox"]),
         decision=gateway_pb2.Decision(**document["decision"]),
+        fallback=_fallback_to_proto(document.get("fallback")),
+        # Answers that were stored before there were more than one have no number.
+        attempt=document.get("attempt", 1),
         content=None if content is None else gateway_pb2.Content(**content),
     )
+
+
+def _fallback_to_proto(document: Mapping[str, Any] | None) -> gateway_pb2.Fallback | None:
+    if document is None:
+        return None
+    return gateway_pb2.Fallback(**{**document, "error": failure_to_proto(document["error"])})
 
 
 def summary_to_proto(document: Mapping[str, Any]) -> gateway_pb2.CallSummary:

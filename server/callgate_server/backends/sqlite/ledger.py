@@ -227,6 +227,11 @@ class SqliteLedger:
             )
         )
 
+    async def last_good(self, like: StoredCall, since: datetime) -> StoredCall | None:
+        return self._stored(
+            await self._read(lambda connection: rows.read_last_good(connection, like, rows.timestamp(since)))
+        )
+
     async def get(self, call_id: str) -> StoredCall | None:
         return self._stored(await self._read(lambda connection: rows.read(connection, call_id)))
 
