@@ -6,7 +6,7 @@ of whoever comes to it first, as a connection that breaks would.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -66,8 +66,11 @@ class Call:
             self.ended.set()
             self.changed.notify_all()
 
-    def events(self, after: int = -1) -> Iterator[pb.StreamCallResponse]:
-        """Yield what happened after an event, until the call has ended or the connection breaks."""
+    def events(self, after: int = -1, listens: Callable[[], bool] = lambda: True) -> Iterator[pb.StreamCallResponse]:
+        """Yield what happened after an event, until the call has ended or the connection breaks.
+
+        Whoever does not listen any more leaves the call alone.
+        """
         at = 0
         while True:
             with self.changed:
@@ -75,6 +78,8 @@ class Call:
                     if self.ended.is_set():
                         return
                     self.changed.wait(timeout=60)
+                if not listens():
+                    return
                 one = self.log[at]
                 if isinstance(one, Break):
                     del self.log[at]

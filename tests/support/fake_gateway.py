@@ -146,7 +146,7 @@ class FakeGateway(GatewayServicer):
             return
         if request.call.on_disconnect == pb.ON_DISCONNECT_CANCEL:
             context.add_callback(call.cancelled.set)
-        yield from call.events()
+        yield from call.events(listens=context.is_active)
 
     def FollowCall(  # noqa: N802
         self, request: pb.FollowCallRequest, context: grpc.ServicerContext
@@ -155,7 +155,7 @@ class FakeGateway(GatewayServicer):
         if call.ended.is_set():
             yield from (pb.FollowCallResponse(event=event) for event in call.last())
             return
-        for event in call.events(request.after if request.HasField("after") else -1):
+        for event in call.events(request.after if request.HasField("after") else -1, context.is_active):
             yield pb.FollowCallResponse(event=event)
 
     def GetCall(self, request: pb.GetCallRequest, context: grpc.ServicerContext) -> pb.GetCallResponse:  # noqa: N802
