@@ -107,7 +107,8 @@ def call_from_proto(request: gateway_pb2.CallRequest, remaining_s: float | None)
         case _:
             raise _malformed("`on_disconnect` is not a value that this gateway knows.")
     wishes_ms = [_deadline_ms(request.deadline_ms)] if request.HasField("deadline_ms") else []
-    if remaining_s is not None:
+    # Who asks for an answer at once does not say with that how long the call may take.
+    if remaining_s is not None and not request.asynchronous:
         wishes_ms.append(int(max(0.0, min(remaining_s * 1000, MAX_DEADLINE_MS))))
     return CallRequest(
         tool=request.tool,
