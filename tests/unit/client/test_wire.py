@@ -92,3 +92,18 @@ def test_every_limit_of_the_wire_is_known_here() -> None:
     from callgate.types import Limits
 
     assert [field.name for field in fields(Limits)] == [field.name for field in pb.Limits.DESCRIPTOR.fields]
+
+
+def test_a_fallback_is_read_whole_and_a_gateway_that_does_not_count_made_one_attempt() -> None:
+    message = pb.Answer(
+        attempt=3,
+        fallback=pb.Fallback(
+            kind="last_good", error=pb.Failure(reason="timed_out"), tool="a.b", call_id="c", age_s=2.5
+        ),
+    )
+    read = _wire.answer(message)
+    assert read.fallback is not None
+    assert (read.attempt, read.fallback.kind, read.fallback.error.reason) == (3, "last_good", "timed_out")
+    assert (read.fallback.tool, read.fallback.call_id, read.fallback.age_s) == ("a.b", "c", 2.5)
+    older = _wire.answer(pb.Answer())
+    assert (older.attempt, older.fallback) == (1, None)

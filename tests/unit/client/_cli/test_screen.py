@@ -19,6 +19,7 @@ from callgate import (
     Violation,
 )
 from callgate._cli.screen import Screen, describe
+from callgate.types import Fallback
 
 CALL_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 TOO_LATE = Failure("timed_out", "DEADLINE_EXCEEDED", "Killed at its deadline.")
@@ -203,3 +204,11 @@ def test_an_unusual_schema_is_described_as_far_as_it_goes(schema: dict[str, obje
 
 def test_alternatives_of_a_type_are_listed() -> None:
     assert describe({"properties": {"a": {"type": ["string", "null"]}}}) == {"a": ("string or null", "", "")}
+
+
+def test_a_fallback_is_said_plainly_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    error = Failure("timed_out", "DEADLINE_EXCEEDED", "Killed at its deadline.")
+    Screen().state(answer(attempt=2, fallback=Fallback("last_good", error, "a.b", "c9", 90.0)))
+    shown = capsys.readouterr().err
+    assert "attempt 2" in shown
+    assert "fallback (last_good of a.b, 90.0 s old, call c9), not the tool's own result: timed_out" in shown

@@ -109,3 +109,12 @@ def test_what_libraries_say_is_taken_over_without_what_they_filled_in(
     assert [line["event"] for line in lines] == ["could not send %s", "task failed", "a new ledger at here"]
     assert lines[1]["type"] == "ValueError"
     assert CANARY not in said
+
+
+def test_retries_and_fallbacks_are_counted() -> None:
+    telemetry = Telemetry("error")
+    telemetry.retried("web.fetch", Reason.TOOL_UNAVAILABLE)
+    telemetry.fell_back("web.fetch", "constant", Reason.SANDBOX_LOST)
+    text = telemetry.metrics().decode()
+    assert 'callgate_retries_total{reason="tool_unavailable",tool="web.fetch"} 1.0' in text
+    assert 'callgate_fallbacks_total{kind="constant",reason="sandbox_lost",tool="web.fetch"} 1.0' in text
