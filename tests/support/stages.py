@@ -143,6 +143,10 @@ class MemoryLedger:
         self.notes.append((call_id, kind))
         self.noted.append((kind, body))
 
+    async def remark(self, kind: str, body: Mapping[str, Json]) -> None:
+        self._write(f"remark:{kind}")
+        self.noted.append((kind, body))
+
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
         self._write("replayed")
 

@@ -131,6 +131,9 @@ class Ledger(Protocol):
         the next start.
         """
 
+    async def remark(self, kind: str, body: Mapping[str, Json]) -> None:
+        """Append an event that belongs to no call, such as a breaker that opened."""
+
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
         """Record that a stored answer was given again, as a row of its own in state `replayed`."""
 

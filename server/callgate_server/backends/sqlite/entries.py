@@ -32,6 +32,11 @@ from callgate_server.model.strict_json import Json, decode
 
 # Kinds of event that carry a fingerprint; a note has any other name.
 OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled", "retried", "expired"})
+GENESIS: Final = "genesis"
+# Whom an event belongs to that belongs to no call.
+NO_CALL: Final = ""
+# What is looked for by its call.
+_OF_CALLS: Final = frozenset({"secret_leased", "secret_revoked"})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
     SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
@@ -100,6 +105,17 @@ def note(transaction: Transaction, call_id: str, kind: str, body: dict[str, Json
     if transaction.connection.execute("SELECT 1 FROM calls WHERE call_id = ?", (call_id,)).fetchone() is None:
         raise ValueError("a note on a call that is not in the record")
     transaction.append(call_id, kind, body)
+
+
+def remark(transaction: Transaction, kind: str, body: dict[str, Json]) -> None:
+    """Append an event that belongs to no call.
+
+    Raises:
+        ValueError: events of this kind belong to one, or begin the record.
+    """
+    if kind in OF_STATE or kind in _OF_CALLS or kind == GENESIS:
+        raise ValueError("this kind of event is not for remarks")
+    transaction.append(NO_CALL, kind, body)
 
 
 def replay(

@@ -36,7 +36,6 @@ MAX_LISTED: Final = 1000
 # Few enough that a call's intent never waits long behind them.
 EXPIRED_AT_ONCE: Final = 64
 _READERS: Final = 2
-_GENESIS_KIND: Final = "genesis"
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +110,9 @@ class SqliteLedger:
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         await self._write(lambda transaction: entries.note(transaction, call_id, kind, dict(body)), owed=True)
+
+    async def remark(self, kind: str, body: Mapping[str, Json]) -> None:
+        await self._write(lambda transaction: entries.remark(transaction, kind, dict(body)), owed=True)
 
     async def replayed(self, original: StoredCall, call_id: str, caller: Caller, at: datetime) -> None:
         await self._write(
@@ -279,7 +281,7 @@ def _seal(connection: sqlite3.Connection, keys: Keys, now: datetime) -> None:
     if first is None:
         if connection.execute("SELECT 1 FROM calls LIMIT 1").fetchone() is not None:
             raise ValueError("the ledger has calls but no first event: events were removed; restore it from a backup")
-        Transaction(connection, keys, now).append("", _GENESIS_KIND, {"version": schema.VERSION})
+        Transaction(connection, keys, now).append(entries.NO_CALL, entries.GENESIS, {"version": schema.VERSION})
         _log.warning("a new, empty ledger was started")
     elif check(keys.chain, [Event(*first)]).fault is not None:
         raise ValueError("the ledger was sealed with another key: restore the key file that belongs to it")

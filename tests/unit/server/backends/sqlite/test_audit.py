@@ -209,3 +209,26 @@ def test_a_file_that_is_no_ledger_is_not_listed(tmp_path):
         tail(path, 1)
     with pytest.raises(OSError, match="cannot be read"):
         list(events(path))
+
+
+async def test_remarks_are_part_of_the_chain_and_belong_to_no_call(tmp_path):
+    path, key = tmp_path / "ledger.db", load_or_create_key(tmp_path / "key")
+    ledger = SqliteLedger.open(path, key)
+    for state in ("open", "half_open"):
+        await ledger.remark("breaker_changed", {"breaker": "engine", "to": state})
+    await ledger.close()
+    assert verify_file(path, key).fault is None
+    assert [(event.call_id, event.kind) for event in events(path, after=1)] == [("", "breaker_changed")] * 2
+    body = "UPDATE events SET body = ? WHERE kind = 'breaker_changed'"
+    tamper(path, (body, ('{"breaker":"engine","to":"closed"}',)))
+    assert "does not follow" in verify_file(path, key).fault
+
+
+async def test_a_remark_that_is_removed_is_missed(tmp_path):
+    path, key = tmp_path / "ledger.db", load_or_create_key(tmp_path / "key")
+    ledger = SqliteLedger.open(path, key)
+    await ledger.remark("breaker_changed", {"breaker": "engine"})
+    await ledger.refuse(refusal())
+    await ledger.close()
+    tamper(path, ("DELETE FROM events WHERE kind = 'breaker_changed'", ()))
+    assert "is missing" in verify_file(path, key).fault

@@ -298,3 +298,15 @@ def test_leases_that_were_not_revoked_are_listed(transaction):
     entries.note(transaction, first, "secret_revoked", {"lease_id": "L2"})
     entries.note(transaction, second, "secret_revoked", {"lease_id": "L3"})
     assert entries.settle(transaction, "alive") == []
+
+
+def test_a_remark_is_an_event_of_no_call(transaction):
+    entries.remark(transaction, "breaker_changed", {"breaker": "engine"})
+    assert events(transaction, "") == [("breaker_changed", {"breaker": "engine"})]
+    assert entries.settle(transaction, "another") == []
+
+
+@pytest.mark.parametrize("kind", ["genesis", "outcome", "refused", "secret_leased", "secret_revoked"])
+def test_a_remark_cannot_pass_for_something_else(transaction, kind):
+    with pytest.raises(ValueError, match="not for remarks"):
+        entries.remark(transaction, kind, {"row": "x", "lease_id": "L1"})

@@ -265,3 +265,11 @@ async def test_a_digest_is_keyed(tmp_path, ledger):
     assert ledger.digest(b"x") == ledger.digest(b"x") != other.digest(b"x")
     assert len(ledger.digest(b"x")) == 64
     await other.close()
+
+
+async def test_a_remark_is_durable_and_one_that_cannot_be_written_says_so(path, ledger):
+    await ledger.remark("breaker_changed", {"breaker": "engine"})
+    assert [event.kind for event in events(path)] == ["genesis", "breaker_changed"]
+    path.chmod(0o644)
+    assert await reason(ledger.remark("breaker_changed", {})) is Reason.AUDIT_UNAVAILABLE
+    path.chmod(0o600)
