@@ -14,17 +14,21 @@ from functools import partial
 from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.authorize import Administration
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.admission.loops import LoopGuard
+from callgate_server.admission.stops import StopList
+from callgate_server.admission.tasks import LiveTasks, TaskCredentials
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas
+from callgate_server.backends.json_schema import CompiledSchemas, compiled
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
-from callgate_server.config import Settings, deployed_catalog
+from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
@@ -32,8 +36,10 @@ from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.execution.trial import ForkTrial
 from callgate_server.ledger.store import OpenLease
+from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import hour_of
 from callgate_server.parts import (
     Edges,
     Endpoints,
@@ -50,6 +56,8 @@ from callgate_server.parts import (
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
 from callgate_server.secrets.broker import Broker
+from callgate_server.stops import Stops
+from callgate_server.tasks import Tasks
 from callgate_server.transports.gate import Gate, Readiness
 
 # How long calls may take to end after the grace of a drain, before the process goes anyway.
@@ -60,6 +68,7 @@ TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
 EXPIRY_EVERY_S: Final = 60.0
 SPOOL_EVERY_S: Final = 1.0
+TASKS_EVERY_S: Final = 5.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
 DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # Without these the gateway cannot serve any call; others fail only the calls that need them.
@@ -91,13 +100,18 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     options = docker_options(settings, catalog)
     rules = lane_rules(settings.execution, catalog, options)
     schemas = CompiledSchemas.of(catalog)
-    authentication = Authentication(
-        *authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {})
-    )
+    known = authenticators(settings.auth, purpose)
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     out = None if settings.egress is None else egress_gate(settings.egress, telemetry)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
+        limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule))
+        authentication = Authentication(
+            *known,
+            TaskCredentials(limits.tasks, ledger.digest),
+            on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
+        )
+        administration = Administration(policy, ledger.remark)
         store = secret_store(settings.secrets)
         docker = DockerBackend(options)
         held.push_async_callback(docker.close)
@@ -122,6 +136,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             schemas=schemas,
             policy=policy,
             concurrency=Concurrency(ceilings(settings)),
+            limits=limits,
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
             attempts=Attempts(schemas, policy, ledger, Broker(store), sandboxes, telemetry, out),
@@ -129,6 +144,19 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             duplicates=duplicates,
             watch=telemetry,
         )
+        stops = Stops(authentication, administration, ledger.register, limits.stops, running)
+        tasks = Tasks(
+            authentication,
+            catalog,
+            ledger.register,
+            limits.tasks,
+            limits.stops,
+            limits.budgets,
+            compiled,
+            ledger.digest,
+            settings.limits.tasks_per_agent,
+        )
+        await _remember(ledger, limits, tasks, stops, telemetry)
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
         rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
@@ -138,12 +166,15 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
         rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
+        rounds.carry("tasks", tasks.expire, pause_s=TASKS_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         gate = Gate(
             calls=pipeline,
-            queries=Queries(authentication, catalog, policy, ledger, running),
+            queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
+            tasks=tasks,
+            stops=stops,
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
@@ -253,6 +284,14 @@ async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: Sandbo
         await _reap(sandboxes, telemetry)
     except CallError as error:
         telemetry.warning("containers of an earlier life are not removed yet", detail=error.message)
+
+
+async def _remember(ledger: SqliteLedger, limits: Limits, tasks: Tasks, stops: Stops, telemetry: Telemetry) -> None:
+    """Take over what bounds calls from earlier lives: a restart frees nobody."""
+    await stops.load()
+    for task_id in await tasks.load():
+        telemetry.warning("the grant of a task cannot be used any more; its credential is refused", task=task_id)
+    limits.load(await ledger.register.spending(hour_of(_utc_now()) - MAX_WINDOW_H))
 
 
 async def _give_back(lease: OpenLease, ledger: SqliteLedger, store: OpenBao | None, telemetry: Telemetry) -> None:

@@ -1,7 +1,7 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → validate → authorise → duplicate? → limits → claim + intent → lease secrets → acquire sandbox
-→ run under deadline → check, redact, sanitise → outcome → answer.
+authenticate → stopped? → validate → grant → authorise → duplicate? → limits → claim + intent → lease secrets
+→ acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
 before the look at an idempotency key (a revoked caller must not read old answers), that before limits (a stored
@@ -10,7 +10,7 @@ destroying the sandbox happen whatever comes, and the answer does not wait for t
 """
 
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from callgate_server.admission.authenticate import Authentication
@@ -22,6 +22,7 @@ from callgate_server.duplicates import Duplicates
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.ledger.store import Completion, Ledger, StoredCall
 from callgate_server.ledger.turns import Turns
+from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, to_document
 from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog
@@ -39,6 +40,7 @@ class Pipeline:
     schemas: Schemas
     policy: Policy
     concurrency: Concurrency
+    limits: Limits
     deadlines: DeadlineRule
     ledger: Ledger
     attempts: Attempts
@@ -59,7 +61,7 @@ class Pipeline:
         try:
             with ticket.phases.measure("admission"):
                 call = self._admit(ticket)
-            running = self.running.spawn(ticket.id, partial(self._carry, call=call))
+            running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
             raise await self._refused(ticket, refusal) from None
         await running.started()
@@ -67,8 +69,10 @@ class Pipeline:
 
     def _admit(self, ticket: Ticket) -> Admitted:
         """Validate and authorise."""
+        self.limits.admit(ticket)
         ticket.tool = tool = find_tool(self.catalog, ticket.request.tool)
         ticket.arguments, arguments_json = check_arguments(self.schemas, tool, ticket.request.arguments_json)
+        self.limits.confine(ticket)
         ticket.verdict = verdict = self.policy.decide(ticket.caller, tool, ticket.arguments)
         refuse_unless_allowed(verdict)
         deadline = self.deadlines.deadline(ticket.received_s, ticket.request.deadline_ms, tool.manifest.limits.wall_s)
@@ -93,7 +97,8 @@ class Pipeline:
                 holder = await self.duplicates.holder(call)
                 if holder is None:
                     place.enter_context(self.concurrency.slot(call.ticket.caller))
-                    holder = await self.ledger.claim(call.intent(self.ledger.digest))
+                    charges = place.enter_context(self.limits.place(call))
+                    holder = await self.ledger.claim(replace(call.intent(self.ledger.digest), charges=charges))
                 return holder
 
     async def _run(self, running: Running, call: Admitted) -> None:
@@ -114,7 +119,9 @@ class Pipeline:
         document = to_document(answer)
         try:
             with call.ticket.phases.measure("record"):
-                await self.ledger.complete(call.completion(answer, encode(document)))
+                await self.ledger.complete(
+                    self.limits.ended(call, call.completion(answer, encode(document)), answer.usage)
+                )
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)
@@ -128,7 +135,7 @@ class Pipeline:
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
             with call.ticket.phases.measure("record"):
-                await self.ledger.complete(end)
+                await self.ledger.complete(self.limits.ended(call, end, None))
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded

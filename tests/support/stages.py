@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 
 from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.authorize import Operation
+from callgate_server.admission.bounds import BoundTable
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.admission.loops import LoopGuard, LoopRule
+from callgate_server.admission.stops import StopList
+from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.egress import EgressTerms, Outlet
@@ -20,6 +25,7 @@ from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
 from callgate_server.ledger.claims import holds_key, may_run_again
 from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
+from callgate_server.limits import Limits
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
@@ -92,6 +98,10 @@ class Rulings:
         self.journal.append(f"consent:{ask.host}")
         return Verdict(self.ruling, ("p2",), "v1")
 
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        self.journal.append(f"administer:{operation}")
+        return Verdict(self.ruling, ("p3",), "v1")
+
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         return self.ruling in (Ruling.ALLOW, Ruling.NEEDS_APPROVAL)
 
@@ -107,6 +117,7 @@ class MemoryLedger:
     noted: list[tuple[str, Mapping[str, Json]]] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     completions: list[Completion] = field(default_factory=list)
+    intents: list[Intent] = field(default_factory=list)
 
     def _write(self, what: str) -> None:
         if what in self.failing:
@@ -132,6 +143,7 @@ class MemoryLedger:
                 return holder
             self.keys[key] = intent.call_id
         self._write("claim")
+        self.intents.append(intent)
         self.rows[intent.call_id] = StoredCall(
             intent.call_id, intent.caller, intent.tool, intent.version, State.RUNNING, intent.arguments_digest, None,
             "", intent.policies, intent.received_at, None, None,
@@ -358,7 +370,15 @@ class Seen:
 class World:
     """A pipeline and all it stands on. Use as an async context manager."""
 
-    def __init__(self, *tools: Tool, calls: int = 8, waiting: int = 64, max_s: float = 60) -> None:
+    def __init__(
+        self,
+        *tools: Tool,
+        calls: int = 8,
+        waiting: int = 64,
+        max_s: float = 60,
+        bounds: BoundTable = BoundTable(),  # noqa: B008  # it is frozen
+        loop: LoopRule | None = None,
+    ) -> None:
         self.journal: list[str] = []
         self.policy = Rulings(self.journal)
         self.ledger = MemoryLedger(self.journal)
@@ -368,6 +388,7 @@ class World:
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
+        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop))
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
         self.pipeline = Pipeline(
             authentication=Authentication(Tokens()),
@@ -375,6 +396,7 @@ class World:
             schemas=schemas,
             policy=self.policy,
             concurrency=Concurrency(Ceilings(calls, calls)),
+            limits=self.limits,
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
             attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
+from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 
 _T = TypeVar("_T")
@@ -59,8 +60,9 @@ Event = Accepted | OutputChunk | Answered | Failed
 class Running:
     """One call in progress, or just ended."""
 
-    def __init__(self, call_id: str) -> None:
+    def __init__(self, call_id: str, *, owner: Caller | None = None) -> None:
         self.call_id = call_id
+        self.owner = owner
         # What a client may ask for: another call's id where this one only waits for that.
         self.claimed_id = call_id
         self.cancelled = asyncio.Event()
@@ -159,7 +161,17 @@ class RunningCalls:
     def get(self, call_id: str) -> Running | None:
         return self._by_id.get(call_id)
 
-    def spawn(self, call_id: str, carry: Callable[[Running], Awaitable[None]]) -> Running:
+    def of(self, tenant: str, agent: str = "") -> list[Running]:
+        """The calls of an agent, or without one of a whole tenant."""
+        return [
+            running
+            for running in self._by_id.values()
+            if running.owner is not None and running.owner.tenant == tenant and agent in ("", running.owner.agent)
+        ]
+
+    def spawn(
+        self, call_id: str, carry: Callable[[Running], Awaitable[None]], *, owner: Caller | None = None
+    ) -> Running:
         """Start `carry` as a task of its own that outlives the handler which asked for it.
 
         Raises:
@@ -167,7 +179,7 @@ class RunningCalls:
         """
         if self.draining:
             raise CallError(Reason.DRAINING, "The gateway is shutting down; ask another one.", retry_after_ms=2000)
-        running = Running(call_id)
+        running = Running(call_id, owner=owner)
         self._by_id[call_id] = running
         self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
         return running

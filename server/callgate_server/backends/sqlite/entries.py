@@ -21,6 +21,7 @@ from callgate_server.backends.sqlite.rows import (
     read_open,
     timestamp,
 )
+from callgate_server.backends.sqlite.spending import charge
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
 from callgate_server.ledger.claims import holds_key, may_run_again
@@ -33,6 +34,8 @@ from callgate_server.model.strict_json import Json, decode
 # Kinds of event that carry a fingerprint; a note has any other name.
 OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled", "retried", "expired"})
 GENESIS: Final = "genesis"
+# Kinds that bind a row of `register.py`.
+OF_REGISTER: Final = frozenset({"task_created", "task_ended", "stopped", "resumed"})
 # Whom an event belongs to that belongs to no call.
 NO_CALL: Final = ""
 # What is looked for by its call.
@@ -91,6 +94,7 @@ def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot
         "transport": intent.transport,
     }
     insert(transaction.connection, row, _append(transaction, "intent", row, _who(row) | body | again))
+    charge(transaction.connection, intent.charges)
     return None
 
 
@@ -113,7 +117,7 @@ def remark(transaction: Transaction, kind: str, body: dict[str, Json]) -> None:
     Raises:
         ValueError: events of this kind belong to one, or begin the record.
     """
-    if kind in OF_STATE or kind in _OF_CALLS or kind == GENESIS:
+    if kind in OF_STATE or kind in OF_REGISTER or kind in _OF_CALLS or kind == GENESIS:
         raise ValueError("this kind of event is not for remarks")
     transaction.append(NO_CALL, kind, body)
 
@@ -152,6 +156,7 @@ def complete(transaction: Transaction, completion: Completion) -> None:
     end: dict[str, Json] = {"sandbox": completion.sandbox}
     reason, answer = completion.reason, completion.answer_json
     _end(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
+    charge(transaction.connection, completion.charges)
 
 
 def complete_late(transaction: Transaction, completion: Completion) -> None:
