@@ -14,11 +14,12 @@ from functools import partial
 from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
-from callgate_server.admission.authorize import Administration
+from callgate_server.admission.authorize import Administration, is_administrator
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.admission.loops import LoopGuard
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks, TaskCredentials
+from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
@@ -29,12 +30,14 @@ from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
 from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
+from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.execution.trial import ForkTrial
+from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
 from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
@@ -47,8 +50,10 @@ from callgate_server.parts import (
     ceilings,
     docker_options,
     egress_gate,
+    kept_queue,
     lane_readings,
     lane_rules,
+    patience,
     pool_readings,
     secret_store,
     warm_pool,
@@ -142,6 +147,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             attempts=Attempts(schemas, policy, ledger, Broker(store), sandboxes, telemetry, out),
             running=running,
             duplicates=duplicates,
+            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
             watch=telemetry,
         )
         stops = Stops(authentication, administration, ledger.register, limits.stops, running)
@@ -170,9 +176,12 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
+        resumed = await pipeline.resume()
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
+            approvals=Approvals(authentication, catalog, ledger, running),
+            dead_letters=DeadLetters(authentication, ledger, partial(is_administrator, policy), pipeline.redrive),
             tasks=tasks,
             stops=stops,
             ready=health.readiness,
@@ -183,7 +192,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         edges = Edges(settings, gate)
         held.push_async_callback(edges.close)
         endpoints = await edges.open()
-        telemetry.info("serving", http=endpoints.http, grpc=endpoints.grpc, policy=policy.live.version)
+        telemetry.info("serving", http=endpoints.http, grpc=endpoints.grpc, policy=policy.live.version, resumed=resumed)
         yield Gateway(endpoints, catalog, running)
         edges.refuse()
         telemetry.info("draining", running=len(running))

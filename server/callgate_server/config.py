@@ -438,6 +438,21 @@ class LimitSettings(_Strict):
         return None if self.loop is None else LoopRule(self.loop.failures, self.loop.within_s)
 
 
+class QueueSettings(_Strict):
+    """Calls that the gateway carries on by itself: asynchronous ones, and those that wait for an approval.
+
+    `running` of them run at once, beside the calls that somebody waits for; `waiting` are kept, of which one tenant may
+    have its share. `turn_s` and `approval_s` are how long they wait.
+    """
+
+    running: Annotated[int, Field(ge=1, le=1024)] = 8
+    running_per_tenant: Annotated[int, Field(ge=1, le=1024)] = 8
+    waiting: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    waiting_per_tenant: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    turn_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3600.0
+    approval_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 86_400.0
+
+
 class Log(_Strict):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -456,6 +471,7 @@ class Settings(_Strict):
     tools: dict[str, ToolSettings] = {}
     ledger: LedgerSettings
     limits: LimitSettings = LimitSettings()
+    queue: QueueSettings = QueueSettings()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ class Limits:
         """
         self._refuse_loop(call)
         bounds = self._bounds(call)
-        with self.shares.hold([(scope, found.concurrent) for scope, found in bounds if found.concurrent is not None]):
+        with self.shares.hold(_places(call, bounds)):
             budgets, needed = _budgets(bounds), _reservation(call)
             short = self.budgets.reserve(budgets, needed, hour_of(call.ticket.received_at))
             if short is not None:
@@ -170,6 +170,13 @@ class Limits:
 
 def _budgets(bounds: list[tuple[Scope, Bounds]]) -> list[tuple[Scope, Budget]]:
     return [(scope, found.budget) for scope, found in bounds if found.budget is not None]
+
+
+def _places(call: Admitted, bounds: list[tuple[Scope, Bounds]]) -> list[tuple[Scope, int]]:
+    """The places that it needs. A call that is kept waits for days, perhaps, and its queue has bounds of its own."""
+    if call.is_kept:
+        return []
+    return [(scope, found.concurrent) for scope, found in bounds if found.concurrent is not None]
 
 
 def _reservation(call: Admitted) -> Amounts:

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from callgate_server.admission.authenticate import Authenticator
 from callgate_server.admission.limits import Ceilings
+from callgate_server.admission.queue import Queue, QueueRules
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.docker.backend import DockerBackend
@@ -28,6 +29,7 @@ from callgate_server.config import (
     Grpc,
     Http,
     Jwt,
+    QueueSettings,
     SecretStoreSettings,
     Settings,
     Tls,
@@ -37,6 +39,7 @@ from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.pool import WarmPool
 from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.sandbox import Shape
+from callgate_server.kept import Patience
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError
 from callgate_server.result.redact import Redactor
@@ -205,6 +208,14 @@ def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOp
         starts=execution.starts,
         waiting=settings.waiting,
     )
+
+
+def kept_queue(queue: QueueSettings) -> Queue:
+    return Queue(QueueRules(queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant))
+
+
+def patience(queue: QueueSettings) -> Patience:
+    return Patience(queue.turn_s, queue.approval_s)
 
 
 def ceilings(settings: Settings) -> Ceilings:

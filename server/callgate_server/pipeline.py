@@ -1,7 +1,7 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → stopped? → validate → grant → authorise → duplicate? → limits → claim + intent → lease secrets
-→ acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
+authenticate → stopped? → validate → grant → authorise → duplicate? → limits → claim + intent → (approval? → turn →)
+lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
 before the look at an idempotency key (a revoked caller must not read old answers), that before limits (a stored
@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from callgate_server.admission.authenticate import Authentication
-from callgate_server.admission.authorize import Policy, refuse_unless_allowed
+from callgate_server.admission.authorize import Policy, refuse_unless_allowed, refuse_unless_still_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
-from callgate_server.ledger.store import Completion, Ledger, StoredCall
+from callgate_server.kept import KeptCalls, kept_now, request_of
+from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, to_document
@@ -30,7 +31,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import encode
 from callgate_server.observe.watch import Watch
-from callgate_server.ticket import Admitted, Ticket
+from callgate_server.ticket import Admitted, Redrive, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,37 @@ class Pipeline:
     attempts: Attempts
     running: RunningCalls
     duplicates: Duplicates
+    kept: KeptCalls
     watch: Watch
     turns: Turns = field(default_factory=Turns)
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
-        """Take one call as far as its claim and return it, running by itself or already answered.
+        """Take one call as far as its claim and return it: running by itself, waiting, or already answered.
 
         Raises:
             CallError: the call is refused. The refusal is recorded, except that of an unknown caller, which
                 is only counted: who has no credential must not be able to fill the record.
         """
         caller = await self.authentication.identify(token)
-        ticket = Ticket(caller, request)
+        return await self._started(Ticket(caller, request))
+
+    async def redrive(self, dead: StoredCall, by: str) -> Running:
+        """Make a new call of a dead letter, for the same caller, as policy and its tool are now.
+
+        Raises:
+            CallError: it is refused, and stays a dead letter.
+        """
+        parcel = await self.ledger.parcel(dead.call_id)
+        if parcel is None:
+            raise CallError(Reason.NOT_POSSIBLE, "The arguments of this call are not kept; only its caller has them.")
+        ticket = Ticket(dead.caller, request_of(dead, parcel), redrive=Redrive(dead.call_id, by, parcel.known_as))
+        return await self._started(ticket)
+
+    async def resume(self) -> int:
+        """Go on with the calls that waited when an earlier life of the gateway ended; return how many that are."""
+        return await self.kept.resume(self.running, self._readmit, self._run)
+
+    async def _started(self, ticket: Ticket) -> Running:
         try:
             with ticket.phases.measure("admission"):
                 call = self._admit(ticket)
@@ -76,29 +96,54 @@ class Pipeline:
         ticket.verdict = verdict = self.policy.decide(ticket.caller, tool, ticket.arguments)
         refuse_unless_allowed(verdict)
         deadline = self.deadlines.deadline(ticket.received_s, ticket.request.deadline_ms, tool.manifest.limits.wall_s)
-        return Admitted(ticket, tool, verdict, arguments_json, self.ledger.digest(arguments_json), deadline)
+        known_as = ticket.redrive.known_as if ticket.redrive else None
+        digest = self.ledger.digest(arguments_json)
+        return Admitted(ticket, tool, verdict, arguments_json, digest, deadline, known_as=known_as)
+
+    async def _readmit(self, kept: StoredCall, parcel: Parcel) -> Admitted:
+        """Judge a call again whose turn has come, and move it to `running`.
+
+        Raises:
+            CallError: policy allows it no longer, its tool is another by now, or it cannot be recorded.
+        """
+        ticket = Ticket(kept.caller, request_of(kept, parcel), id=kept.call_id, received_at=kept.received_at)
+        call = replace(self._admit(ticket), known_as=parcel.known_as)
+        refuse_unless_still_allowed(call.verdict, kept.approval)
+        if kept.approval is not None and call.tool.digest != parcel.tool_digest:
+            raise CallError(
+                Reason.APPROVAL_VOID, "The tool is another than the one that was approved; make a new call."
+            )
+        await self.ledger.begin(call.beginning())
+        return call
 
     async def _carry(self, running: Running, *, call: Admitted) -> None:
         """Carry an admitted call to its end: a run, the answer of the call that holds its key, or a refusal."""
         try:
             with ExitStack() as place:
-                holder = await self._claim(call, place)
+                keeping = self.kept.keeping(call) if call.is_kept else None
+                holder = await self._claim(call, keeping, place)
                 if holder is None:
                     running.accept()
-                    return await self._run(running, call)
+                    if keeping is None:
+                        return await self._run(running, call)
+                    return await self.kept.carry(running, kept_now(call, keeping), self._readmit, self._run)
             running.answer(await self.duplicates.answer(running, call, holder))
         except CallError as refusal:
             running.fail(await self._refused(call.ticket, refusal))
 
-    async def _claim(self, call: Admitted, place: ExitStack) -> StoredCall | None:
+    async def _claim(self, call: Admitted, keeping: Keeping | None, place: ExitStack) -> StoredCall | None:
         """Take a place and claim the call, or return the call that holds its key."""
         with call.ticket.phases.measure("ledger"):
             async with self.turns.of(call.key):
                 holder = await self.duplicates.holder(call)
                 if holder is None:
-                    place.enter_context(self.concurrency.slot(call.ticket.caller))
+                    caller = call.ticket.caller
+                    place.enter_context(
+                        self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
+                    )
                     charges = place.enter_context(self.limits.place(call))
-                    holder = await self.ledger.claim(replace(call.intent(self.ledger.digest), charges=charges))
+                    intent = replace(call.intent(self.ledger.digest), charges=charges)
+                    holder = await self.ledger.claim(intent, keeping)
                 return holder
 
     async def _run(self, running: Running, call: Admitted) -> None:

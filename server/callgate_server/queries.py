@@ -7,18 +7,20 @@ stopped agent wants to know what became of its calls.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.admission.validate import find_tool, unknown_tool
-from callgate_server.execution.running import RunningCalls
+from callgate_server.execution.running import Running, RunningCalls
 from callgate_server.ledger.store import Ledger, StoredCall
 from callgate_server.model.answer import Failure, failure_document, from_stored
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import FINISHED
 from callgate_server.model.task import is_task_of_ours
 
 MAX_LISTED = 200
@@ -81,6 +83,17 @@ class Queries:
             await running.finished.wait()
         return await self.call(token, call_id)
 
+    async def follow(self, token: str | None, call_id: str, after: int) -> Running:
+        """One call of this caller, to follow its events; of a call that has ended there is the last one.
+
+        Raises:
+            CallError: `unknown_call`.
+        """
+        caller = await self.authentication.identify(token)
+        stored = await self._own(caller, call_id)
+        running = self.running.get(call_id)
+        return running if running is not None else _ended(stored, after)
+
     async def identify(self, token: str | None) -> Caller:
         """Who this credential belongs to; for pages that any caller may read.
 
@@ -104,6 +117,19 @@ class Queries:
 def _is_by(caller: Caller, stored: StoredCall) -> bool:
     within = not is_task_of_ours(caller.task) or stored.caller.task == caller.task
     return within and (stored.caller.tenant, stored.caller.agent) == (caller.tenant, caller.agent)
+
+
+def _ended(stored: StoredCall, after: int) -> Running:
+    """Return a call that nobody carries any more as one whose last event has just come."""
+    ended = Running(stored.call_id, max(0, after + 1))
+    if stored.answer_json is not None:
+        ended.answer(from_stored(stored.answer_json))
+    elif stored.reason is not None:
+        ended.fail(CallError(stored.reason, stored.message, policies=stored.policies, call_id=stored.call_id))
+    else:
+        text = "Its answer is not kept any more." if stored.state in FINISHED else "Nobody carries it now; ask again."
+        ended.fail(CallError(Reason.NOT_POSSIBLE, f"The call is {stored.state}. {text}", call_id=stored.call_id))
+    return ended
 
 
 def _tool_document(tool: Tool) -> dict[str, Any]:
@@ -131,6 +157,21 @@ def call_document(stored: StoredCall) -> dict[str, Any]:
         "state": stored.state.value,
         "error": None if failure is None else failure_document(failure),
         "received_at": stored.received_at.isoformat(),
-        "finished_at": None if stored.finished_at is None else stored.finished_at.isoformat(),
+        "finished_at": moment(stored.finished_at),
         "policies": list(stored.policies),
+        "approval": _approval_of(stored),
+        "task": stored.caller.task,
+        "attempt": stored.attempt,
+        "follows": stored.follows,
     }
+
+
+def _approval_of(stored: StoredCall) -> dict[str, Any] | None:
+    """What a caller learns of the approval of its call."""
+    if stored.approval is None:
+        return None
+    return {"group": stored.approval, "expires_at": moment(stored.expires_at), "decided_by": stored.decided_by}
+
+
+def moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()

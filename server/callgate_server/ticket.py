@@ -19,7 +19,7 @@ from callgate_server.execution.egress import (
 from callgate_server.execution.egress_rules import is_seen
 from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
-from callgate_server.ledger.store import Completion, Intent, Refusal
+from callgate_server.ledger.store import Beginning, Completion, Intent, Parcel, Refusal
 from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo
 from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.catalog import Tool
@@ -29,13 +29,22 @@ from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
 from callgate_server.model.run import CallNames, DeliveredSecret, EgressWire, Job
 from callgate_server.model.strict_json import Json, encode
-from callgate_server.model.verdict import Verdict
+from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.observe.phases import Phases
 from callgate_server.result.conclude import new_nonce
 
 Digest = Callable[[bytes], str]
 # Connections that one call may have at the same time.
 EGRESS_AT_ONCE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """The dead letter that a call is made of, who asked for that, and what the tool knows both by."""
+
+    call_id: str
+    by: str
+    known_as: str
 
 
 @dataclass(slots=True)
@@ -47,6 +56,8 @@ class Ticket:
     id: str = field(default_factory=new_call_id)
     received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     received_s: float = field(default_factory=time.monotonic)
+    # The same instant as `received_s`, which is later than the receipt for a call that was kept.
+    counted_from: datetime = field(default_factory=lambda: datetime.now(UTC))
     phases: Phases = field(default_factory=Phases)
     tool: Tool | None = None
     arguments: dict[str, Json] = field(default_factory=dict)
@@ -54,6 +65,7 @@ class Ticket:
     # The backend's own name for the sandbox that the call got.
     sandbox: str = ""
     queue_ms: float = 0.0
+    redrive: Redrive | None = None
 
     @property
     def tool_name(self) -> str:
@@ -95,6 +107,8 @@ class Admitted:
     arguments_digest: str
     deadline: Deadline
     decision_id: str = field(default_factory=new_call_id)
+    # What its tool knows the call by, where an earlier attempt of it has settled that.
+    known_as: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str] | None:
@@ -104,12 +118,35 @@ class Admitted:
 
     @property
     def deadline_at(self) -> datetime:
-        return self.ticket.received_at + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
+        return self.ticket.counted_from + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
 
     def names(self, digest: Digest) -> CallNames:
         """What its tool may know it by: what the caller repeats with a key has one key of ours, else each its own."""
+        if self.known_as is not None:
+            return CallNames(self.ticket.id, self.known_as)
         same: list[Json] = [self.ticket.id] if self.key is None else [*self.key, self.arguments_digest]
         return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32])
+
+    @property
+    def approval(self) -> str | None:
+        """The group that has to approve the call, if policy wants that."""
+        return self.verdict.group if self.verdict.ruling is Ruling.NEEDS_APPROVAL else None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it does not run at once, so that the gateway has to keep what it needs."""
+        return self.ticket.request.asynchronous or self.approval is not None
+
+    def parcel(self, digest: Digest) -> Parcel:
+        """What has to be kept of it."""
+        request = self.ticket.request
+        known_as = self.names(digest).idempotency_key
+        return Parcel(self.arguments_json, self.tool.digest, known_as, request.deadline_ms, request.purpose)
+
+    def beginning(self) -> Beginning:
+        """What decided that the call may begin now, after it was kept."""
+        verdict = self.verdict
+        return Beginning(self.ticket.id, self.decision_id, verdict.policies, verdict.policy_version, self.deadline_at)
 
     @property
     def tool_arguments_json(self) -> bytes:

@@ -129,6 +129,9 @@ class Played:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     ready: bool = True
 
+    def __post_init__(self) -> None:
+        self.asked, self.dead = Asked(self), Dead(self)
+
     async def start(self, token: str | None, request: CallRequest) -> Running:
         await self.identify(token)
         self.requests.append(request)
@@ -139,7 +142,7 @@ class Played:
             raise REFUSALS[request.tool]
         if request.tool == "demo.broken":
             raise RuntimeError(f"the database says {CANARY}")
-        if request.tool not in ("text.echo", "text.noisy", "text.large", "demo.wait", "demo.late"):
+        if request.tool not in ("text.echo", "text.noisy", "text.large", "demo.wait", "demo.late", "demo.asked"):
             raise CallError(Reason.UNKNOWN_TOOL, "No such tool.")
         if not isinstance(_arguments(request.arguments_json), dict):
             raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
@@ -163,6 +166,11 @@ class Played:
             case "text.large":
                 document = answer(running.call_id, "text.large", result="a" * LARGE)
             case "demo.wait":
+                document = await self._wait(running)
+            case "demo.asked":
+                at = datetime(2026, 3, 4, 5, 6, 7, 89, UTC)
+                running.wait_for(State.AWAITING_APPROVAL, "finance", at)
+                await running.decided.wait()
                 document = await self._wait(running)
             case _:
                 document = answer(running.call_id, result=decode(request.arguments_json))
@@ -210,6 +218,10 @@ class Played:
         await self.identify(token)
         return [summary(running.call_id) for running in reversed(self.calls_seen)][:limit]
 
+    async def follow(self, token: str | None, call_id: str, after: int) -> Running:
+        await self.call(token, call_id)
+        return next(running for running in self.calls_seen if running.call_id == call_id)
+
     async def cancel(self, token: str | None, call_id: str) -> dict[str, Any]:
         await self.call(token, call_id)
         running = self.running.get(call_id)
@@ -231,7 +243,118 @@ def summary(call_id: str, *, failed: bool = False) -> dict[str, Any]:
         "received_at": at.isoformat(),
         "finished_at": at.isoformat() if failed else None,
         "policies": ["p1"],
+        "approval": {"group": "finance", "expires_at": at.isoformat(), "decided_by": None},
+        "task": None,
+        "attempt": 1,
+        "follows": None,
     }
+
+
+DIGEST = "ab" * 32
+
+
+def approval(call_id: str, **changes: Any) -> dict[str, Any]:
+    """A call that needs an approval, as its approvers see it."""
+    at = datetime(2026, 3, 4, 5, 6, 7, 89, UTC).isoformat()
+    return {
+        "call_id": call_id,
+        "tool": "pay.send",
+        "version": "1.0.0",
+        "summary": "Send money.",
+        "effect": "unsafe",
+        "tenant": "acme",
+        "agent": "bot",
+        "task": None,
+        "group": "finance",
+        "policies": ["p1"],
+        "purpose": "An invoice is due.",
+        "arguments": {"amount": 2**53 + 1},
+        "digest": DIGEST,
+        "state": "waiting",
+        "requested_at": at,
+        "expires_at": at,
+        "decided_at": None,
+        "decided_by": None,
+    } | changes
+
+
+def dead_letter(call_id: str) -> dict[str, Any]:
+    """A call that failed for good, in its public shape."""
+    at = datetime(2026, 3, 4, 5, 6, 7, 89, UTC).isoformat()
+    return {
+        "call_id": call_id,
+        "tool": "demo.wait",
+        "version": "1.0.0",
+        "tenant": "acme",
+        "agent": "bot",
+        "task": None,
+        "state": "failed",
+        "error": failure_document(Failure(Reason.TOOL_FAILED, "It failed.")),
+        "effect": "read",
+        "received_at": at,
+        "finished_at": at,
+        "attempts": [{"attempt": 1, "at": at, "state": "failed", "reason": "tool_failed"}],
+        "redrivable": True,
+        "follows": None,
+    }
+
+
+@dataclass
+class Kept:
+    """What is asked and decided about calls that go on by themselves: `a1` asks for an approval, `d1` is dead."""
+
+    played: "Played"
+    decisions: list[bool] = field(default_factory=list)
+    settled: list[bool] = field(default_factory=list)
+    buried: list[str] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+
+    async def _known(self, token: str | None, call_id: str, known: str) -> None:
+        await self.played.identify(token)
+        if call_id != known:
+            raise CallError(Reason.UNKNOWN_CALL, "No such call.")
+
+
+class Asked(Kept):
+    async def list(self, token: str | None) -> list[dict[str, Any]]:
+        await self._known(token, "a1", "a1")
+        return [approval("a1", arguments=None, purpose=None, digest="")]
+
+    async def show(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self._known(token, call_id, "a1")
+        return approval(call_id)
+
+    async def decide(self, token: str | None, call_id: str, digest: str, *, approve: bool) -> dict[str, Any]:
+        await self._known(token, call_id, "a1")
+        if digest != DIGEST:
+            raise CallError(Reason.APPROVAL_VOID, "Another digest.")
+        self.decisions.append(approve)
+        return approval(call_id, state="approved" if approve else "denied", decided_by="acme/boss")
+
+
+class Dead(Kept):
+    async def list(self, token: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
+        await self._known(token, "d1", "d1")
+        self.limits.append(limit)
+        return [dead_letter("d1")], 7
+
+    async def show(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self._known(token, call_id, "d1")
+        return dead_letter(call_id)
+
+    async def redrive(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self._known(token, call_id, "d1")
+        return summary("d2") | {"follows": call_id}
+
+    async def discard(self, token: str | None, call_id: str) -> dict[str, Any]:
+        await self._known(token, call_id, "d1")
+        self.buried.append(call_id)
+        return summary(call_id, failed=True)
+
+    async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]:
+        await self._known(token, call_id, "d1")
+        self.settled.append(happened)
+        return summary(call_id, failed=not happened)
 
 
 def _arguments(document: bytes) -> Any:
@@ -274,12 +397,14 @@ async def edge(limits: TransportLimits | None = None) -> AsyncIterator[Edge]:
             handled.set()
 
         gate = Gate(
-            played,
-            played,
-            ready,
-            lambda: b"# HELP callgate_calls Calls\n",
-            lambda error_id, error: unexpected.append((error_id, error)),
-            note,
+            calls=played,
+            queries=played,
+            approvals=played.asked,
+            dead_letters=played.dead,
+            ready=ready,
+            metrics=lambda: b"# HELP callgate_calls Calls\n",
+            unexpected=lambda error_id, error: unexpected.append((error_id, error)),
+            accessed=note,
         )
         try:
             yield Edge(played, gate, limits or TransportLimits(), unexpected, accessed, handled)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from callgate_server.ledger.store import Completion, Intent, Refusal
+from callgate_server.ledger.store import Beginning, Completion, Intent, Keeping, Parcel, Refusal
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import Reason
 from callgate_server.model.identifiers import new_call_id
@@ -54,3 +54,19 @@ def success(call_id: str, answer: bytes = ANSWER) -> Completion:
 
 def never_started(call_id: str) -> Completion:
     return Completion(call_id, State.FAILED, Reason.SANDBOX_UNAVAILABLE, "No sandbox.", None)
+
+
+PARCEL = Parcel(b'{"x":1}', "sha256:tool", "known", 5000, "An invoice is due.")
+
+
+def keeping(approval: str | None = None, **changes: object) -> Keeping:
+    expires_at = changes.pop("expires_at", datetime.now(UTC) + timedelta(hours=1))
+    return Keeping(PARCEL, 5, expires_at, approval, **changes)  # type: ignore[arg-type]
+
+
+def beginning(call_id: str) -> Beginning:
+    return Beginning(call_id, "decision-2", ("p3",), "v2", datetime.now(UTC) + timedelta(seconds=5))
+
+
+def failure(call_id: str) -> Completion:
+    return Completion(call_id, State.FAILED, Reason.TOOL_FAILED, "It failed.", ANSWER)

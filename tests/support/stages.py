@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ from callgate_server.admission.authorize import Operation
 from callgate_server.admission.bounds import BoundTable
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.admission.loops import LoopGuard, LoopRule
+from callgate_server.admission.queue import Queue, QueueRules
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
@@ -23,8 +24,19 @@ from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
+from callgate_server.kept import KeptCalls, Patience
 from callgate_server.ledger.claims import holds_key, may_run_again
-from callgate_server.ledger.store import ChainReport, Completion, Intent, Refusal, StoredCall
+from callgate_server.ledger.store import (
+    Beginning,
+    ChainReport,
+    Completion,
+    Intent,
+    Keeping,
+    Parcel,
+    Refusal,
+    Step,
+    StoredCall,
+)
 from callgate_server.limits import Limits
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
@@ -43,6 +55,10 @@ AGENT = Caller("acme", "bot", ("developer",))
 OTHER_AGENT = Caller("rival", "bot", ("developer",))
 SEAL = bytes(range(32))
 CANARY = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt3Nb7Jc1Gd5Sa"
+
+
+TWO_AT_ONCE = QueueRules(2, 2, 16, 16)
+HALF_A_MINUTE = Patience(30, 30)
 
 
 def manifest(**changes: object) -> Manifest:
@@ -116,6 +132,7 @@ class MemoryLedger:
     notes: list[tuple[str, str]] = field(default_factory=list)
     noted: list[tuple[str, Mapping[str, Json]]] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    parcels: dict[str, Parcel] = field(default_factory=dict)
     completions: list[Completion] = field(default_factory=list)
     intents: list[Intent] = field(default_factory=list)
 
@@ -135,7 +152,7 @@ class MemoryLedger:
         holder = self.keys.get((caller.tenant, caller.agent, tool, idempotency_key))
         return self.rows[holder] if holder else None
 
-    async def claim(self, intent: Intent) -> StoredCall | None:
+    async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         if intent.idempotency_key is not None:
             key = (intent.caller.tenant, intent.caller.agent, intent.tool, intent.idempotency_key)
             holder = self.rows[self.keys[key]] if key in self.keys else None
@@ -146,9 +163,78 @@ class MemoryLedger:
         self.intents.append(intent)
         self.rows[intent.call_id] = StoredCall(
             intent.call_id, intent.caller, intent.tool, intent.version, State.RUNNING, intent.arguments_digest, None,
-            "", intent.policies, intent.received_at, None, None,
+            "", intent.policies, intent.received_at, None, None, intent.effect,
         )  # fmt: skip
+        if keeping is not None:
+            self._keep(intent.call_id, keeping)
         return None
+
+    def _keep(self, call_id: str, keeping: Keeping) -> None:
+        self.parcels[call_id] = keeping.parcel
+        self.rows[call_id] = replace(
+            self.rows[call_id],
+            state=State.ADMITTED if keeping.approval is None else State.AWAITING_APPROVAL,
+            kept=True,
+            priority=keeping.priority,
+            attempt=1,
+            approval=keeping.approval,
+            expires_at=keeping.expires_at,
+            follows=keeping.redrives,
+            changed_seq=len(self.journal),
+        )
+        if keeping.redrives is not None:
+            self.rows[keeping.redrives] = replace(self.rows[keeping.redrives], dead="redriven", kept=False)
+
+    async def parcel(self, call_id: str) -> Parcel | None:
+        return self.parcels.get(call_id) if self.rows[call_id].kept else None
+
+    async def begin(self, beginning: Beginning) -> None:
+        self._write("begin")
+        row = self.rows[beginning.call_id]
+        self.rows[row.call_id] = replace(row, state=move(row.state, State.RUNNING))
+
+    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+        self._write("approve" if approve else "deny")
+        row = self.rows[call_id]
+        if row.state is not State.AWAITING_APPROVAL:
+            raise CallError(Reason.NOT_POSSIBLE, "It does not wait.")
+        changes: dict[str, object] = {"decided_by": by, "decided_at": datetime.now(UTC), "state": State.ADMITTED}
+        if not approve:
+            changes |= {"state": State.DENIED, "reason": Reason.APPROVAL_DENIED, "message": "Denied.", "kept": False}
+        self.rows[call_id] = replace(row, **changes)  # type: ignore[arg-type]
+        return self.rows[call_id]
+
+    async def waiting(self) -> list[StoredCall]:
+        return [
+            row for row in self.rows.values() if row.kept and row.state in (State.ADMITTED, State.AWAITING_APPROVAL)
+        ]
+
+    async def approvals(self, tenant: str, groups: Collection[str], limit: int) -> list[StoredCall]:
+        return [row for row in self.rows.values() if row.caller.tenant == tenant and row.approval in groups][:limit]
+
+    async def dead_letters(self, tenant: str, agent: str | None, limit: int) -> tuple[list[StoredCall], int]:
+        dead = [
+            row
+            for row in self.rows.values()
+            if row.dead == "open" and row.caller.tenant == tenant and agent in (None, row.caller.agent)
+        ]
+        return dead[:limit], len(dead)
+
+    async def discard(self, call_id: str, by: str) -> StoredCall:
+        self._write("discard")
+        self.rows[call_id] = replace(self.rows[call_id], dead="discarded", kept=False)
+        return self.rows[call_id]
+
+    async def settle(self, call_id: str, state: State, by: str) -> StoredCall:
+        self._write("settle")
+        row = self.rows[call_id]
+        self.rows[call_id] = replace(row, state=move(row.state, state), dead=None)
+        return self.rows[call_id]
+
+    async def steps(self, call_id: str) -> list[Step]:
+        row = self.rows[call_id]
+        at = row.finished_at or row.received_at
+        return [Step(1, at, row.state.value, row.reason.value if row.reason else "")]
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         self._write(f"note:{kind}")
@@ -174,6 +260,10 @@ class MemoryLedger:
             answer_json=completion.answer_json,
             finished_at=datetime.now(UTC),
         )
+        failed = completion.state in (State.FAILED, State.TIMED_OUT, State.LOST, State.UNKNOWN)
+        if row.kept or completion.state is State.UNKNOWN:
+            ended = self.rows[row.call_id]
+            self.rows[row.call_id] = replace(ended, kept=row.kept and failed, dead="open" if failed else None)
         if not holds_key(completion.state, answered=completion.answer_json is not None):
             self.keys = {key: holder for key, holder in self.keys.items() if holder != completion.call_id}
 
@@ -378,6 +468,8 @@ class World:
         max_s: float = 60,
         bounds: BoundTable = BoundTable(),  # noqa: B008  # it is frozen
         loop: LoopRule | None = None,
+        kept: QueueRules = TWO_AT_ONCE,
+        patience: Patience = HALF_A_MINUTE,
     ) -> None:
         self.journal: list[str] = []
         self.policy = Rulings(self.journal)
@@ -402,6 +494,7 @@ class World:
             attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
+            kept=KeptCalls(self.ledger, Queue(kept), patience),
             watch=self.watch,
         )
 

@@ -37,20 +37,14 @@ class Policy(Protocol):
 
 
 def refuse_unless_allowed(verdict: Verdict) -> None:
-    """Turn every ruling but `allow` into its refusal.
+    """Turn every ruling into its refusal but `allow`, and `needs_approval`, which is an allow once somebody agrees.
 
     Raises:
-        CallError: `policy_denied`, `policy_error` or `approval_required`.
+        CallError: `policy_denied` or `policy_error`.
     """
-    if verdict.ruling is Ruling.ALLOW:
+    if verdict.ruling is Ruling.ALLOW or (verdict.ruling is Ruling.NEEDS_APPROVAL and verdict.group):
         return
     deciding = ", ".join(verdict.policies)
-    if verdict.ruling is Ruling.NEEDS_APPROVAL:
-        raise CallError(
-            Reason.APPROVAL_REQUIRED,
-            f"Policy {deciding} asks for an approval by {verdict.group}, and this gateway cannot collect approvals.",
-            policies=verdict.policies,
-        )
     if verdict.ruling is Ruling.ERROR:
         raise CallError(
             Reason.POLICY_ERROR,
@@ -59,6 +53,27 @@ def refuse_unless_allowed(verdict: Verdict) -> None:
         )
     message = f"Forbidden by policy {deciding}." if verdict.policies else "No policy permits this call."
     raise CallError(Reason.POLICY_DENIED, message, policies=verdict.policies)
+
+
+def refuse_unless_still_allowed(verdict: Verdict, approved_by: str | None) -> None:
+    """Judge a call once more whose turn has come: what policy said when it came may not be what it says now.
+
+    `approved_by` is the group of which somebody approved it.
+
+    Raises:
+        CallError: `policy_denied`, `policy_error`, `approval_required` (it needs one by now), or `approval_void` (it
+            needs another group's by now).
+    """
+    refuse_unless_allowed(verdict)
+    if verdict.ruling is Ruling.ALLOW or verdict.group == approved_by:
+        return
+    deciding = ", ".join(verdict.policies)
+    reason = Reason.APPROVAL_REQUIRED if approved_by is None else Reason.APPROVAL_VOID
+    raise CallError(
+        reason,
+        f"Policy {deciding} now asks for an approval by {verdict.group}; make the call again.",
+        policies=verdict.policies,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +102,11 @@ class Administration:
             }
             await self.remark("administration_refused", body)
             raise
+
+
+def is_administrator(policy: Policy, caller: Caller, operation: Operation) -> bool:
+    """Whether policy lets this caller do this for its whole tenant."""
+    return caller.task is None and policy.may_administer(caller, operation).ruling is Ruling.ALLOW
 
 
 def refuse_unless_administrator(policy: Policy, caller: Caller, operation: Operation) -> None:

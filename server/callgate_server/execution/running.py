@@ -7,11 +7,13 @@ waiters may follow them from the start. What a call publishes is bounded by its 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State
 
 _T = TypeVar("_T")
 # What ends a task or the process, and is nobody's fault.
@@ -39,6 +41,17 @@ class OutputChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call waits: for its turn (`admitted`), or for an approval by `group` (`awaiting_approval`)."""
+
+    seq: int
+    call_id: str
+    state: State
+    group: str | None
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The end: the answer in its public JSON shape."""
 
@@ -54,15 +67,25 @@ class Failed:
     error: CallError
 
 
-Event = Accepted | OutputChunk | Answered | Failed
+Event = Accepted | Waiting | OutputChunk | Answered | Failed
 
 
 class Running:
-    """One call in progress, or just ended."""
+    """One call in progress, or just ended.
 
-    def __init__(self, call_id: str, *, owner: Caller | None = None) -> None:
+    `first_seq` is above every event that an earlier life of the gateway published of this call.
+    """
+
+    def __init__(self, call_id: str, first_seq: int = 0, *, owner: Caller | None = None) -> None:
         self.call_id = call_id
         self.owner = owner
+        self._first_seq = first_seq
+        # Whether nothing of it runs: it waits for its turn or for an approval, and would do so after a restart.
+        self.waiting = False
+        # Set when somebody decided about its approval: what, is in the record.
+        self.decided = asyncio.Event()
+        # Set when it shall wait on without this gateway, which is shutting down.
+        self.suspended = asyncio.Event()
         # What a client may ask for: another call's id where this one only waits for that.
         self.claimed_id = call_id
         self.cancelled = asyncio.Event()
@@ -74,17 +97,30 @@ class Running:
     def accept(self, claimed_id: str | None = None) -> None:
         """Say that the call is claimed, or that it waits for `claimed_id`, which is the same call."""
         self.claimed_id = claimed_id or self.call_id
-        self._publish(Accepted(len(self._events), self.claimed_id))
+        self._publish(Accepted(self._next_seq, self.claimed_id))
+
+    def wait_for(self, state: State, group: str | None, expires_at: datetime) -> None:
+        """Say that the call waits, and for what."""
+        self.waiting = True
+        self._publish(Waiting(self._next_seq, self.call_id, state, group, expires_at))
+
+    def begin(self) -> None:
+        """Say that its turn has come: from here on it runs."""
+        self.waiting = False
 
     def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         if text:
-            self._publish(OutputChunk(len(self._events), stream, text))
+            self._publish(OutputChunk(self._next_seq, stream, text))
 
     def answer(self, document: Mapping[str, Any]) -> None:
-        self._publish(Answered(len(self._events), document))
+        self._publish(Answered(self._next_seq, document))
 
     def fail(self, error: CallError) -> None:
-        self._publish(Failed(len(self._events), error))
+        self._publish(Failed(self._next_seq, error))
+
+    @property
+    def _next_seq(self) -> int:
+        return self._first_seq + len(self._events)
 
     @property
     def ended(self) -> bool:
@@ -105,6 +141,12 @@ class Running:
                 raise event.error
             return
 
+    async def settled(self) -> None:
+        """Wait until the call has ended, or waits for somebody's approval, which no caller should wait for."""
+        async for event in self.events():
+            if isinstance(event, Waiting) and event.state is State.AWAITING_APPROVAL:
+                return
+
     async def wait(self) -> Mapping[str, Any]:
         """Wait for the answer. Cancelling the waiter leaves the call alone.
 
@@ -120,7 +162,7 @@ class Running:
 
     async def events(self, after: int = -1) -> AsyncIterator[Event]:
         """Yield events with `seq` greater than `after`, from the first to the end of the call."""
-        position = after + 1
+        position = max(0, after + 1 - self._first_seq)
         while True:
             while position < len(self._events):
                 yield self._events[position]
@@ -170,7 +212,12 @@ class RunningCalls:
         ]
 
     def spawn(
-        self, call_id: str, carry: Callable[[Running], Awaitable[None]], *, owner: Caller | None = None
+        self,
+        call_id: str,
+        carry: Callable[[Running], Awaitable[None]],
+        first_seq: int = 0,
+        *,
+        owner: Caller | None = None,
     ) -> Running:
         """Start `carry` as a task of its own that outlives the handler which asked for it.
 
@@ -179,14 +226,19 @@ class RunningCalls:
         """
         if self.draining:
             raise CallError(Reason.DRAINING, "The gateway is shutting down; ask another one.", retry_after_ms=2000)
-        running = Running(call_id, owner=owner)
+        running = Running(call_id, first_seq, owner=owner)
         self._by_id[call_id] = running
         self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
         return running
 
     async def drain(self, grace_s: float, settle_s: float) -> int:
-        """Admit nothing more, let calls finish for `grace_s`, cancel the rest; return how many that were."""
+        """Admit nothing more, let calls finish for `grace_s`, cancel the rest; return how many that were.
+
+        What waits is suspended at once: the record has it, and the next life of the gateway goes on with it.
+        """
         self.draining = True
+        for running in self._by_id.values():
+            running.suspended.set()
         await self._idle(grace_s)
         late = list(self._by_id.values())
         for running in late:

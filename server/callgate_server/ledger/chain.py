@@ -65,13 +65,16 @@ class Keys:
     value: Sealed
     idempotency: Sealed
     spool: Sealed
+    parcel: Sealed
 
     @classmethod
     def derive(cls, key: Sealed) -> "Keys":
         def subkey(purpose: str) -> Sealed:
             return Sealed(hmac.digest(key.reveal(), b"callgate ledger v1 " + purpose.encode(), "sha256"))
 
-        return cls(subkey("chain"), subkey("row"), subkey("value"), subkey("idempotency"), subkey("spool"))
+        return cls(
+            subkey("chain"), subkey("row"), subkey("value"), subkey("idempotency"), subkey("spool"), subkey("parcel")
+        )
 
 
 def keyed_hash(key: Sealed, data: bytes) -> str:

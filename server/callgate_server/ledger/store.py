@@ -4,7 +4,7 @@ Every method that writes returns only after the write is durable. Whatever canno
 `CallError(audit_unavailable)`: a call that cannot be recorded is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -64,6 +64,45 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class Parcel:
+    """What a call needs that nobody sends again: the store seals it, and opens it for nobody but the gateway.
+
+    `arguments_json` are the canonical bytes that were checked, `tool_digest` names the tool that they were meant for,
+    `known_as` is what its tool tells repetitions by, over all attempts of it.
+    """
+
+    arguments_json: bytes
+    tool_digest: str
+    known_as: str
+    deadline_ms: int | None = None
+    purpose: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How an admitted call is kept that does not run at once: until when, and for whose approval, if it needs one."""
+
+    parcel: Parcel
+    priority: int
+    expires_at: datetime
+    approval: str | None = None
+    # The dead letter that this call is made of; it is one no longer.
+    redrives: str | None = None
+    redriven_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A kept call whose turn has come: what decided that it may run now, and until when it may."""
+
+    call_id: str
+    decision_id: str
+    policies: tuple[str, ...]
+    policy_version: str
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started.
 
@@ -96,6 +135,29 @@ class StoredCall:
     received_at: datetime
     finished_at: datetime | None
     answer_json: bytes | None
+    effect: str = ""
+    # From here on: of calls that the gateway carries on by itself.
+    kept: bool = False
+    priority: int | None = None
+    attempt: int | None = None
+    approval: str | None = None
+    decided_by: str | None = None
+    decided_at: datetime | None = None
+    expires_at: datetime | None = None
+    dead: str | None = None
+    follows: str | None = None
+    # The number of the event that last changed it.
+    changed_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a call's life as the record has it: which attempt, and what became of it."""
+
+    attempt: int
+    at: datetime
+    state: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +184,61 @@ class Ledger(Protocol):
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         """The call that holds this key for this tenant, agent and tool. Refused calls hold no key."""
 
-    async def claim(self, intent: Intent) -> StoredCall | None:
+    async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         """Write claim and intent in one transaction: the row in state `running`, and its event.
+
+        With `keeping` the row is `admitted`, or `awaiting_approval` where that names a group.
 
         Returns None when the claim is won, or the call that already holds the idempotency key. A holder that was
         interrupted with the same arguments is no obstacle: it hands its key to this attempt, and both say so.
         """
+
+    async def parcel(self, call_id: str) -> Parcel | None:
+        """Open what was kept of a call; None when nothing is, or not any more.
+
+        Raises:
+            CallError: `audit_unavailable`, or `not_possible` where it does not open: somebody changed it.
+        """
+
+    async def begin(self, beginning: Beginning) -> None:
+        """Move a kept call whose turn has come to `running`.
+
+        Raises:
+            CallError: `not_possible`: it is not waiting any more.
+        """
+
+    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+        """Approve a call that waits for that, which moves it to `admitted`, or deny it. Once.
+
+        Raises:
+            CallError: `not_possible`: it does not wait, or not any more.
+        """
+
+    async def waiting(self) -> list[StoredCall]:
+        """The kept calls that wait for their turn or for an approval, oldest first."""
+
+    async def approvals(self, tenant: str, groups: Collection[str], limit: int) -> list[StoredCall]:
+        """The calls of a tenant that one of these groups was asked to approve: waiting ones first, then the newest."""
+
+    async def dead_letters(self, tenant: str, agent: str | None, limit: int) -> tuple[list[StoredCall], int]:
+        """The newest dead letters of a tenant, or of one agent of it, and how many there are."""
+
+    async def discard(self, call_id: str, by: str) -> StoredCall:
+        """Give up a dead letter.
+
+        Raises:
+            CallError: `not_possible`: it is none.
+        """
+
+    async def settle(self, call_id: str, state: State, by: str) -> StoredCall:
+        """Say what became of a call whose effect is unknown: `succeeded` or `failed`.
+
+        Raises:
+            CallError: `not_possible`: its effect is not unknown.
+        """
+
+    async def steps(self, call_id: str) -> list[Step]:
+        """The attempts of a call, oldest first."""
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         """Append an event to a claimed call, such as a lease that must be revoked should the gateway die.

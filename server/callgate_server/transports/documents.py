@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits
-from callgate_server.transports.wire import MAX_DEADLINE_MS
+from callgate_server.transports.wire import DEFAULT_PRIORITY, MAX_DEADLINE_MS, MAX_PRIORITY, MAX_PURPOSE, TASK_ID
 
 
 class _Document(BaseModel):
@@ -40,6 +40,29 @@ class CallBody(_Document):
     on_disconnect: Annotated[
         Literal["detach", "cancel"],
         Field(default="detach", description="What becomes of the call when the client goes away."),
+    ]
+    asynchronous: Annotated[
+        bool,
+        Field(alias="async", default=False, description="Answer at once with 202; the call goes on by itself."),
+    ]
+    priority: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_PRIORITY,
+            default=DEFAULT_PRIORITY,
+            description="Of asynchronous calls; the larger, the sooner.",
+        ),
+    ]
+    task: Annotated[
+        str | None,
+        Field(
+            default=None, pattern=TASK_ID.pattern, description="A task of this agent whose grant holds for the call."
+        ),
+    ]
+    purpose: Annotated[
+        str | None,
+        Field(default=None, min_length=1, max_length=MAX_PURPOSE, description="Why it is wanted, for its approver."),
     ]
 
 
@@ -150,6 +173,14 @@ class AnswerDocument(_Document):
     decision: DecisionDocument
 
 
+class CallApprovalDocument(_Document):
+    """What a caller learns of the approval of its call."""
+
+    group: str
+    expires_at: datetime | None
+    decided_by: str | None
+
+
 class CallDocument(_Document):
     """A call without its result: it still runs, or its tool was never started."""
 
@@ -161,10 +192,90 @@ class CallDocument(_Document):
     received_at: datetime
     finished_at: datetime | None
     policies: list[str]
+    approval: CallApprovalDocument | None
+    task: str | None
+    attempt: int | None
+    follows: str | None
 
 
 class CallsDocument(_Document):
     calls: list[CallDocument]
+
+
+class DecisionBody(_Document):
+    """An approver's decision. `digest` repeats that of the approval as it was shown."""
+
+    digest: str
+    approve: bool
+
+
+class SettlementBody(_Document):
+    """Whether a call took effect whose effect is unknown."""
+
+    happened: bool
+
+
+class ApprovalDocument(_Document):
+    """A call that needs an approval. `purpose` and `arguments` are its caller's: data to judge, not to follow.
+
+    In lists, and once the call has ended, there are no arguments, no purpose and no digest.
+    """
+
+    call_id: str
+    tool: str
+    version: str
+    summary: str
+    effect: str
+    tenant: str
+    agent: str
+    task: str | None
+    group: str
+    policies: list[str]
+    purpose: str | None
+    arguments: dict[str, Any] | None
+    digest: str
+    state: Literal["waiting", "approved", "denied", "expired", "cancelled"]
+    requested_at: datetime
+    expires_at: datetime | None
+    decided_at: datetime | None
+    decided_by: str | None
+
+
+class ApprovalsDocument(_Document):
+    approvals: list[ApprovalDocument]
+
+
+class AttemptDocument(_Document):
+    """One attempt of a call, and how it ended."""
+
+    attempt: int
+    at: datetime
+    state: str
+    reason: str
+
+
+class DeadLetterDocument(_Document):
+    """A call that failed for good. It holds no argument and no output."""
+
+    call_id: str
+    tool: str
+    version: str
+    tenant: str
+    agent: str
+    task: str | None
+    state: State
+    error: FailureDocument
+    effect: str
+    received_at: datetime
+    finished_at: datetime | None
+    attempts: list[AttemptDocument]
+    redrivable: bool
+    follows: str | None
+
+
+class DeadLettersDocument(_Document):
+    dead_letters: list[DeadLetterDocument]
+    total: int
 
 
 class ToolDocument(_Document):

@@ -39,6 +39,32 @@ class Lookups(Protocol):
 
     async def cancel(self, token: str | None, call_id: str) -> dict[str, Any]: ...
 
+    async def follow(self, token: str | None, call_id: str, after: int) -> Running: ...
+
+
+class Approving(Protocol):
+    """What an approver may ask and decide. Everything raises CallError for a refusal."""
+
+    async def list(self, token: str | None) -> list[dict[str, Any]]: ...
+
+    async def show(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+    async def decide(self, token: str | None, call_id: str, digest: str, *, approve: bool) -> dict[str, Any]: ...
+
+
+class Failures(Protocol):
+    """What may be asked and done about calls that failed for good. Everything raises CallError for a refusal."""
+
+    async def list(self, token: str | None, limit: int) -> tuple[list[dict[str, Any]], int]: ...
+
+    async def show(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+    async def redrive(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+    async def discard(self, token: str | None, call_id: str) -> dict[str, Any]: ...
+
+    async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]: ...
+
 
 class TaskDesk(Protocol):
     """What an agent does with its tasks. Everything raises CallError for a refusal."""
@@ -109,6 +135,8 @@ class Gate:
 
     calls: Calls
     queries: Lookups
+    approvals: Approving
+    dead_letters: Failures
     ready: Callable[[], Awaitable[Readiness]]
     metrics: Callable[[], bytes]
     unexpected: Callable[[str, BaseException], None]

@@ -23,19 +23,18 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.transports import wire
 from callgate_server.transports.gate import Access, Gate
+from callgate_server.transports.grpc_kept import Context, KeptMethods, listed, token_of
 from callgate_server.transports.limits import TransportLimits
 
 CALL_ID: Final = "callgate-call-id"
 _DETAILS: Final = "grpc-status-details-bin"
-_DEFAULT_LISTED: Final = 50
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _OPEN: Final = frozenset({f"/{_HEALTH}/Check"})
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-class GatewayService(gateway_pb2_grpc.GatewayServicer):
+class GatewayService(KeptMethods, gateway_pb2_grpc.GatewayServicer):
     """The methods. Each raises CallError for a refusal; the door renders it."""
 
     def __init__(self, gate: Gate) -> None:
@@ -55,8 +54,14 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
             if not running.ended:
                 # The client can ask for the call should it stop waiting, and no library between may retry it now.
                 await context.send_initial_metadata(((CALL_ID, running.claimed_id),))
-            document = await running.wait()
-            return gateway_pb2.CallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
+            if not request.asynchronous:
+                await running.settled()
+            if running.ended:
+                document = await running.wait()
+                return gateway_pb2.CallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
+            # It goes on by itself: at once where that was asked for, else once somebody has approved it.
+            summary = await self._gate.queries.call(token_of(context), running.claimed_id)
+            return gateway_pb2.CallResponse(summary=wire.summary_to_proto(summary))
 
     async def StreamCall(  # noqa: N802
         self, request: gateway_pb2.StreamCallRequest, context: Context
@@ -69,7 +74,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     async def GetCall(  # noqa: N802
         self, request: gateway_pb2.GetCallRequest, context: Context
     ) -> gateway_pb2.GetCallResponse:
-        document = await self._gate.queries.call(_token(context), request.call_id)
+        document = await self._gate.queries.call(token_of(context), request.call_id)
         if wire.is_answer(document):
             return gateway_pb2.GetCallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
         return gateway_pb2.GetCallResponse(summary=wire.summary_to_proto(document))
@@ -77,7 +82,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     async def CancelCall(  # noqa: N802
         self, request: gateway_pb2.CancelCallRequest, context: Context
     ) -> gateway_pb2.CancelCallResponse:
-        document = await self._gate.queries.cancel(_token(context), request.call_id)
+        document = await self._gate.queries.cancel(token_of(context), request.call_id)
         if wire.is_answer(document):
             return gateway_pb2.CancelCallResponse(answer=wire.answer_to_proto(document, with_text=request.content_text))
         return gateway_pb2.CancelCallResponse(summary=wire.summary_to_proto(document))
@@ -85,27 +90,25 @@ class GatewayService(gateway_pb2_grpc.GatewayServicer):
     async def ListCalls(  # noqa: N802
         self, request: gateway_pb2.ListCallsRequest, context: Context
     ) -> gateway_pb2.ListCallsResponse:
-        if request.limit < 0:
-            raise CallError(Reason.INVALID_REQUEST, "`limit` must not be negative.")
-        documents = await self._gate.queries.calls(_token(context), request.limit or _DEFAULT_LISTED)
+        documents = await self._gate.queries.calls(token_of(context), listed(request.limit))
         return gateway_pb2.ListCallsResponse(calls=map(wire.summary_to_proto, documents))
 
     async def ListTools(  # noqa: N802
         self, _request: gateway_pb2.ListToolsRequest, context: Context
     ) -> gateway_pb2.ListToolsResponse:
-        documents = await self._gate.queries.tools(_token(context))
+        documents = await self._gate.queries.tools(token_of(context))
         return gateway_pb2.ListToolsResponse(tools=map(wire.tool_to_proto, documents))
 
     async def GetTool(  # noqa: N802
         self, request: gateway_pb2.GetToolRequest, context: Context
     ) -> gateway_pb2.GetToolResponse:
-        document = await self._gate.queries.tool(_token(context), request.tool)
+        document = await self._gate.queries.tool(token_of(context), request.tool)
         return gateway_pb2.GetToolResponse(tool=wire.tool_to_proto(document))
 
     async def _start(self, request: gateway_pb2.CallRequest, context: Context) -> tuple[Running, OnDisconnect]:
         """Start the call in a task that outlives the handler: a claim must not be cut in half by a client's leaving."""
         wanted = wire.call_from_proto(request, context.time_remaining())
-        task = asyncio.ensure_future(self._gate.calls.start(_token(context), wanted))
+        task = asyncio.ensure_future(self._gate.calls.start(token_of(context), wanted))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         try:
@@ -206,7 +209,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
     def _conversation(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
         async def guarded(requests: object, context: Context) -> AsyncIterator[object]:
             async with self._rendered(method, context):
-                await self._gate.queries.identify(_token(context))
+                await self._gate.queries.identify(token_of(context))
                 async for message in behaviour(requests, context):
                     yield message
 
@@ -219,7 +222,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
             CallError: `unauthenticated`, or `invalid_request`: not there in time, or not a message of this method.
         """
         if method not in _OPEN:
-            await self._gate.queries.identify(_token(context))
+            await self._gate.queries.identify(token_of(context))
         try:
             async with asyncio.timeout(self._receive_s):
                 message: object = await context.read()
@@ -272,8 +275,3 @@ def _decoder(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes],
             return _Malformed()
 
     return decode
-
-
-def _token(context: Context) -> str | None:
-    metadata = context.invocation_metadata() or ()
-    return wire.bearer([str(value) for key, value in metadata if key == "authorization"])

@@ -5,11 +5,10 @@ answer, whatever became of it (`server/adr/0001-outcomes-are-answers.md`). Event
 `text/event-stream`. A client that leaves only stops waiting, unless its call said `on_disconnect: cancel`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final
 
-from fastapi import Depends, FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -20,8 +19,20 @@ from callgate_server.model.call import CallRequest, OnDisconnect
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.strict_json import Json, encode
+from callgate_server.transports.asking import (
+    CallId,
+    Content,
+    Limit,
+    json_body,
+    known_query,
+    media_type,
+    reply,
+    shown,
+    token_of,
+)
 from callgate_server.transports.documents import (
     AnswerDocument,
+    CallBody,
     CallDocument,
     CallsDocument,
     HealthDocument,
@@ -31,20 +42,15 @@ from callgate_server.transports.documents import (
 )
 from callgate_server.transports.gate import Gate
 from callgate_server.transports.guard import Guard
+from callgate_server.transports.http_kept import KeptPages
 from callgate_server.transports.limits import TransportLimits
-from callgate_server.transports.openapi import CALL_HEADERS, call_body, describe, refusals
+from callgate_server.transports.openapi import CALL_HEADERS, body_of, describe, refusals
 from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
 from callgate_server.transports.streaming import ClientGoneError, EventStream, while_connected
-from callgate_server.transports.wire import bearer, call_from_json, with_content_text
+from callgate_server.transports.wire import call_from_json
 
 EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
-MAX_LISTED: Final = 200
 ToolName = Annotated[str, Path(description="The tool's name, like `webhooks.sign`.")]
-CallId = Annotated[str, Path(description="The id of one of this caller's calls.")]
-Content = Annotated[
-    Literal["text"] | None,
-    Query(description="With `text`, the answer has its text for a model: what a tool wrote between unforgeable marks."),
-]
 
 
 def http_app(
@@ -68,6 +74,7 @@ def http_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    KeptPages(gate, limits).add_to(app)
     _Pages(gate, limits).add_to(app)
     _add_refusals(app, gate)
     return Guard(app, gate, limits, hosts, origins)
@@ -105,15 +112,16 @@ class _Pages:
     limits: TransportLimits
 
     def add_to(self, app: FastAPI) -> None:
-        strict = [Depends(_known_query)]
+        strict = [Depends(known_query)]
         app.post(
             "/v1/tools/{tool}/calls",
             dependencies=strict,
             operation_id="call",
-            openapi_extra={**call_body(), "parameters": CALL_HEADERS},
+            openapi_extra={**body_of(CallBody), "parameters": CALL_HEADERS},
             responses={
                 200: {"model": AnswerDocument, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-                **refusals(400, 401, 403, 404, 409, 413, 415, 422, 424, 503, 504),
+                202: {"model": CallDocument},
+                **refusals(400, 401, 403, 404, 409, 413, 415, 422, 424, 429, 503, 504),
             },
         )(self.call)
         app.get(
@@ -159,115 +167,73 @@ class _Pages:
 
         @app.get("/openapi.json", include_in_schema=False)
         async def own_description(request: Request) -> Response:
-            await self.gate.queries.identify(_token(request))
+            await self.gate.queries.identify(token_of(request))
             return Response(openapi, media_type="application/json")
 
     async def call(self, request: Request, tool: ToolName, content: Content = None) -> Response:
         """Run a tool and wait for its answer, or stream its events."""
-        token = _token(request)
+        token = token_of(request)
         # Who has no credential must not make us keep a body; the pipeline asks again and decides.
         await self.gate.queries.identify(token)
-        if _media_type(request.headers.get("content-type", "")) != "application/json":
-            raise HTTPException(415, "The body must be application/json.")
-        body = await _body(request, self.limits.body_bytes)
+        body = await json_body(request, self.limits.body_bytes)
         wanted = call_from_json(tool, body, request.headers.get("idempotency-key"))
         running = await self.gate.calls.start(token, wanted)
-        if "text/event-stream" in map(_media_type, request.headers.get("accept", "").split(",")):
+        if "text/event-stream" in map(media_type, request.headers.get("accept", "").split(",")):
             return EventStream(running, wanted.on_disconnect, self.limits.heartbeat_s, with_text=content == "text")
-        return _shown(await _answer(request, running, wanted), content)
+        await _until_settled(request, running, wanted)
+        if running.ended:
+            return shown(await running.wait(), content)
+        # It goes on by itself: at once where that was asked for, else once somebody has approved it.
+        summary = await self.gate.queries.call(token, running.claimed_id)
+        return reply(summary, 202, {"location": f"/v1/calls/{running.claimed_id}"})
 
     async def list_calls(
         self,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="At most this many.")] = 50,
+        limit: Limit = 50,
     ) -> Response:
         """List the newest calls of this caller, newest first, without their results."""
-        return _json({"calls": await self.gate.queries.calls(_token(request), limit)})
+        return reply({"calls": await self.gate.queries.calls(token_of(request), limit)})
 
     async def get_call(self, request: Request, call_id: CallId, content: Content = None) -> Response:
         """Show one call of this caller: its answer, or how far it is."""
-        return _shown(await self.gate.queries.call(_token(request), call_id), content)
+        return shown(await self.gate.queries.call(token_of(request), call_id), content)
 
     async def cancel_call(self, request: Request, call_id: CallId, content: Content = None) -> Response:
         """Ask a running call to end, wait for it and show it. A call that has ended stays as it is."""
-        return _shown(await self.gate.queries.cancel(_token(request), call_id), content)
+        return shown(await self.gate.queries.cancel(token_of(request), call_id), content)
 
     async def list_tools(self, request: Request) -> Response:
         """List the tools of which some call by this caller could be allowed."""
-        return _json({"tools": await self.gate.queries.tools(_token(request))})
+        return reply({"tools": await self.gate.queries.tools(token_of(request))})
 
     async def get_tool(self, request: Request, tool: ToolName) -> Response:
         """Show one tool with its schemas."""
-        return _json(await self.gate.queries.tool(_token(request), tool))
+        return reply(await self.gate.queries.tool(token_of(request), tool))
 
     async def health(self) -> Response:
         """Say that the process answers."""
-        return _json({"status": "ok"})
+        return reply({"status": "ok"})
 
     async def readiness(self) -> Response:
         """Say whether the gateway can serve, and which of its parts work."""
         now = await self.gate.ready()
         components: Json = {name: "ok" if works else "failing" for name, works in now.components.items()}
-        return _json({"ready": now.ready, "components": components}, 200 if now.ready else 503)
+        return reply({"ready": now.ready, "components": components}, 200 if now.ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Show the metrics in Prometheus' text format."""
-        await self.gate.queries.identify(_token(request))
+        await self.gate.queries.identify(token_of(request))
         return Response(self.gate.metrics(), media_type=EXPOSITION)
 
 
-async def _answer(request: Request, running: Running, wanted: CallRequest) -> Mapping[str, Any]:
+async def _until_settled(request: Request, running: Running, wanted: CallRequest) -> None:
+    """Wait until there is something to tell: at once where the caller asked not to wait."""
+    if wanted.asynchronous:
+        return
     try:
-        return await while_connected(request.receive, running.wait())
+        await while_connected(request.receive, running.settled())
     except ClientGoneError:
         if wanted.on_disconnect is OnDisconnect.CANCEL:
             running.cancel()
         raise
-
-
-async def _known_query(request: Request) -> None:
-    """Refuse what the page would ignore, and what it would have to choose from: both are mistakes of the caller's.
-
-    Raises:
-        CallError: `invalid_request`.
-    """
-    names = [name for name, _ in request.query_params.multi_items()]
-    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
-    if len(names) != len(set(names)) or not known.issuperset(names):
-        takes = ", ".join(sorted(known)) or "none"
-        raise CallError(Reason.INVALID_REQUEST, f"Unknown or repeated query parameters; this page takes: {takes}.")
-
-
-def _token(request: Request) -> str | None:
-    return bearer(request.headers.getlist("authorization"))
-
-
-def _media_type(value: str) -> str:
-    return value.partition(";")[0].strip().lower()
-
-
-async def _body(request: Request, limit_bytes: int) -> bytes:
-    """Return the body.
-
-    Raises:
-        HTTPException: 413 as soon as more has come than is allowed, whatever was announced.
-        ClientGoneError: it went away before the body was complete.
-    """
-    body = bytearray()
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        body += message.get("body", b"")
-        if len(body) > limit_bytes:
-            raise HTTPException(413, f"A body may have {limit_bytes} bytes.")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _shown(document: Mapping[str, Any], content: Literal["text"] | None) -> Response:
-    return _json(with_content_text(document) if content == "text" else document)
-
-
-def _json(document: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(encode(document), status, media_type="application/json")

@@ -3,8 +3,9 @@
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
-from callgate_server.transports.documents import CallBody, Problem
+from callgate_server.transports.documents import CallBody, DecisionBody, Problem, SettlementBody
 from callgate_server.transports.replies import PROBLEM
 
 _MEANINGS: Final = {
@@ -12,11 +13,12 @@ _MEANINGS: Final = {
     401: "No valid credential.",
     403: "Refused by policy, or sent by a browser page.",
     404: "There is no such thing, or not for this caller.",
-    409: "The same call still runs and the time to wait for it is over, or what became of it is unknown.",
+    409: "The same call still runs and the time to wait for it is over, or its state does not allow this.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The arguments do not fit the tool's schema, or the idempotency key was used with others.",
     424: "Something that the tool needs is missing or refused: a runtime, an image, a secret.",
+    429: "Too many calls in this time, or a budget is used up.",
     431: "The head of the request is too large.",
     500: "An unexpected error; it has an id to quote.",
     503: "The gateway is full, shutting down, or a part that the call needs does not answer.",
@@ -46,9 +48,9 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def call_body() -> dict[str, Any]:
-    """Return the description of a call's body, which the framework does not decode."""
-    schema = {"$ref": "#/components/schemas/CallBody"}
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body, which the framework does not decode."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
@@ -56,7 +58,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Return the finished description."""
     document = app.openapi()
     schemas = document["components"]["schemas"]
-    for model in (CallBody, Problem):
+    for model in (CallBody, DecisionBody, SettlementBody, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

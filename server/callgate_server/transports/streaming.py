@@ -47,7 +47,13 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, running: Running, on_disconnect: OnDisconnect, heartbeat_s: float, *, with_text: bool = False
+        self,
+        running: Running,
+        on_disconnect: OnDisconnect,
+        heartbeat_s: float,
+        *,
+        with_text: bool = False,
+        after: int = -1,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -58,6 +64,7 @@ class EventStream(Response):
         self._on_disconnect = on_disconnect
         self._heartbeat_s = heartbeat_s
         self._with_text = with_text
+        self._after = after
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -68,13 +75,13 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in _chunks(self._running, self._heartbeat_s, with_text=self._with_text):
+        async for chunk in _chunks(self._running, self._heartbeat_s, self._after, with_text=self._with_text):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _chunks(running: Running, heartbeat_s: float, *, with_text: bool) -> AsyncIterator[bytes]:
-    events, after = running.events(), -1
+async def _chunks(running: Running, heartbeat_s: float, after: int, *, with_text: bool) -> AsyncIterator[bytes]:
+    events = running.events(after)
     while True:
         try:
             event = await asyncio.wait_for(anext(events), heartbeat_s)

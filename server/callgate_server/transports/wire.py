@@ -19,7 +19,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 
 from callgate_proto.envelope import render
 from callgate_proto.v1 import gateway_pb2
-from callgate_server.execution.running import Accepted, Answered, Event, Failed, OutputChunk
+from callgate_server.execution.running import Accepted, Answered, Event, Failed, OutputChunk, Waiting
 from callgate_server.model.answer import Failure, failure_document
 from callgate_server.model.call import CallRequest, OnDisconnect
 from callgate_server.model.errors import CallError, Reason
@@ -31,7 +31,11 @@ MAX_DEADLINE_MS: Final = 24 * 3600 * 1000
 IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 _BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
 _SHOWABLE_KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_BODY_KEYS: Final = frozenset({"arguments", "deadline_ms", "on_disconnect"})
+TASK_ID: Final = re.compile(r"[!-~]{1,128}")
+MAX_PRIORITY: Final = 9
+DEFAULT_PRIORITY: Final = 5
+MAX_PURPOSE: Final = 500
+_BODY_KEYS: Final = frozenset({"arguments", "deadline_ms", "on_disconnect", "async", "priority", "task", "purpose"})
 # Clients accept 8 KiB of trailers (gRPC's default); base64 makes four of three, percent-encoding three of one.
 _STATUS_BYTES: Final = 4096
 _TEXT_BYTES: Final = 400
@@ -46,8 +50,8 @@ def bearer(values: Sequence[str]) -> str | None:
     return match[1] if match else None
 
 
-def call_from_json(tool: str, body: bytes, idempotency_key: str | None) -> CallRequest:
-    """Decode the body of `POST /v1/tools/{tool}/calls`. The caller has capped its size.
+def object_from_json(body: bytes, known: frozenset[str]) -> dict[str, Json]:
+    """Decode a body that is an object of at most these keys.
 
     Raises:
         CallError: `invalid_request`.
@@ -59,9 +63,19 @@ def call_from_json(tool: str, body: bytes, idempotency_key: str | None) -> CallR
     if not isinstance(document, dict):
         raise _malformed("The body must be a JSON object.")
     for key in document:
-        if key not in _BODY_KEYS:
+        if key not in known:
             shown = f"`{key}`" if _SHOWABLE_KEY.fullmatch(key) else "with a name that is not shown"
             raise _malformed(f"The body has an unknown key {shown}.")
+    return document
+
+
+def call_from_json(tool: str, body: bytes, idempotency_key: str | None) -> CallRequest:
+    """Decode the body of `POST /v1/tools/{tool}/calls`. The caller has capped its size.
+
+    Raises:
+        CallError: `invalid_request`.
+    """
+    document = object_from_json(body, _BODY_KEYS)
     arguments = document.get("arguments")
     if not isinstance(arguments, dict):
         raise _malformed("The body needs `arguments`, a JSON object.")
@@ -72,6 +86,10 @@ def call_from_json(tool: str, body: bytes, idempotency_key: str | None) -> CallR
         deadline_ms=_deadline_ms(document["deadline_ms"]) if "deadline_ms" in document else None,
         idempotency_key=_idempotency_key(idempotency_key),
         on_disconnect=_on_disconnect(document.get("on_disconnect", "detach")),
+        asynchronous=_flag("async", document.get("async", False)),
+        priority=_priority(document.get("priority", DEFAULT_PRIORITY)),
+        task=_task(document.get("task")),
+        purpose=_purpose(document.get("purpose")),
     )
 
 
@@ -98,6 +116,10 @@ def call_from_proto(request: gateway_pb2.CallRequest, remaining_s: float | None)
         deadline_ms=min(wishes_ms, default=None),
         idempotency_key=_idempotency_key(request.idempotency_key if request.HasField("idempotency_key") else None),
         on_disconnect=on_disconnect,
+        asynchronous=request.asynchronous,
+        priority=_priority(request.priority if request.HasField("priority") else DEFAULT_PRIORITY),
+        task=_task(request.task if request.HasField("task") else None),
+        purpose=_purpose(request.purpose if request.HasField("purpose") else None),
     )
 
 
@@ -119,6 +141,30 @@ def _on_disconnect(value: Json) -> OnDisconnect:
     if value not in ("detach", "cancel"):
         raise _malformed("`on_disconnect` must be `detach` or `cancel`.")
     return OnDisconnect(value)
+
+
+def _flag(name: str, value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise _malformed(f"`{name}` must be true or false.")
+    return value
+
+
+def _priority(value: Json) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY:
+        raise _malformed(f"`priority` must be a whole number from 0 to {MAX_PRIORITY}.")
+    return value
+
+
+def _task(value: Json) -> str | None:
+    if value is not None and not (isinstance(value, str) and TASK_ID.fullmatch(value)):
+        raise _malformed("`task` must be a task's id.")
+    return value
+
+
+def _purpose(value: Json) -> str | None:
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_PURPOSE):
+        raise _malformed(f"`purpose` must be a text of 1 to {MAX_PURPOSE} characters.")
+    return value
 
 
 def _malformed(message: str) -> CallError:
@@ -197,6 +243,8 @@ def event_name(event: Event) -> str:
     match event:
         case Accepted():
             return "accepted"
+        case Waiting():
+            return "waiting"
         case OutputChunk():
             return "output"
         case Answered():
@@ -212,6 +260,13 @@ def event_to_sse(event: Event, *, with_text: bool = False) -> bytes:
     match event:
         case Accepted():
             data: Mapping[str, Any] = {"call_id": event.call_id}
+        case Waiting():
+            data = {
+                "call_id": event.call_id,
+                "state": event.state.value,
+                "group": event.group,
+                "expires_at": event.expires_at.isoformat(),
+            }
         case OutputChunk():
             data = {"stream": event.stream, "text": event.text}
         case Answered():
@@ -228,6 +283,12 @@ def event_to_proto(event: Event, *, with_text: bool = False) -> gateway_pb2.Stre
     match event:
         case Accepted():
             message.accepted.call_id = event.call_id
+        case Waiting():
+            message.waiting.call_id = event.call_id
+            message.waiting.state = event.state.value
+            if event.group is not None:
+                message.waiting.group = event.group
+            message.waiting.expires_at.FromDatetime(event.expires_at)
         case OutputChunk():
             message.output.stream = event.stream
             message.output.text = event.text
@@ -244,7 +305,7 @@ def _error_to_proto(error: CallError) -> gateway_pb2.Error:
     failure = failure_document(Failure(error.reason, error.message, error.retry_after_ms))
     return gateway_pb2.Error(
         call_id=error.call_id or "",
-        failure=_failure_to_proto(failure),
+        failure=failure_to_proto(failure),
         policies=error.policies,
         violations=[
             gateway_pb2.Violation(path=violation.path, rule=violation.rule, message=violation.message)
@@ -273,7 +334,7 @@ def answer_to_proto(document: Mapping[str, Any], *, with_text: bool = False) -> 
         version=document["version"],
         state=document["state"],
         result_json=encode(document["result"]) if succeeded else None,
-        error=_failure_to_proto(document["error"]),
+        error=failure_to_proto(document["error"]),
         exit=gateway_pb2.Exit(**document["exit"]),
         stdout=_output_to_proto(document["stdout"]),
         stderr=_output_to_proto(document["stderr"]),
@@ -293,10 +354,22 @@ def summary_to_proto(document: Mapping[str, Any]) -> gateway_pb2.CallSummary:
         tool=document["tool"],
         version=document["version"],
         state=document["state"],
-        error=_failure_to_proto(document["error"]),
-        received_at=_timestamp(document["received_at"]),
-        finished_at=_timestamp(document["finished_at"]),
+        error=failure_to_proto(document["error"]),
+        received_at=timestamp(document["received_at"]),
+        finished_at=timestamp(document["finished_at"]),
         policies=document["policies"],
+        approval=_approval_to_proto(document["approval"]),
+        task=document["task"],
+        attempt=document["attempt"],
+        follows=document["follows"],
+    )
+
+
+def _approval_to_proto(document: Mapping[str, Any] | None) -> gateway_pb2.CallApproval | None:
+    if document is None:
+        return None
+    return gateway_pb2.CallApproval(
+        group=document["group"], expires_at=timestamp(document["expires_at"]), decided_by=document["decided_by"]
     )
 
 
@@ -319,7 +392,7 @@ def tool_to_proto(document: Mapping[str, Any]) -> gateway_pb2.Tool:
     )
 
 
-def _failure_to_proto(document: Mapping[str, Any] | None) -> gateway_pb2.Failure | None:
+def failure_to_proto(document: Mapping[str, Any] | None) -> gateway_pb2.Failure | None:
     return None if document is None else gateway_pb2.Failure(**document)
 
 
@@ -342,7 +415,7 @@ def _artifact_to_proto(document: Mapping[str, Any]) -> gateway_pb2.Artifact:
     )
 
 
-def _timestamp(text: str | None) -> Timestamp | None:
+def timestamp(text: str | None) -> Timestamp | None:
     if text is None:
         return None
     moment = Timestamp()

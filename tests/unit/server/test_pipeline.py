@@ -56,7 +56,6 @@ async def test_without_a_credential_nothing_happens_and_nothing_is_recorded() ->
     [
         (Ruling.DENY, Reason.POLICY_DENIED),
         (Ruling.ERROR, Reason.POLICY_ERROR),
-        (Ruling.NEEDS_APPROVAL, Reason.APPROVAL_REQUIRED),
     ],
 )
 async def test_only_an_allow_is_an_allow_and_every_refusal_is_recorded(ruling: Ruling, reason: Reason) -> None:

@@ -7,10 +7,11 @@ event says is fit to be read by an auditor: names, digests, reasons; no argument
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from callgate_server.backends.sqlite.rows import (
     CallRow,
+    carry,
     end,
     fingerprint,
     insert,
@@ -25,14 +26,19 @@ from callgate_server.backends.sqlite.spending import charge
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
 from callgate_server.ledger.claims import holds_key, may_run_again
-from callgate_server.ledger.store import Completion, Intent, OpenLease, Refusal, StoredCall
+from callgate_server.ledger.store import Completion, Intent, Keeping, OpenLease, Refusal, StoredCall
 from callgate_server.model.call import Caller
-from callgate_server.model.errors import REASONS, Reason
+from callgate_server.model.errors import REASONS, CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State, move
 from callgate_server.model.strict_json import Json, decode
 
 # Kinds of event that carry a fingerprint; a note has any other name.
-OF_STATE: Final = frozenset({"refused", "intent", "replayed", "outcome", "settled", "retried", "expired"})
+OF_STATE: Final = frozenset(
+    (
+        *("refused", "intent", "replayed", "outcome", "settled", "retried", "expired"),
+        *("began", "approved", "denied", "requeued", "redriven", "discarded"),
+    )
+)
 GENESIS: Final = "genesis"
 # Kinds that bind a row of `register.py`.
 OF_REGISTER: Final = frozenset({"task_created", "task_ended", "stopped", "resumed"})
@@ -40,6 +46,9 @@ OF_REGISTER: Final = frozenset({"task_created", "task_ended", "stopped", "resume
 NO_CALL: Final = ""
 # What is looked for by its call.
 _OF_CALLS: Final = frozenset({"secret_leased", "secret_revoked"})
+# How often a call that the gateway carries is begun: one whose gateway dies each time is perhaps why.
+BEGUN_AT_MOST: Final = 3
+_FAILED_FOR_GOOD: Final = frozenset({State.FAILED, State.TIMED_OUT, State.LOST})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
     SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
@@ -60,21 +69,42 @@ def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
         "arguments": dict(refusal.arguments),
         "transport": refusal.transport,
     }
-    insert(transaction.connection, row, _append(transaction, "refused", row, _who(row) | body))
+    insert(transaction.connection, row, append_state(transaction, "refused", row, _who(row) | body))
 
 
-def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot: str) -> CallRow | None:
+def claim(
+    transaction: Transaction,
+    intent: Intent,
+    key_digest: str | None,
+    boot: str,
+    keeping: Keeping | None = None,
+    parcel: bytes | None = None,
+) -> CallRow | None:
     """Write the intent, or return the call that already holds the key.
 
-    An interrupted holder of the same arguments hands the key over, and the two name each other.
+    An interrupted holder of the same arguments hands the key over, and the two name each other. `parcel` is what
+    `keeping` holds, sealed.
+
+    Raises:
+        CallError: `not_possible`: what `keeping` redrives is no dead letter.
     """
     row = replace(
-        _new_row(intent, move(move(State.RECEIVED, State.ADMITTED), State.RUNNING), boot),
+        _new_row(intent, _first_state(keeping), boot),
         effect=intent.effect,
         arguments_digest=intent.arguments_digest,
         key_digest=key_digest,
         holds_key=int(key_digest is not None),
     )
+    if keeping is not None:
+        row = replace(
+            row,
+            parcel=parcel,
+            priority=keeping.priority,
+            attempt=1,
+            approval=keeping.approval,
+            expires_at=timestamp(keeping.expires_at),
+            follows=keeping.redrives,
+        )
     again: dict[str, Json] = {}
     if key_digest is not None:
         holder = read_key_holder(transaction.connection, row.tenant, row.agent, row.tool, key_digest)
@@ -83,6 +113,8 @@ def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot
                 return holder
             _let_go(transaction, "retried", replace(holder, holds_key=0), {"by": intent.call_id})
             again = {"retry_of": holder.call_id}
+    if keeping is not None and keeping.redrives is not None:
+        bury(transaction, keeping.redrives, "redriven", {"by": keeping.redriven_by, "as": intent.call_id})
     body: dict[str, Json] = {
         "tool_digest": intent.tool_digest,
         "effect": intent.effect,
@@ -93,9 +125,24 @@ def claim(transaction: Transaction, intent: Intent, key_digest: str | None, boot
         "deadline_at": timestamp(intent.deadline_at),
         "transport": intent.transport,
     }
-    insert(transaction.connection, row, _append(transaction, "intent", row, _who(row) | body | again))
+    if keeping is not None:
+        body |= {"approval": row.approval, "expires_at": row.expires_at, "follows": row.follows}
+    insert(transaction.connection, row, append_state(transaction, "intent", row, _who(row) | body | again))
     charge(transaction.connection, intent.charges)
     return None
+
+
+def bury(transaction: Transaction, call_id: str, kind: Literal["redriven", "discarded"], body: dict[str, Json]) -> None:
+    """End a dead letter: a new call was made of it, or it is given up. What was kept of it goes.
+
+    Raises:
+        CallError: `not_possible`: it is none.
+    """
+    row = read(transaction.connection, call_id)
+    if row is None or row.dead != "open":
+        raise CallError(Reason.NOT_POSSIBLE, "This call is no dead letter, or not any more; look at its state.")
+    row = replace(row, dead=kind, parcel=None)
+    carry(transaction.connection, row, append_state(transaction, kind, row, body))
 
 
 def note(transaction: Transaction, call_id: str, kind: str, body: dict[str, Json]) -> None:
@@ -141,7 +188,7 @@ def replay(
         finished_at=transaction.at,
     )
     body = _who(row) | {"original": original.call_id}
-    insert(transaction.connection, row, _append(transaction, "replayed", row, body))
+    insert(transaction.connection, row, append_state(transaction, "replayed", row, body))
 
 
 def complete(transaction: Transaction, completion: Completion) -> None:
@@ -155,7 +202,7 @@ def complete(transaction: Transaction, completion: Completion) -> None:
         raise ValueError("the end of a call that is not in the record")
     end: dict[str, Json] = {"sandbox": completion.sandbox}
     reason, answer = completion.reason, completion.answer_json
-    _end(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
+    end_call(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
     charge(transaction.connection, completion.charges)
 
 
@@ -185,16 +232,18 @@ def settle(transaction: Transaction, boot: str, ended: Collection[str] = ()) -> 
     for row in read_open(transaction.connection, boot):
         if row.call_id in ended:
             continue
-        if row.state == State.AWAITING_APPROVAL:
-            continue  # nothing runs, and who approves does not care which life of the gateway asked
+        if row.state in (State.ADMITTED, State.AWAITING_APPROVAL) and row.parcel is not None:
+            continue  # nothing of it runs, and it goes on waiting in this life of the gateway
         again = row.effect in _RUNS_AGAIN
         state, reason = (State.INTERRUPTED, Reason.INTERRUPTED) if again else (State.UNKNOWN, Reason.EFFECT_UNKNOWN)
-        _end(transaction, "settled", row, state, reason, REASONS[reason].title + ".", None)
+        settled = end_call(transaction, "settled", row, state, reason, REASONS[reason].title + ".", None)
+        if again and settled.parcel is not None:
+            _begin_again(transaction, settled)
     open_calls = transaction.connection.execute(_OPEN_LEASES).fetchall()
     return [lease for (call_id,) in open_calls for lease in _open_leases(transaction, call_id)]
 
 
-def _end(
+def end_call(
     transaction: Transaction,
     kind: str,
     row: CallRow,
@@ -203,9 +252,14 @@ def _end(
     message: str,
     answer: bytes | None,
     more: dict[str, Json] | None = None,
-) -> None:
+) -> CallRow:
+    """Write where a call has come to, and return its row as it is now.
+
+    What is kept of it stays only where somebody may still begin it: a dead letter, or one that was interrupted.
+    """
     moved = move(State(row.state), state)
     keeps_key = row.holds_key and holds_key(moved, answered=answer is not None)
+    dead = moved is State.UNKNOWN or (row.parcel is not None and moved in _FAILED_FOR_GOOD)
     row = replace(
         row,
         state=moved.value,
@@ -214,18 +268,41 @@ def _end(
         holds_key=int(keeps_key),
         finished_at=transaction.at,
         answer=answer,
+        dead="open" if dead else row.dead,
+        parcel=row.parcel if dead or moved is State.INTERRUPTED else None,
     )
     body: dict[str, Json] = {
         "message": message,
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
-    end(transaction.connection, row, _append(transaction, kind, row, body))
+    write = carry if row.attempt is not None or dead else end
+    write(transaction.connection, row, append_state(transaction, kind, row, body))
+    return row
+
+
+def _begin_again(transaction: Transaction, row: CallRow) -> None:
+    """Let an interrupted call that the gateway carries wait for its turn again, unless it had its turns."""
+    begun = row.attempt or 1
+    if begun >= BEGUN_AT_MOST:
+        message = f"The gateway stopped {begun} times while it ran; it is not begun again by itself."
+        end_call(transaction, "outcome", row, State.FAILED, Reason.INTERRUPTED, message, None)
+        return
+    row = replace(row, state=move(State.INTERRUPTED, State.ADMITTED).value, attempt=begun + 1)
+    row = replace(row, reason=None, message="", finished_at=None)
+    carry(transaction.connection, row, append_state(transaction, "requeued", row, {"attempt": row.attempt}))
+
+
+def _first_state(keeping: Keeping | None) -> State:
+    admitted = move(State.RECEIVED, State.ADMITTED)
+    if keeping is None:
+        return move(admitted, State.RUNNING)
+    return admitted if keeping.approval is None else move(admitted, State.AWAITING_APPROVAL)
 
 
 def _let_go(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> None:
     """Write that a call has lost its key, or its answer too. Its state stays what it is."""
-    end(transaction.connection, row, _append(transaction, kind, row, body))
+    end(transaction.connection, row, append_state(transaction, kind, row, body))
 
 
 def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:
@@ -271,7 +348,7 @@ def _who(row: CallRow) -> dict[str, Json]:
     }
 
 
-def _append(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> int:
+def append_state(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> int:
     """Append an event of state. It says what the row says, and holds the row's fingerprint."""
     moved: dict[str, Json] = {"state": row.state, "reason": row.reason, "row": fingerprint(transaction.keys, row)}
     return transaction.append(row.call_id, kind, body | moved)

@@ -9,7 +9,7 @@ import logging
 import queue
 import secrets
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from callgate_server.backends.sqlite import entries, rows, schema
+from callgate_server.backends.sqlite import carried, entries, parcels, rows, schema
 from callgate_server.backends.sqlite.audit import verify_file
 from callgate_server.backends.sqlite.files import LedgerFiles
 from callgate_server.backends.sqlite.register import SqliteRegister
@@ -25,10 +25,21 @@ from callgate_server.backends.sqlite.rows import CallRow
 from callgate_server.backends.sqlite.spool import Spool
 from callgate_server.backends.sqlite.writer import Transaction, Writer, unavailable
 from callgate_server.ledger.chain import Event, Keys, check, keyed_hash
-from callgate_server.ledger.store import ChainReport, Completion, Intent, OpenLease, Refusal, StoredCall
+from callgate_server.ledger.store import (
+    Beginning,
+    ChainReport,
+    Completion,
+    Intent,
+    Keeping,
+    OpenLease,
+    Parcel,
+    Refusal,
+    Step,
+    StoredCall,
+)
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.lifecycle import IN_FLIGHT
+from callgate_server.model.lifecycle import IN_FLIGHT, State
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 from callgate_server.model.task import is_task_of_ours
@@ -56,6 +67,7 @@ class SqliteLedger:
         self._files = files
         self._key = key
         self._keys = Keys.derive(key)
+        self._now = now
         # Names this life of the gateway in the rows it claims: rows of another life have nobody to end them.
         self._boot = secrets.token_hex(8)
         self._spool = Spool.open(files.path.with_name(files.path.name + ".spool"), self._keys.spool)
@@ -108,12 +120,55 @@ class SqliteLedger:
     async def refuse(self, refusal: Refusal) -> None:
         await self._write(lambda transaction: entries.refuse(transaction, refusal, self._boot), owed=False)
 
-    async def claim(self, intent: Intent) -> StoredCall | None:
+    async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         key_digest = None if intent.idempotency_key is None else self._key_digest(intent.idempotency_key)
+        parcel = None if keeping is None else parcels.seal(self._keys.parcel, intent.call_id, keeping.parcel)
         holder = await self._write(
-            lambda transaction: entries.claim(transaction, intent, key_digest, self._boot), owed=False
+            lambda transaction: entries.claim(transaction, intent, key_digest, self._boot, keeping, parcel), owed=False
         )
         return self._stored(holder)
+
+    async def parcel(self, call_id: str) -> Parcel | None:
+        row = await self._read(lambda connection: rows.read(connection, call_id))
+        if row is None or row.parcel is None:
+            return None
+        try:
+            return parcels.unseal(self._keys.parcel, call_id, row.parcel)
+        except ValueError as error:
+            _log.exception("what is kept of call %s was changed by somebody", call_id)
+            raise CallError(Reason.NOT_POSSIBLE, "What was kept of this call cannot be read any more.") from error
+
+    async def begin(self, beginning: Beginning) -> None:
+        await self._write(lambda transaction: carried.begin(transaction, beginning, self._boot), owed=True)
+
+    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+        return await self._changed(partial(carried.decide, call_id=call_id, by=by, now=self._now(), approve=approve))
+
+    async def waiting(self) -> list[StoredCall]:
+        found = await self._read(carried.read_waiting)
+        stored = ((self._stored(row), last_seq) for row, last_seq in found)
+        return [replace(call, changed_seq=last_seq) for call, last_seq in stored if call is not None]
+
+    async def approvals(self, tenant: str, groups: Collection[str], limit: int) -> list[StoredCall]:
+        most = min(limit, MAX_LISTED)
+        return self._all_stored(
+            await self._read(partial(carried.read_approvals, tenant=tenant, groups=groups, most=most))
+        )
+
+    async def dead_letters(self, tenant: str, agent: str | None, limit: int) -> tuple[list[StoredCall], int]:
+        most = min(limit, MAX_LISTED)
+        found, total = await self._read(partial(carried.read_dead, tenant=tenant, agent=agent, most=most))
+        return self._all_stored(found), total
+
+    async def discard(self, call_id: str, by: str) -> StoredCall:
+        await self._write(lambda transaction: entries.bury(transaction, call_id, "discarded", {"by": by}), owed=False)
+        return await self._known(call_id)
+
+    async def settle(self, call_id: str, state: State, by: str) -> StoredCall:
+        return await self._changed(partial(carried.settle_by_hand, call_id=call_id, state=state, by=by))
+
+    async def steps(self, call_id: str) -> list[Step]:
+        return await self._read(partial(carried.read_steps, call_id=call_id))
 
     async def note(self, call_id: str, kind: str, body: Mapping[str, Json]) -> None:
         await self._write(lambda transaction: entries.note(transaction, call_id, kind, dict(body)), owed=True)
@@ -185,7 +240,7 @@ class SqliteLedger:
         found = await self._read(
             lambda connection: rows.read_recent(connection, caller.tenant, caller.agent, min(limit, MAX_LISTED), task)
         )
-        return [replace(stored, answer_json=None) for row in found if (stored := self._stored(row)) is not None]
+        return [replace(stored, answer_json=None) for stored in self._all_stored(found)]
 
     async def verify(self) -> ChainReport:
         return await self._in_reader(lambda: verify_file(self._files.path, self._key))
@@ -205,6 +260,22 @@ class SqliteLedger:
             _log.exception("the outcome of call %s is neither in the record nor in the spool", completion.call_id)
             raise unavailable() from fault
         _log.warning("an outcome waits in the spool until the record can be written: call %s", completion.call_id)
+
+    async def _changed(self, work: Callable[[Transaction], CallRow]) -> StoredCall:
+        """Write a change and return the call as it is then."""
+        stored = self._stored(await self._write(work, owed=False))
+        if stored is None:
+            raise unavailable()
+        return stored
+
+    async def _known(self, call_id: str) -> StoredCall:
+        stored = await self.get(call_id)
+        if stored is None:
+            raise unavailable()
+        return stored
+
+    def _all_stored(self, found: Iterable[CallRow]) -> list[StoredCall]:
+        return [stored for row in found if (stored := self._stored(row)) is not None]
 
     def _stored(self, row: CallRow | None) -> StoredCall | None:
         """Decode a row, as it will be when what waits in the spool is in it."""

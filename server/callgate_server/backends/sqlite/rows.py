@@ -52,6 +52,7 @@ class CallRow:
     attempt: int | None = None
     approval: str | None = None
     decided_by: str | None = None
+    decided_at: str | None = None
     expires_at: str | None = None
     dead: str | None = None
     follows: str | None = None
@@ -60,7 +61,9 @@ class CallRow:
 COLUMNS: Final = tuple(field.name for field in fields(CallRow))
 SELECT: Final = "SELECT " + ", ".join(COLUMNS) + " FROM calls"  # noqa: S608  # names of our own columns
 # A list is no place for outputs: they are as large as a tool may make them.
-SELECT_WITHOUT_ANSWER: Final = SELECT.replace(", answer", ", NULL").replace(", parcel", ", NULL")
+SELECT_WITHOUT_ANSWER: Final = SELECT.replace(", answer", ", NULL").replace(
+    ", parcel", ", iif(parcel IS NULL, NULL, x'')"
+)
 _INSERT: Final = (
     f"INSERT INTO calls ({', '.join(COLUMNS)}, last_seq) "  # noqa: S608  # names of our own columns
     f"VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
@@ -72,7 +75,7 @@ _UPDATE: Final = (
     "WHERE call_id = ?"
 )
 # What each step of a call that the gateway carries changes.
-_CARRIED: Final = (*_ENDED, "boot", *COLUMNS[COLUMNS.index("parcel") :])
+_CARRIED: Final = (*_ENDED, "boot", "policies", *COLUMNS[COLUMNS.index("parcel") :])
 _UPDATE_CARRIED: Final = (
     f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_CARRIED, 'last_seq'))} "  # noqa: S608  # as above
     "WHERE call_id = ?"
@@ -139,11 +142,12 @@ def read_open(connection: sqlite3.Connection, boot: str) -> list[CallRow]:
 def read_expired(connection: sqlite3.Connection, before: str, most: int) -> list[CallRow]:
     """Calls that ended before then and still hold a key or an answer, without it, oldest first.
 
-    A call whose effect is unknown keeps its key until somebody settles it.
+    A call whose effect is unknown keeps its key until somebody settles it, and a dead letter all it has.
     """
     found = connection.execute(
         SELECT_WITHOUT_ANSWER
         + " WHERE finished_at < ? AND (holds_key = 1 OR answer IS NOT NULL) AND state != 'unknown'"
+        + " AND dead IS NOT 'open'"
         + " ORDER BY finished_at LIMIT ?",
         (before, most),
     ).fetchall()
@@ -182,6 +186,16 @@ def to_stored(row: CallRow) -> StoredCall:
         received_at=datetime.fromisoformat(row.received_at),
         finished_at=None if row.finished_at is None else datetime.fromisoformat(row.finished_at),
         answer_json=row.answer,
+        effect=row.effect,
+        kept=row.parcel is not None,
+        priority=row.priority,
+        attempt=row.attempt,
+        approval=row.approval,
+        decided_by=row.decided_by,
+        decided_at=None if row.decided_at is None else datetime.fromisoformat(row.decided_at),
+        expires_at=None if row.expires_at is None else datetime.fromisoformat(row.expires_at),
+        dead=row.dead,
+        follows=row.follows,
     )
 
 

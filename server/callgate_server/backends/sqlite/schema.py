@@ -65,6 +65,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE calls ADD COLUMN attempt INTEGER",
         "ALTER TABLE calls ADD COLUMN approval TEXT",
         "ALTER TABLE calls ADD COLUMN decided_by TEXT",
+        "ALTER TABLE calls ADD COLUMN decided_at TEXT",
         "ALTER TABLE calls ADD COLUMN expires_at TEXT",
         "ALTER TABLE calls ADD COLUMN dead TEXT",
         "ALTER TABLE calls ADD COLUMN follows TEXT",

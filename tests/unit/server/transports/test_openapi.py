@@ -3,7 +3,8 @@ from typing import Any
 
 import jsonschema_rs
 
-from callgate_server.transports.openapi import call_body, refusals
+from callgate_server.transports.documents import CallBody
+from callgate_server.transports.openapi import body_of, refusals
 from support.edge import edge, in_memory
 
 
@@ -20,6 +21,15 @@ async def test_every_page_is_described_with_its_refusals() -> None:
         "/v1/calls",
         "/v1/calls/{call_id}",
         "/v1/calls/{call_id}/cancel",
+        "/v1/calls/{call_id}/events",
+        "/v1/calls/{call_id}/settle",
+        "/v1/approvals",
+        "/v1/approvals/{call_id}",
+        "/v1/approvals/{call_id}/decision",
+        "/v1/dead-letters",
+        "/v1/dead-letters/{call_id}",
+        "/v1/dead-letters/{call_id}/redrive",
+        "/v1/dead-letters/{call_id}/discard",
         "/v1/tools",
         "/v1/tools/{tool}",
         "/healthz",
@@ -60,4 +70,4 @@ def test_refusals_are_problem_documents() -> None:
     described = refusals(404)
     assert {400, 403, 404, 413, 431, 500, 503} == set(described)
     assert list(described[404]["content"]) == ["application/problem+json"]
-    assert call_body()["requestBody"]["required"] is True
+    assert body_of(CallBody)["requestBody"]["required"] is True

@@ -276,14 +276,6 @@ def test_what_this_gateway_runs_and_what_has_ended_is_not_settled(transaction):
     assert row(transaction, ended).state == State.SUCCEEDED
 
 
-def test_who_waits_for_an_approval_goes_on_waiting(transaction):
-    call_id = claimed(transaction, boot="dead")
-    waiting = replace(row(transaction, call_id), state=State.AWAITING_APPROVAL.value)
-    rows.end(transaction.connection, waiting, 1)
-    entries.settle(transaction, "alive")
-    assert row(transaction, call_id).state == State.AWAITING_APPROVAL
-
-
 def test_leases_that_were_not_revoked_are_listed(transaction):
     first, second = claimed(transaction, boot="dead"), claimed(transaction)
     entries.complete(transaction, success(second))

@@ -1,0 +1,143 @@
+"""What the steps of a call write that the gateway carries on by itself: approved or denied, begun, settled by hand.
+
+How such a call is claimed, ended and found again after a crash is `entries.py`, where it is a call like any other.
+"""
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from callgate_server.backends.sqlite.entries import append_state, end_call
+from callgate_server.backends.sqlite.rows import SELECT_WITHOUT_ANSWER, CallRow, carry, names, read, timestamp
+from callgate_server.backends.sqlite.writer import Transaction
+from callgate_server.ledger.store import Beginning, Step
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State, move
+from callgate_server.model.strict_json import decode
+
+# What says of a call's events how an attempt of it went.
+_STEPS: Final = """
+    SELECT at, kind, body FROM events
+    WHERE call_id = ? AND kind IN ('began', 'requeued', 'attempt_failed', 'outcome', 'settled') ORDER BY seq"""
+
+
+def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
+    """Move a call whose turn has come to `running`, in this life of the gateway.
+
+    Raises:
+        CallError: `not_possible`: it is not waiting.
+    """
+    row = read(transaction.connection, beginning.call_id)
+    if row is None or State(row.state) is not State.ADMITTED or row.parcel is None:
+        raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for its turn, or not any more.")
+    row = replace(row, state=move(State.ADMITTED, State.RUNNING).value, boot=boot, policies=names(beginning.policies))
+    carry(
+        transaction.connection,
+        row,
+        append_state(
+            transaction,
+            "began",
+            row,
+            {
+                "attempt": row.attempt,
+                "decision_id": beginning.decision_id,
+                "policies": list(beginning.policies),
+                "policy_version": beginning.policy_version,
+                "deadline_at": timestamp(beginning.deadline_at),
+            },
+        ),
+    )
+
+
+def decide(transaction: Transaction, call_id: str, by: str, now: datetime, *, approve: bool) -> CallRow:
+    """Write an approver's word, and return the call as it is then.
+
+    Raises:
+        CallError: `not_possible`: it waits for none, or not any more.
+    """
+    row = read(transaction.connection, call_id)
+    if row is None or row.approval is None or State(row.state) is not State.AWAITING_APPROVAL:
+        raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for an approval, or not any more.")
+    if row.expires_at is not None and row.expires_at <= timestamp(now):
+        raise CallError(Reason.NOT_POSSIBLE, "The time to approve this call is over.")
+    row = replace(row, decided_by=by, decided_at=transaction.at)
+    if not approve:
+        reason = Reason.APPROVAL_DENIED
+        message = f"{by} denied the approval."
+        return end_call(transaction, "denied", row, State.DENIED, reason, message, None, {"by": by})
+    row = replace(row, state=move(State.AWAITING_APPROVAL, State.ADMITTED).value)
+    carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}))
+    return row
+
+
+def settle_by_hand(transaction: Transaction, call_id: str, state: State, by: str) -> CallRow:
+    """Write what somebody found out about a call whose effect was unknown.
+
+    Raises:
+        CallError: `not_possible`: its effect is not unknown.
+    """
+    row = read(transaction.connection, call_id)
+    if row is None or State(row.state) is not State.UNKNOWN:
+        raise CallError(Reason.NOT_POSSIBLE, "The effect of this call is not unknown; look at its state.")
+    happened = state is State.SUCCEEDED
+    reason = None if happened else Reason.EFFECT_UNKNOWN
+    message = f"Settled by {by}: it {'took' if happened else 'did not take'} effect."
+    row = replace(row, dead=None)
+    return end_call(transaction, "settled", row, state, reason, message, None, {"by": by})
+
+
+def read_waiting(connection: sqlite3.Connection) -> list[tuple[CallRow, int]]:
+    """Calls that wait for their turn or for an approval, oldest first, each with the event that last changed it."""
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER.replace(" FROM calls", ", last_seq FROM calls")
+        + " WHERE state IN ('admitted', 'awaiting_approval') AND parcel IS NOT NULL ORDER BY received_at, call_id"
+    ).fetchall()
+    return [(CallRow(*values), last_seq) for *values, last_seq in found]
+
+
+def read_approvals(connection: sqlite3.Connection, tenant: str, groups: Collection[str], most: int) -> list[CallRow]:
+    """Calls that one of the groups was asked to approve: those that wait first, then the newest."""
+    marks = ", ".join("?" * len(groups))
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER
+        + f" WHERE tenant = ? AND approval IN ({marks})"
+        + " ORDER BY state = 'awaiting_approval' DESC, received_at DESC, call_id DESC LIMIT ?",
+        (tenant, *groups, most),
+    ).fetchall()
+    return [CallRow(*values) for values in found]
+
+
+def read_dead(connection: sqlite3.Connection, tenant: str, agent: str | None, most: int) -> tuple[list[CallRow], int]:
+    """The newest dead letters of a tenant, or of one of its agents, and how many there are."""
+    whose, values = "tenant = ?", [tenant]
+    if agent is not None:
+        whose, values = whose + " AND agent = ?", [tenant, agent]
+    condition = f" WHERE {whose} AND dead = 'open'"
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER + condition + " ORDER BY finished_at DESC, call_id DESC LIMIT ?", (*values, most)
+    ).fetchall()
+    counted = connection.execute("SELECT count(*) FROM calls" + condition, values)  # noqa: S608  # our own words
+    (total,) = counted.fetchone()
+    return [CallRow(*row) for row in found], int(total)
+
+
+def read_steps(connection: sqlite3.Connection, call_id: str) -> list[Step]:
+    """The attempts of a call as its events have them, oldest first."""
+    attempt, steps = 1, []
+    for at, kind, text in connection.execute(_STEPS, (call_id,)):
+        body = decode(text.encode())
+        if not isinstance(body, dict):
+            raise TypeError("an event's body is not an object")
+        if kind in ("began", "requeued", "attempt_failed"):
+            attempt = _number(body.get("attempt")) or attempt
+        if kind in ("attempt_failed", "outcome", "settled"):
+            steps.append(
+                Step(attempt, datetime.fromisoformat(at), str(body.get("state")), str(body.get("reason") or ""))
+            )
+    return steps
+
+
+def _number(value: Any) -> int | None:  # noqa: ANN401  # any JSON value
+    return value if isinstance(value, int) else None

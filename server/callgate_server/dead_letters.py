@@ -1,0 +1,131 @@
+"""Calls that failed for good: what of them is shown, and what becomes of them.
+
+A dead letter is a call that the gateway carried on by itself and that did not succeed, or any call whose effect is
+unknown. Its caller may look at it, redrive or discard it, and so may an administrator of the tenant. What became of an
+unknown effect says an administrator alone. Nothing that a tool printed is shown, and no argument.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from callgate_server.admission.authenticate import Authentication
+from callgate_server.execution.running import Running
+from callgate_server.ledger.store import Ledger, Step, StoredCall
+from callgate_server.model.answer import Failure, failure_document
+from callgate_server.model.call import Caller
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.lifecycle import State
+from callgate_server.queries import call_document, moment
+
+MAX_LISTED: Final = 200
+Operation = Literal["dead_letters", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """`administers` says whether policy lets a caller do this for its whole tenant; `again` makes a new call of one."""
+
+    authentication: Authentication
+    ledger: Ledger
+    administers: Callable[[Caller, Operation], bool]
+    again: Callable[[StoredCall, str], Awaitable[Running]]
+
+    async def list(self, token: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """The newest ones that this caller may see, and how many there are."""
+        caller = await self.authentication.identify(token)
+        agent = None if self._is_administrator(caller, "dead_letters") else caller.agent
+        found, total = await self.ledger.dead_letters(caller.tenant, agent, min(limit, MAX_LISTED))
+        return [await self._document(stored) for stored in found], total
+
+    async def show(self, token: str | None, call_id: str) -> dict[str, Any]:
+        """One of them with its attempts.
+
+        Raises:
+            CallError: `unknown_call`, also for a call that is no dead letter.
+        """
+        _, stored = await self._open(token, call_id)
+        return await self._document(stored)
+
+    async def redrive(self, token: str | None, call_id: str) -> dict[str, Any]:
+        """Make a new call of it, for its own caller and as policy is now, and return that.
+
+        Raises:
+            CallError: `unknown_call`, `not_possible`, or why the new call is refused: then it stays what it is.
+        """
+        caller, stored = await self._open(token, call_id)
+        running = await self.again(stored, _name(caller))
+        made = await self.ledger.get(running.call_id)
+        if made is None:
+            raise CallError(Reason.AUDIT_UNAVAILABLE, "The new call cannot be shown now; list your calls.")
+        return call_document(made)
+
+    async def discard(self, token: str | None, call_id: str) -> dict[str, Any]:
+        """Give it up; what was kept of it is deleted.
+
+        Raises:
+            CallError: `unknown_call`, `not_possible`.
+        """
+        caller, _ = await self._open(token, call_id)
+        return call_document(await self.ledger.discard(call_id, _name(caller)))
+
+    async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]:
+        """Say what became of a call whose effect is unknown.
+
+        Raises:
+            CallError: `unknown_call`; `policy_denied`: policy lets this caller not administer; `not_possible`.
+        """
+        caller = await self.authentication.identify(token)
+        stored = await self.ledger.get(call_id)
+        if stored is None or not self._may_see(caller, stored):
+            raise _unknown()
+        if not self._is_administrator(caller, "settle"):
+            raise CallError(Reason.POLICY_DENIED, "Only an administrator of the tenant says what became of a call.")
+        state = State.SUCCEEDED if happened else State.FAILED
+        return call_document(await self.ledger.settle(call_id, state, _name(caller)))
+
+    async def _open(self, token: str | None, call_id: str) -> tuple[Caller, StoredCall]:
+        caller = await self.authentication.identify(token)
+        stored = await self.ledger.get(call_id)
+        if stored is None or stored.dead != "open" or not self._may_see(caller, stored):
+            raise _unknown()
+        return caller, stored
+
+    def _may_see(self, caller: Caller, stored: StoredCall) -> bool:
+        if caller.tenant != stored.caller.tenant or caller.task not in (None, stored.caller.task):
+            return False
+        return caller.agent == stored.caller.agent or self._is_administrator(caller, "dead_letters")
+
+    def _is_administrator(self, caller: Caller, operation: Operation) -> bool:
+        return caller.task is None and self.administers(caller, operation)
+
+    async def _document(self, stored: StoredCall) -> dict[str, Any]:
+        reason = stored.reason or Reason.INTERNAL
+        return {
+            "call_id": stored.call_id,
+            "tool": stored.tool,
+            "version": stored.version,
+            "tenant": stored.caller.tenant,
+            "agent": stored.caller.agent,
+            "task": stored.caller.task,
+            "state": stored.state.value,
+            "error": failure_document(Failure(reason, stored.message)),
+            "effect": stored.effect,
+            "received_at": moment(stored.received_at),
+            "finished_at": moment(stored.finished_at),
+            "attempts": [_step(step) for step in await self.ledger.steps(stored.call_id)],
+            "redrivable": stored.kept,
+            "follows": stored.follows,
+        }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {"attempt": step.attempt, "at": step.at.isoformat(), "state": step.state, "reason": step.reason}
+
+
+def _name(caller: Caller) -> str:
+    return f"{caller.tenant}/{caller.agent}"
+
+
+def _unknown() -> CallError:
+    return CallError(Reason.UNKNOWN_CALL, "No such dead letter.")

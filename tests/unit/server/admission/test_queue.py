@@ -1,0 +1,142 @@
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callgate_server.admission.queue import Queue, QueueRules
+from callgate_server.model.errors import CallError, Reason
+
+ONE = QueueRules(1, 1, 100, 100)
+
+
+class Clients:
+    """Who waits for turns, and in which order they came."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.served: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.release: dict[str, asyncio.Event] = {}
+
+    async def ask(self, name: str, tenant: str, priority: int = 5) -> None:
+        self.release[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._wait(name, tenant, priority))
+        await asyncio.sleep(0)
+
+    async def _wait(self, name: str, tenant: str, priority: int) -> None:
+        async with self.queue.turn(tenant, priority):
+            self.served.append(name)
+            await self.release[name].wait()
+
+    async def end(self, name: str) -> None:
+        self.release[name].set()
+        await self.tasks[name]
+        await asyncio.sleep(0)
+
+    async def end_all(self) -> None:
+        while len(self.served) < len(self.tasks):
+            for name in list(self.served):
+                self.release[name].set()
+            await asyncio.sleep(0)
+        for name in self.tasks:
+            await self.end(name)
+
+
+async def test_who_asks_an_idle_queue_has_its_turn_at_once() -> None:
+    clients = Clients(Queue(ONE))
+    await clients.ask("a", "acme")
+    assert (clients.served, clients.queue.running, clients.queue.waiting) == (["a"], 1, 0)
+    await clients.end("a")
+    assert (clients.queue.running, clients.queue.waiting) == (0, 0)
+
+
+async def test_the_higher_priority_comes_first_and_then_who_came_first() -> None:
+    clients = Clients(Queue(ONE))
+    await clients.ask("now", "acme")
+    for name, priority in (("low", 1), ("first", 5), ("second", 5), ("high", 9)):
+        await clients.ask(name, "acme", priority)
+    await clients.end_all()
+    assert clients.served == ["now", "high", "first", "second", "low"]
+
+
+async def test_a_tenant_with_a_thousand_calls_delays_another_by_one_turn() -> None:
+    clients = Clients(Queue(QueueRules(1, 1, 2000, 2000)))
+    for number in range(1000):
+        await clients.ask(f"a{number}", "acme", 9)
+    await clients.ask("b", "rival", 0)
+    await clients.end("a0")
+    assert clients.served == ["a0", "b"]
+    await clients.end_all()
+
+
+async def test_a_tenant_has_its_share_of_turns_and_no_more() -> None:
+    clients = Clients(Queue(QueueRules(4, 2, 100, 100)))
+    for number in range(4):
+        await clients.ask(f"a{number}", "acme")
+    assert clients.served == ["a0", "a1"]
+    await clients.ask("b", "rival")
+    assert clients.served[-1] == "b"
+    await clients.end_all()
+
+
+async def test_who_gives_up_is_passed_over_and_a_turn_that_had_just_come_is_given_back() -> None:
+    clients = Clients(Queue(ONE))
+    for name in ("a", "b", "c"):
+        await clients.ask(name, "acme")
+    clients.tasks["b"].cancel()
+    await asyncio.gather(clients.tasks["b"], return_exceptions=True)
+    assert clients.queue.waiting == 1
+    # The turn comes to c, which is cancelled before it can take it.
+    clients.release["a"].set()
+    await asyncio.sleep(0)
+    clients.tasks["c"].cancel()
+    await asyncio.gather(*clients.tasks.values(), return_exceptions=True)
+    assert (clients.queue.running, clients.queue.waiting) == (0, 0)
+    await clients.ask("d", "acme")
+    assert clients.served[-1] == "d"
+    await clients.end("d")
+
+
+@pytest.mark.parametrize("rules", [QueueRules(1, 1, 2, 100), QueueRules(1, 1, 100, 2)])
+def test_no_more_are_kept_than_there_are_places(rules: QueueRules) -> None:
+    queue = Queue(rules)
+    with ExitStack() as places:
+        for _ in range(2):
+            places.enter_context(queue.place("acme"))
+        with pytest.raises(CallError) as caught, queue.place("acme"):
+            pass
+        assert caught.value.reason is Reason.OVERLOADED
+        assert caught.value.retry_after_ms
+        # What the record has already is never turned away.
+        places.enter_context(queue.place("acme", owed=True))
+    with queue.place("acme"):
+        pass
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=30), st.integers(1, 4), st.integers(1, 3)
+)
+def test_every_turn_comes_once_and_the_bounds_hold(asks: list[tuple[str, int]], most: int, share: int) -> None:
+    async def play() -> None:
+        queue = Queue(QueueRules(most, share, 1000, 1000))
+        served: list[int] = []
+        at_once: dict[str, int] = dict.fromkeys("abc", 0)
+
+        async def one(number: int, tenant: str, priority: int) -> None:
+            async with queue.turn(tenant, priority):
+                at_once[tenant] += 1
+                assert queue.running <= most
+                assert at_once[tenant] <= share
+                served.append(number)
+                await asyncio.sleep(0)
+                at_once[tenant] -= 1
+
+        async with asyncio.TaskGroup() as group:
+            for number, (tenant, priority) in enumerate(asks):
+                group.create_task(one(number, tenant, priority))
+        assert sorted(served) == list(range(len(asks)))
+        assert (queue.running, queue.waiting) == (0, 0)
+
+    asyncio.run(play())

@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import pytest
+
+from callgate_server.admission.authenticate import Authentication
+from callgate_server.approvals import Approvals
+from callgate_server.execution.running import Running
+from callgate_server.model.call import Caller, CallRequest
+from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.verdict import Ruling
+from support.stages import World
+
+BOSS = Caller("acme", "boss", ("approvers",))
+CALLERS = {
+    "boss": BOSS,
+    "self": Caller("acme", "bot", ("approvers",)),
+    "clerk": Caller("acme", "clerk", ("developer",)),
+    "rival": Caller("rival", "boss", ("approvers",)),
+    "task": replace(BOSS, task="t1"),
+}
+REQUEST = CallRequest("text.echo", b'{"text": "pay 100"}', "http", purpose="An invoice is due.")
+
+
+class Tokens:
+    async def authenticate(self, token: str) -> Caller | None:
+        return CALLERS.get(token)
+
+
+async def asked(world: World) -> tuple[Approvals, Running]:
+    world.policy.ruling = Ruling.NEEDS_APPROVAL
+    running = await world.pipeline.start("agent", REQUEST)
+    approvals = Approvals(Authentication(Tokens()), world.catalog, world.ledger, world.running)
+    return approvals, running
+
+
+async def reason(work: object) -> Reason:
+    with pytest.raises(CallError) as caught:
+        await work  # type: ignore[misc]
+    return caught.value.reason
+
+
+async def test_an_approver_sees_who_asks_for_what_and_why() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        shown = await approvals.show("boss", running.call_id)
+        running.cancel()
+    assert shown["arguments"] == {"text": "pay 100"}
+    assert (shown["tenant"], shown["agent"], shown["group"]) == ("acme", "bot", "approvers")
+    assert (shown["purpose"], shown["policies"], shown["state"]) == ("An invoice is due.", ["p1"], "waiting")
+    assert len(shown["digest"]) == 64
+
+
+async def test_a_list_shows_no_arguments() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        (listed,) = await approvals.list("boss")
+        running.cancel()
+    assert (listed["call_id"], listed["arguments"], listed["purpose"]) == (running.call_id, None, None)
+
+
+async def test_what_is_approved_with_its_digest_runs_once() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        decided = await approvals.decide("boss", running.call_id, digest, approve=True)
+        assert (decided["state"], decided["decided_by"]) == ("approved", "acme/boss")
+        assert (await running.wait())["state"] == "succeeded"
+        again = approvals.decide("boss", running.call_id, digest, approve=True)
+        assert await reason(again) is Reason.NOT_POSSIBLE
+    assert world.journal.count("run") == 1
+
+
+async def test_a_denial_says_who_and_ends_the_call() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        assert (await approvals.decide("boss", running.call_id, digest, approve=False))["state"] == "denied"
+        assert await reason(running.wait()) is Reason.APPROVAL_DENIED
+        assert (await approvals.show("boss", running.call_id))["arguments"] is None
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64])
+async def test_a_decision_without_the_digest_that_was_shown_decides_nothing(digest: str) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        for approve in (True, False):
+            decision = approvals.decide("boss", running.call_id, digest, approve=approve)
+            assert await reason(decision) is Reason.APPROVAL_VOID
+        assert not running.decided.is_set()
+        running.cancel()
+
+
+async def test_the_digest_of_other_arguments_is_another_one() -> None:
+    async with World() as world:
+        approvals, first = await asked(world)
+        second = await world.pipeline.start("agent", replace(REQUEST, arguments_json=b'{"text": "pay 1"}'))
+        digest = (await approvals.show("boss", second.call_id))["digest"]
+        assert await reason(approvals.decide("boss", first.call_id, digest, approve=True)) is Reason.APPROVAL_VOID
+        first.cancel()
+        second.cancel()
+
+
+async def test_nobody_approves_its_own_call() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        own = approvals.decide("self", running.call_id, digest, approve=True)
+        assert await reason(own) is Reason.POLICY_DENIED
+        assert await approvals.list("self") == []
+        running.cancel()
+
+
+@pytest.mark.parametrize("token", ["clerk", "rival", "task"])
+async def test_for_everybody_else_there_is_no_such_call(token: str) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        assert await approvals.list(token) == []
+        for attempt in (
+            approvals.show(token, running.call_id),
+            approvals.decide(token, running.call_id, digest, approve=True),
+        ):
+            assert await reason(attempt) is Reason.UNKNOWN_CALL
+        assert await reason(approvals.show("boss", "c-absent")) is Reason.UNKNOWN_CALL
+        running.cancel()
