@@ -63,7 +63,7 @@ class _TaskPages:
         await self.gate.queries.identify(token)
         fields = await fields_of(request, self.limits.body_bytes, WISH_KEYS)
         task, credential = await self.tasks.create(token, wish_from_json(fields))
-        headers = {"location": f"/v1/tasks/{task['task_id']}", "cache-control": "no-store"}
+        headers = {"location": f"/v1/tasks/{task['task_id']}"}
         return reply({"task": task, "token": credential.reveal().decode()}, 201, headers)
 
     async def list_tasks(self, request: Request, limit: Limit = 50) -> Response:
