@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup engine demo test test-unit test-kills check format bench soak proto sync-client lock clean
+.PHONY: help setup engine demo test test-unit test-kills check format bench flapping soak proto sync-client lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: setup ## Format and fix what can be fixed
 
 bench: setup engine ## Measure; never fails for being slow (RECORD=1 writes tests/bench/RESULTS.md too)
 	@$(BIN)/python tests/bench/bench.py $(if $(RECORD),--record)
+
+flapping: setup ## Show what a circuit breaker lets through to an upstream that comes and goes
+	@PYTHONPATH=tests $(BIN)/python tests/bench/flapping.py
 
 soak: setup engine ## Make 5000 calls among random kills and count what is left (CALLS=500 makes fewer)
 	@$(BIN)/python tests/bench/soak.py $(if $(CALLS),--calls $(CALLS))

@@ -29,9 +29,11 @@ from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
+from callgate_server.breakers import Breakers
 from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
@@ -43,13 +45,17 @@ from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import hour_of
+from callgate_server.observe.remarks import Remarks
 from callgate_server.parts import (
     Edges,
     Endpoints,
     authenticators,
+    breaker_readings,
     ceilings,
+    circuit_breakers,
     docker_options,
     egress_gate,
+    guarded_store,
     kept_queue,
     lane_readings,
     lane_rules,
@@ -64,6 +70,7 @@ from callgate_server.secrets.broker import Broker
 from callgate_server.stops import Stops
 from callgate_server.tasks import Tasks
 from callgate_server.transports.gate import Gate, Readiness
+from callgate_server.verification import Verification
 
 # How long calls may take to end after the grace of a drain, before the process goes anyway.
 SETTLE_S: Final = 10.0
@@ -71,6 +78,7 @@ HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
 TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
+VERIFY_EVERY_S: Final = 30.0
 EXPIRY_EVERY_S: Final = 60.0
 SPOOL_EVERY_S: Final = 1.0
 TASKS_EVERY_S: Final = 5.0
@@ -107,7 +115,6 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     schemas = CompiledSchemas.of(catalog)
     known = authenticators(settings.auth, purpose)
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
-    out = None if settings.egress is None else egress_gate(settings.egress, telemetry)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule))
@@ -117,24 +124,31 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
         )
         administration = Administration(policy, ledger.remark)
+        remarks = Remarks(ledger.remark)
+        held.push_async_callback(remarks.flush)
+        breakers = circuit_breakers(settings.breakers, telemetry, remarks)
+        telemetry.readings(partial(breaker_readings, breakers))
+        out = None if settings.egress is None else egress_gate(settings.egress, breakers, telemetry)
         store = secret_store(settings.secrets)
         docker = DockerBackend(options)
         held.push_async_callback(docker.close)
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        container: SandboxBackend = docker
+        engine = GuardedStarts(docker, breakers)
+        container: SandboxBackend = engine
         if settings.execution.pool.enabled:
-            container = pool = await held.enter_async_context(warm_pool(settings, catalog, docker, telemetry))
+            container = pool = await held.enter_async_context(warm_pool(settings, catalog, engine, telemetry))
             telemetry.readings(partial(pool_readings, pool))
-        lanes = await held.enter_async_context(Lanes(docker, rules, telemetry.unexpected))
+        lanes = await held.enter_async_context(Lanes(engine, rules, telemetry.unexpected))
         telemetry.readings(partial(lane_readings, lanes))
-        sandboxes = Levels(container=container, fork=lanes)
+        sandboxes = StoppedByHand(Levels(container=container, fork=lanes), breakers)
         if out is not None:
             await held.enter_async_context(out)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
+        broker = Broker(guarded_store(store, breakers))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -144,7 +158,8 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits=limits,
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            attempts=Attempts(schemas, policy, ledger, Broker(store), sandboxes, telemetry, out),
+            attempts=Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out),
+            breakers=breakers,
             running=running,
             duplicates=duplicates,
             kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
@@ -171,6 +186,8 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
+        rounds.carry("remarks", remarks.write, pause_s=SPOOL_EVERY_S)
+        rounds.carry("verify", Verification(catalog, ledger, pipeline.start_for).look, pause_s=VERIFY_EVERY_S)
         rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("tasks", tasks.expire, pause_s=TASKS_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
@@ -184,6 +201,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             dead_letters=DeadLetters(authentication, ledger, partial(is_administrator, policy), pipeline.redrive),
             tasks=tasks,
             stops=stops,
+            breakers=Breakers(authentication, administration, breakers),
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,

@@ -4,6 +4,7 @@ Unknown keys fail, secrets are only ever file paths, relative paths are relative
 is read here and nowhere else in the server. Defaults are the safe choice; what has no safe default must be given.
 """
 
+import math
 import os
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -19,6 +20,7 @@ from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.json_schema import fits
+from callgate_server.execution.breaker import BreakerRules
 from callgate_server.model.catalog import Adjustment, Catalog
 from callgate_server.model.egress import EgressRule, InternalService, named_host
 from callgate_server.model.egress_checks import exposed
@@ -239,6 +241,55 @@ class ExecutionSettings(_Strict):
     starts: Annotated[int, Field(ge=1, le=64)] = 4
     pool: PoolSettings = PoolSettings()
     lanes: LaneSettings = LaneSettings()
+
+
+class BreakerSettings(_Strict):
+    """When circuit breakers of one kind open and close. Rates are shares of the last `window` calls.
+
+    Without `slow_s` no call counts as slow.
+    """
+
+    window: Annotated[int, Field(ge=1, le=1000)] = 20
+    min_calls: Annotated[int, Field(ge=1, le=1000)] = 5
+    failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    slow_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+    slow_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    open_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    probes: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @model_validator(mode="after")
+    def _can_open(self) -> Self:
+        if self.min_calls > self.window:
+            raise ValueError("`min_calls` is more than `window` holds: the breaker would never open")
+        return self
+
+    @property
+    def rules(self) -> BreakerRules:
+        slow_s = math.inf if self.slow_s is None else self.slow_s
+        return BreakerRules(
+            self.window, self.min_calls, self.failure_rate, slow_s, self.slow_rate, self.open_s, self.probes
+        )
+
+
+class EngineBreakerSettings(BreakerSettings):
+    """Sooner back: every call needs the engine, and asking it costs nobody anything."""
+
+    open_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+
+
+class ToolBreakerSettings(BreakerSettings):
+    """More calls are looked at: what a tool makes of its arguments is not always its own doing."""
+
+    min_calls: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class BreakersSettings(_Strict):
+    """Circuit breakers: for the engine, for the secret store, for each tool and each upstream of a tenant."""
+
+    engine: EngineBreakerSettings = EngineBreakerSettings()
+    secrets: BreakerSettings = BreakerSettings()
+    tool: ToolBreakerSettings = ToolBreakerSettings()
+    upstream: BreakerSettings = BreakerSettings()
 
 
 class InternalHost(_Strict):
@@ -467,6 +518,7 @@ class Settings(_Strict):
     secrets: SecretStoreSettings | None = None
     engine: Engine = Engine()
     execution: ExecutionSettings = ExecutionSettings()
+    breakers: BreakersSettings = BreakersSettings()
     egress: EgressSettings | None = None
     tools: dict[str, ToolSettings] = {}
     ledger: LedgerSettings

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, TypeVar
 
@@ -15,7 +16,6 @@ from callgate_server.admission.limits import Ceilings
 from callgate_server.admission.queue import Queue, QueueRules
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
-from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.egress import gate as egress
 from callgate_server.backends.json_web_tokens import ClaimNames, JsonWebTokens, TokenRules
@@ -24,6 +24,7 @@ from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
 from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.config import (
     Auth,
+    BreakersSettings,
     EgressSettings,
     ExecutionSettings,
     Grpc,
@@ -34,15 +35,22 @@ from callgate_server.config import (
     Settings,
     Tls,
 )
+from callgate_server.execution import faults
+from callgate_server.execution.breaker import BreakerRules, State
+from callgate_server.execution.breakers import KINDS, SECRETS, Breakers, Change, Kind
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes, cores
 from callgate_server.execution.pool import WarmPool
 from callgate_server.execution.pool_policy import Bounds
-from callgate_server.execution.sandbox import Shape
+from callgate_server.execution.sandbox import AnonymousStarts, Shape
 from callgate_server.kept import Patience
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError
+from callgate_server.model.strict_json import Json
+from callgate_server.observe.remarks import Remarks
 from callgate_server.result.redact import Redactor
+from callgate_server.secrets.broker import SecretStore
+from callgate_server.secrets.guarded import GuardedStore
 from callgate_server.transports.gate import Gate
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
@@ -52,6 +60,8 @@ from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
 CLOSE_GRACE_S: Final = 2.0
 # The names by which a loopback listener may be addressed, so that a web page cannot reach it under its own name.
 LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+# What a metric says of a breaker's state.
+BREAKER_LEVELS: Final = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0, State.FORCED_OPEN: 3.0}
 T = TypeVar("T")
 
 
@@ -169,7 +179,32 @@ def docker_options(settings: Settings, catalog: Catalog) -> DockerOptions:
     )
 
 
-def egress_gate(settings: EgressSettings, telemetry: Telemetry) -> egress.Gate:
+def circuit_breakers(settings: BreakersSettings, telemetry: Telemetry, remarks: Remarks) -> Breakers:
+    """Every change is in the log at once, and in the record as soon as that takes it."""
+
+    def changed(change: Change) -> None:
+        name = str(change.key)
+        telemetry.breaker_changed(name, change.before, change.after, change.why)
+        said: dict[str, Json] = {"breaker": name, "from": change.before, "to": change.after, "why": change.why}
+        remarks.add("breaker_changed", said | ({"by": change.by} if change.by else {}))
+
+    rules: dict[Kind, BreakerRules] = {kind: getattr(settings, kind).rules for kind in KINDS}
+    return Breakers(rules, changed)
+
+
+def breaker_readings(breakers: Breakers) -> Iterable[Reading]:
+    states = {name: BREAKER_LEVELS[view.state] for name, view in breakers.list().items()}
+    text = "Circuit breakers: 0 closed, 1 half open, 2 open, 3 opened by hand"
+    yield Reading("gauge", "breaker_state", text, states, "breaker")
+    refusals = {str(kind): float(count) for kind, count in breakers.refusals.items()}
+    yield Reading("counter", "breaker_refusals", "What circuit breakers refused", refusals, "kind")
+
+
+def guarded_store(store: OpenBao | None, breakers: Breakers) -> SecretStore | None:
+    return None if store is None else GuardedStore(store, partial(breakers.guard, SECRETS, faults.SECRETS))
+
+
+def egress_gate(settings: EgressSettings, breakers: Breakers, telemetry: Telemetry) -> egress.Gate:
     options = egress.GateOptions(
         authority_dir=settings.authority_dir,
         internal=settings.services,
@@ -178,7 +213,7 @@ def egress_gate(settings: EgressSettings, telemetry: Telemetry) -> egress.Gate:
         connect_timeout_s=settings.connect_timeout_s,
         idle_s=settings.idle_s,
     )
-    return egress.Gate(options, make_stripper=Redactor, report=telemetry.unexpected)
+    return egress.Gate(options, make_stripper=Redactor, breakers=breakers, report=telemetry.unexpected)
 
 
 def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOptions) -> LaneRules:
@@ -226,7 +261,7 @@ def ceilings(settings: Settings) -> Ceilings:
     return Ceilings(calls, min(calls, settings.limits.calls_per_tenant))
 
 
-def warm_pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telemetry: Telemetry) -> WarmPool:
+def warm_pool(settings: Settings, catalog: Catalog, engine: AnonymousStarts, telemetry: Telemetry) -> WarmPool:
     execution = settings.execution
     pool = execution.pool
     bounds = Bounds(
@@ -249,7 +284,7 @@ def warm_pool(settings: Settings, catalog: Catalog, docker: DockerBackend, telem
     def warn(shape: Shape, error: CallError) -> None:
         telemetry.warning("no sandbox could be started ahead", shape=str(shape), detail=error.message)
 
-    return WarmPool(docker, bounds, shapes, telemetry.unexpected, warn)
+    return WarmPool(engine, bounds, shapes, telemetry.unexpected, warn)
 
 
 def pool_readings(pool: WarmPool) -> Iterable[Reading]:

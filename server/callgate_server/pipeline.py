@@ -1,12 +1,12 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → stopped? → validate → grant → authorise → duplicate? → limits → claim + intent → (approval? → turn →)
-lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
+authenticate → stopped? → validate → grant → authorise → duplicate? → breaker → limits → claim + intent → (approval? →
+turn → breaker →) lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
-before the look at an idempotency key (a revoked caller must not read old answers), that before limits (a stored
-answer costs nothing), and the intent is durable before the first side effect. Giving back the secrets and
-destroying the sandbox happen whatever comes, and the answer does not wait for them.
+before the look at an idempotency key (a revoked caller must not read old answers), that before limits and breaker (a
+stored answer costs nothing), and the intent is durable before the first side effect. Giving back the secrets and
+destroying the sandbox happen whatever comes, and no answer waits for them.
 """
 
 from contextlib import AsyncExitStack, ExitStack
@@ -19,13 +19,14 @@ from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.breakers import Breakers, report
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.kept import KeptCalls, kept_now, request_of
 from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, to_document
-from callgate_server.model.call import CallRequest
+from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
@@ -45,6 +46,7 @@ class Pipeline:
     deadlines: DeadlineRule
     ledger: Ledger
     attempts: Attempts
+    breakers: Breakers
     running: RunningCalls
     duplicates: Duplicates
     kept: KeptCalls
@@ -58,7 +60,14 @@ class Pipeline:
             CallError: the call is refused. The refusal is recorded, except that of an unknown caller, which
                 is only counted: who has no credential must not be able to fill the record.
         """
-        caller = await self.authentication.identify(token)
+        return await self.start_for(await self.authentication.identify(token), request)
+
+    async def start_for(self, caller: Caller, request: CallRequest) -> Running:
+        """Take one call of a known caller as far as its claim.
+
+        Raises:
+            CallError: the call is refused; the refusal is recorded.
+        """
         return await self._started(Ticket(caller, request))
 
     async def redrive(self, dead: StoredCall, by: str) -> Running:
@@ -104,7 +113,7 @@ class Pipeline:
         """Judge a call again whose turn has come, and move it to `running`.
 
         Raises:
-            CallError: policy allows it no longer, its tool is another by now, or it cannot be recorded.
+            CallError: policy or a breaker is against it now, its tool is another, or it cannot be recorded.
         """
         ticket = Ticket(kept.caller, request_of(kept, parcel), id=kept.call_id, received_at=kept.received_at)
         call = replace(self._admit(ticket), known_as=parcel.known_as)
@@ -113,7 +122,10 @@ class Pipeline:
             raise CallError(
                 Reason.APPROVAL_VOID, "The tool is another than the one that was approved; make a new call."
             )
-        await self.ledger.begin(call.beginning())
+        with ExitStack() as place:
+            call.ticket.passage = place.enter_context(self.breakers.tool(kept.caller.tenant, call.tool))
+            await self.ledger.begin(call.beginning())
+            place.pop_all()  # from here on `_run` sees to it
         return call
 
     async def _carry(self, running: Running, *, call: Admitted) -> None:
@@ -138,9 +150,11 @@ class Pipeline:
                 holder = await self.duplicates.holder(call)
                 if holder is None:
                     caller = call.ticket.caller
-                    place.enter_context(
-                        self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
-                    )
+                    room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
+                    place.enter_context(room)
+                    call.ticket.passage = place.enter_context(self.breakers.tool(caller.tenant, call.tool))
+                    if keeping is not None:
+                        call.ticket.passage.give_up()  # asked for again when its turn has come
                     charges = place.enter_context(self.limits.place(call))
                     intent = replace(call.intent(self.ledger.digest), charges=charges)
                     holder = await self.ledger.claim(intent, keeping)
@@ -149,6 +163,7 @@ class Pipeline:
     async def _run(self, running: Running, call: Admitted) -> None:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""
         async with AsyncExitStack() as cleanup:
+            cleanup.enter_context(call.ticket.passage)
             try:
                 answer = await contained(self.attempts.make(running, call, cleanup))
             except CallError as failure:
@@ -158,6 +173,7 @@ class Pipeline:
                 self.watch.unexpected(running.call_id, error)
                 await self._fail(running, call, internal(running.call_id), call.state_after_a_defect)
             else:
+                report(call.ticket.passage, call.tool, answer)
                 await self._answer(running, call, answer)
 
     async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, assert_never
 
+from callgate_server.execution.breakers import Passage
 from callgate_server.execution.egress import (
     Consent,
     EgressBudget,
@@ -66,6 +67,8 @@ class Ticket:
     sandbox: str = ""
     queue_ms: float = 0.0
     redrive: Redrive | None = None
+    # Its way through the circuit breaker of its tool.
+    passage: Passage = field(default_factory=Passage)
 
     @property
     def tool_name(self) -> str:
@@ -217,7 +220,9 @@ class Admitted:
             requests=limits.egress_requests,
             concurrent=EGRESS_AT_ONCE,
         )
-        terms = EgressTerms(manifest.rules, credentials, consent, budget, self.deadline, record)
+        terms = EgressTerms(
+            self.ticket.caller.tenant, manifest.rules, credentials, consent, budget, self.deadline, record
+        )
         ends_tls = any(rule.scheme == "https" and is_seen(rule) for rule in manifest.rules)
         wire = EgressWire(
             proxy=any(rule.scheme != "tcp" for rule in manifest.rules),

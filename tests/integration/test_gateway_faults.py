@@ -12,10 +12,10 @@ import pytest
 
 from callgate_server.backends.catalog.lock import Lock, read_lock, write_lock
 from callgate_server.backends.catalog.manifests import declarations, image_folders
-from support.engine import PrivateEngine
+from support.engine import PrivateEngine, tolerating_unclosed_sockets
 from support.gateway import CATALOG, Deployment, RunningGateway, catalog_lock
 from support.images import ENGINE
-from support.live import eventually, live, refusal
+from support.live import CLOSED, OPEN, breaker, eventually, live, refusal
 
 # "Within seconds", on a machine that has other things to do.
 SOON_S = 15
@@ -24,7 +24,7 @@ SOON_S = 15
 @pytest.fixture(scope="module")
 def engine() -> Iterator[PrivateEngine]:
     """An engine that has the image of the suite's tools and no other."""
-    with PrivateEngine() as engine:
+    with tolerating_unclosed_sockets(), PrivateEngine() as engine:
         engine.load_image(read_lock(catalog_lock()).images["probe"])
         yield engine
 
@@ -56,6 +56,21 @@ def says_not_ready(gateway: RunningGateway) -> None:
 
 def runs(gateway: RunningGateway) -> None:
     assert gateway.post("probe.run", {"code": "result = 42"}).json().get("result") == 42
+
+
+def is_refused_by_the_breaker(gateway: RunningGateway) -> None:
+    refused = gateway.post("probe.run", {"code": "1"})
+    assert refusal(refused) == (503, "circuit_open")
+    assert 1 <= int(refused.headers["retry-after"]) <= 5
+
+
+def tells_of_the_breaker(gateway: RunningGateway) -> None:
+    """From closed to closed again, each change in the record, and none of them belongs to a call."""
+    changes = [event for event in gateway.deployment.events("") if event["kind"] == "breaker_changed"]
+    assert {event["breaker"] for event in changes} == {"engine"}
+    assert (changes[0]["from"], changes[0]["to"], changes[0]["why"]) == ("closed", "open", "failures")
+    assert (changes[-1]["from"], changes[-1]["to"], changes[-1]["why"]) == ("half_open", "closed", "recovered")
+    assert [one["to"] for one in changes[:-1]] == [other["from"] for other in changes[1:]]
 
 
 def serves_what_needs_no_engine(gateway: RunningGateway, ended: str) -> None:
@@ -103,10 +118,17 @@ def test_a_killed_engine_loses_its_calls_by_name_and_stops_nothing_else(
     began_s = time.monotonic()
     assert refusal(alone.post("probe.run", {"code": "1"})) == (503, "sandbox_unavailable")
     assert time.monotonic() - began_s < SOON_S
+    eventually(lambda: is_refused_by_the_breaker(alone))
+    assert breaker(alone, "engine") == OPEN
     eventually(lambda: says_not_ready(alone))
     engine.start()
     eventually(lambda: is_ready(alone))
+    # Not before the engine's breaker asks it again.
+    eventually(lambda: runs(alone))
+    # As many probes as it wants.
     runs(alone)
+    assert breaker(alone, "engine") == CLOSED
+    eventually(lambda: tells_of_the_breaker(alone))
     # The lost call's container, which outlived its engine, goes in one of the rounds.
     alone.deployment.wait_until_clean()
 
@@ -132,7 +154,8 @@ def test_a_hung_engine_has_a_name_and_an_end_and_what_came_late_is_removed(
     assert (answer["state"], answer["error"]["reason"]) == ("timed_out", "timed_out")
     assert answer["stdout"]["text"] == "ready\n"
     eventually(lambda: is_ready(alone))
-    runs(alone)
+    # Not before the engine's breaker asks it again.
+    eventually(lambda: runs(alone))
     alone.deployment.wait_until_clean()
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from support.gateway import Deployment, RunningGateway, canary
-from support.live import eventually, live, refusal
+from support.live import CLOSED, OPEN, breaker, eventually, live, refusal
 from support.openbao import ConfiguredServer
 from support.postgres import Postgres
 from support.toxic import ToxicProxy
 
 SOON_S = 10
+# What is refused without asking the store, on a machine that has other things to do.
+AT_ONCE_S = 1.5
 UNAVAILABLE = (503, "secrets_unavailable")
 # The shape of what the tool got; the values would be redacted.
 SHAPE = "secrets_shape = {name: [len(value) > 15, value.isprintable()] for name, value in secrets.items()}\n"
@@ -41,11 +43,15 @@ def leased(
     tmp_path_factory: pytest.TempPathFactory, bao: ConfiguredServer, proxy: ToxicProxy
 ) -> Iterator[RunningGateway]:
     """A gateway that reaches the store through the proxy."""
-    deployment = Deployment(tmp_path_factory.mktemp("leased"), bao, settings={"secrets": {"address": proxy.address}})  # type: ignore[arg-type]
+    deployment = Deployment(tmp_path_factory.mktemp("leased"), bao, settings=_settings(proxy))  # type: ignore[arg-type]
     with deployment.start() as running:
         yield running
         deployment.wait_until_clean()
     assert deployment.verify().fault is None
+
+
+def _settings(proxy: ToxicProxy) -> dict[str, object]:
+    return {"secrets": {"address": proxy.address}, "breakers": {"secrets": {"open_s": 2}}}
 
 
 def signs(gateway: RunningGateway) -> None:
@@ -115,6 +121,46 @@ def test_a_store_whose_audit_device_is_broken(leased: RunningGateway, bao: Confi
     finally:
         bao.mend_audit()
     recovers(leased)
+
+
+def left_alone(gateway: RunningGateway) -> None:
+    began_s = time.monotonic()
+    refused = gateway.post("webhooks.sign", {"payload": "x"})
+    assert refusal(refused) == (503, "circuit_open")
+    assert time.monotonic() - began_s < AT_ONCE_S
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+
+
+@pytest.mark.parametrize("how", ["sealed", "down", "slow"])
+def test_a_store_that_stays_away_is_left_alone_until_it_is_back(
+    leased: RunningGateway, bao: ConfiguredServer, proxy: ToxicProxy, how: str
+) -> None:
+    signs(leased)
+    assert breaker(leased, "secrets") == CLOSED
+    before = len(leased.deployment.events(""))
+    {"sealed": bao.seal, "down": bao.stop, "slow": lambda: setattr(proxy, "latency_s", 10)}[how]()
+    try:
+        eventually(lambda: left_alone(leased), within_s=60)
+        assert breaker(leased, "secrets") == OPEN
+        assert leased.post("text.diff", {"before": "a", "after": "b"}).json()["state"] == "succeeded"
+    finally:
+        proxy.latency_s = 0
+        if how == "down":
+            bao.start()
+        if how != "slow":
+            bao.unseal()
+    recovers(leased)
+    # As many probes as it wants.
+    signs(leased)
+    assert breaker(leased, "secrets") == CLOSED
+    eventually(lambda: tells_of_the_breaker(leased, before))
+
+
+def tells_of_the_breaker(gateway: RunningGateway, before: int) -> None:
+    changes = [event for event in gateway.deployment.events("")[before:] if event["kind"] == "breaker_changed"]
+    assert {event["breaker"] for event in changes} == {"secrets"}
+    assert (changes[0]["from"], changes[0]["to"], changes[0]["why"]) == ("closed", "open", "failures")
+    assert (changes[-1]["to"], changes[-1]["why"]) == ("closed", "recovered")
 
 
 def test_a_token_that_was_revoked_is_replaced_without_anybody_noticing(

@@ -123,9 +123,15 @@ POINTS: dict[str, Callable[[Trap], None]] = {
     "after answer": lambda trap: after(Pipeline, "_answer", trap.die_together),
 }
 
+# What comes between the claim and the rest of a call that the gateway carries on by itself.
+KEPT_POINTS: dict[str, Callable[[Trap], None]] = {
+    "before begin": lambda trap: before(SqliteLedger, "begin", trap.die_together),
+    "after begin": lambda trap: after(SqliteLedger, "begin", trap.die_together),
+}
+
 
 if __name__ == "__main__":
     point, calls = sys.argv[1:3]
-    POINTS[point](Trap(int(calls)))
+    (POINTS | KEPT_POINTS)[point](Trap(int(calls)))
     sys.argv[1:3] = []
     main()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from callgate_server.backends.egress.gate import Gate, GateOptions
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressBudget, EgressSession, EgressTerms, Outlet
 from callgate_server.execution.egress_streams import WINDOW_BYTES
 from callgate_server.execution.framing import HEADER, Frame, FrameType
@@ -82,6 +83,8 @@ async def rig(
     budget: EgressBudget = BUDGET,
     deadline_s: float = 60,
     outlet: Outlet | None = None,
+    tenant: str = "acme",
+    breakers: Breakers | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
     """Open a gate and one call's session, and listen for its tool. What is left open at the end is closed."""
@@ -99,6 +102,7 @@ async def rig(
 
     gate_options = GateOptions(authority_dir=folder / "authority", **options)
     terms = EgressTerms(
+        tenant=tenant,
         rules=tuple(rules),
         credentials={one.name: one for one in credentials},
         consent=ask,
@@ -106,7 +110,9 @@ async def rig(
         deadline=Deadline(time.monotonic() + deadline_s),
         record=keep,
     )
-    async with Gate(gate_options, Redactor, lambda _, error: reports.append(error)) as gate:
+    async with Gate(
+        gate_options, Redactor, breakers or Breakers({}, lambda _: None), lambda _, error: reports.append(error)
+    ) as gate:
         runner = _Runner()
         session = gate.open(terms, outlet or runner.outlet)
         runner.session = session

@@ -11,6 +11,8 @@ import httpx
 from support.gateway import RunningGateway
 
 T = TypeVar("T")
+# What the metrics say of a circuit breaker.
+CLOSED, OPEN = 0, 2
 # A tool's code that says that it runs, and goes on for longer than any test waits.
 READY_THEN_SLEEP = "import time\nprint('ready', flush=True)\ntime.sleep(18)\nresult = 'slept'"
 
@@ -80,6 +82,14 @@ def eventually(attempt: Callable[[], T], *, within_s: float = 20) -> T:
             if time.monotonic() > until:
                 raise
             time.sleep(0.1)
+
+
+def breaker(gateway: RunningGateway, name: str) -> float:
+    """The state of a circuit breaker, as the metrics have it."""
+    with gateway.web() as web:
+        lines = web.get("/metrics").text.splitlines()
+    start = f'callgate_breaker_state{{breaker="{name}"}}'
+    return next(float(line.split()[-1]) for line in lines if line.startswith(start))
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:

@@ -20,6 +20,8 @@ from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.execution.breaker import BreakerRules
+from callgate_server.execution.breakers import Breakers, Kind
 from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
@@ -219,6 +221,9 @@ class MemoryLedger:
             if row.dead == "open" and row.caller.tenant == tenant and agent in (None, row.caller.agent)
         ]
         return dead[:limit], len(dead)
+
+    async def unknown(self, limit: int) -> list[StoredCall]:
+        return [row for row in self.rows.values() if row.state is State.UNKNOWN and row.kept][:limit]
 
     async def discard(self, call_id: str, by: str) -> StoredCall:
         self._write("discard")
@@ -470,6 +475,7 @@ class World:
         loop: LoopRule | None = None,
         kept: QueueRules = TWO_AT_ONCE,
         patience: Patience = HALF_A_MINUTE,
+        rules: Mapping[Kind, BreakerRules] | None = None,
     ) -> None:
         self.journal: list[str] = []
         self.policy = Rulings(self.journal)
@@ -482,6 +488,7 @@ class World:
         self.catalog = Catalog.of(*(tools or (tool(),)))
         self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop))
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
+        self.breakers = Breakers(rules or {}, lambda _: None)
         self.pipeline = Pipeline(
             authentication=Authentication(Tokens()),
             catalog=self.catalog,
@@ -492,6 +499,7 @@ class World:
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
             attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),
+            breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             kept=KeptCalls(self.ledger, Queue(kept), patience),

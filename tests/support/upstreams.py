@@ -81,12 +81,13 @@ class TestAuthority:
 
 class Upstream:
     """An HTTP server that answers by path; `seen` are its requests, `connections` counts who came at
-    all, `broken` whom it could not answer to the end."""
+    all, `broken` whom it could not answer to the end. While `mood` names an answer, all get that."""
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[dict[str, Any]] = []
         self.connections = 0
         self.broken = 0
+        self.mood = ""
         self.closing = threading.Event()
         self._server = _Server((address, port), self)
         if tls is not None:
@@ -152,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )
         # The last word of the path says which answer is wanted, whatever stands before it.
-        name = parts.path.rpartition("/")[2].replace("-", "_") or "echo"
+        name = self.server.owner.mood or parts.path.rpartition("/")[2].replace("-", "_") or "echo"
         answer: Callable[[dict[str, list[str]]], None] = getattr(self, f"say_{name}", self.say_echo)
         answer(parse_qs(parts.query))
 
@@ -231,6 +232,20 @@ class _Handler(BaseHTTPRequestHandler):
     def say_silent(self, _: dict[str, list[str]]) -> None:
         self.server.owner.closing.wait(_FOREVER_S)
         self.close_connection = True
+
+    def say_unavailable(self, _: dict[str, list[str]]) -> None:
+        self._say(503, b"not now")
+
+    def say_every_third_is_unavailable(self, _: dict[str, list[str]]) -> None:
+        self._say(503 if len(self.server.owner.seen) % 3 == 0 else 200, b"x")
+
+    def say_hang_up(self, _: dict[str, list[str]]) -> None:
+        """Takes the request, and says nothing."""
+        self.close_connection = True
+
+    def say_slow(self, _: dict[str, list[str]]) -> None:
+        self.server.owner.closing.wait(0.3)
+        self._say(200, b"x")
 
     def say_half(self, _: dict[str, list[str]]) -> None:
         """Promises a hundred bytes, sends ten, and hangs up."""

@@ -358,6 +358,10 @@ class OpenBao:
         return document
 
 
+class _AnsweredError(ConnectionError):
+    """The store answers, and cannot give just this: a database behind it is away, or its audit device is broken."""
+
+
 def _classified(error: Exception) -> OSError | LookupError:
     """What a failure of the libraries means. A status of 500 is what a broken audit device gives for every read."""
     match error:
@@ -367,6 +371,8 @@ def _classified(error: Exception) -> OSError | LookupError:
             return LookupError()
         case vault.VaultDown():
             return ConnectionError("it is sealed or standing by")
+        case vault.InternalServerError():
+            return _AnsweredError("it answers with an error of its own; see its log, and its audit devices")
         case vault.VaultError():
             return ConnectionError("it answers with an error of its own; see its log, and its audit devices")
         case requests.JSONDecodeError():
@@ -389,7 +395,12 @@ def _unavailable(error: Exception) -> CallError:
             detail = str(error)
         case _:
             detail = "no answer in time"
-    return CallError(Reason.SECRETS_UNAVAILABLE, f"The secret store is not available: {detail}.", retry_after_ms=1000)
+    return CallError(
+        Reason.SECRETS_UNAVAILABLE,
+        f"The secret store is not available: {detail}.",
+        retry_after_ms=1000,
+        particular=isinstance(error, _AnsweredError),
+    )
 
 
 def _lease(document: dict[str, Any]) -> Lease:

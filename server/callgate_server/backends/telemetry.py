@@ -143,6 +143,11 @@ class Telemetry:
                     count = body.get(f"{direction}_bytes")
                     self._carried.labels(tool, direction).inc(count if isinstance(count, int) else 0)
 
+    def breaker_changed(self, breaker: str, before: str, after: str, why: str) -> None:
+        """A circuit breaker changed. `breaker` names a tool, or an upstream as a rule does."""
+        say = self._log.info if after in ("closed", "half_open") else self._log.warning
+        say("a circuit breaker changed", breaker=breaker, before=before, after=after, why=why)
+
     def unexpected(self, call_id: str, error: BaseException) -> None:
         self._defects.inc()
         frames = traceback.extract_tb(error.__traceback__)

@@ -34,8 +34,12 @@ class EgressBudget:
 
 @dataclass(frozen=True, slots=True)
 class EgressTerms:
-    """All that decides what one call may reach. `credentials` by the name that rules give them."""
+    """All that decides what one call may reach. `credentials` by the name that rules give them.
 
+    `tenant` is whose calls an upstream's circuit breaker is for.
+    """
+
+    tenant: str
     rules: tuple[EgressRule, ...]
     credentials: Mapping[str, Credential]
     consent: Consent

@@ -26,6 +26,7 @@ class Why(StrEnum):
     APPROVAL_REQUIRED = "approval_required"
     BAD_CREDENTIAL = "bad_credential"
     UNRECORDED = "unrecorded"
+    CIRCUIT_OPEN = "circuit_open"
     # What the call has used up.
     BYTES_SPENT = "bytes_spent"
     CONNECTIONS_SPENT = "connections_spent"

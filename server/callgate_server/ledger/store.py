@@ -223,6 +223,9 @@ class Ledger(Protocol):
     async def dead_letters(self, tenant: str, agent: str | None, limit: int) -> tuple[list[StoredCall], int]:
         """The newest dead letters of a tenant, or of one agent of it, and how many there are."""
 
+    async def unknown(self, limit: int) -> list[StoredCall]:
+        """The calls whose effect is unknown and whose arguments are kept, oldest first."""
+
     async def discard(self, call_id: str, by: str) -> StoredCall:
         """Give up a dead letter.
 

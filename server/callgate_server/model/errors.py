@@ -138,7 +138,8 @@ class Violation:
 class CallError(Exception):
     """A refusal or failure as it crosses a stage border.
 
-    The transports render it; nothing else about an exception ever reaches a client.
+    The transports render it; nothing else about an exception ever reaches a client. `particular` says that who failed
+    works, and failed just this: no circuit breaker counts it.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class CallError(Exception):
         policies: Sequence[str] = (),
         retry_after_ms: int | None = None,
         call_id: str | None = None,
+        particular: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -158,6 +160,7 @@ class CallError(Exception):
         self.policies = tuple(policies)
         self.retry_after_ms = retry_after_ms
         self.call_id = call_id
+        self.particular = particular
 
     @property
     def spec(self) -> ReasonSpec:

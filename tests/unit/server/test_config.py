@@ -10,6 +10,7 @@ from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import Lock, write_lock
 from callgate_server.backends.catalog.manifests import declarations, image_folders
 from callgate_server.config import deployed_catalog, environment, load
+from callgate_server.execution.breaker import BreakerRules
 from callgate_server.model.call import Caller
 from callgate_server.model.egress import InternalService
 from callgate_server.model.spending import Budget, Scope
@@ -319,3 +320,30 @@ def test_bounds_are_as_they_are_written(tmp_path: Path) -> None:
     found = dict(limits.bounds.of(Caller("acme", "bot")))[Scope("acme", "bot")]
     assert found == Bounds(Rate(60, 10), 4, Budget(10, 1_500_000, 2 * 1024 * 1024, 100_000, 24))
     assert limits.loop_rule == LoopRule(3, 300)
+
+
+def test_breakers_have_sensible_rules_of_their_own_and_keep_those_that_are_not_given(tmp_path: Path) -> None:
+    breakers = load(written(tmp_path, MINIMAL | {"breakers": {"engine": {"window": 50}}})).breakers
+    assert breakers.engine.rules == BreakerRules(window=50, min_calls=5, failure_rate=0.5, open_s=5, probes=2)
+    assert breakers.secrets.rules == breakers.upstream.rules == BreakerRules(open_s=15)
+    assert breakers.tool.rules == BreakerRules(min_calls=10)
+
+
+def test_slow_calls_count_where_somebody_says_what_is_slow(tmp_path: Path) -> None:
+    given = {"breakers": {"upstream": {"slow_s": 3, "slow_rate": 0.8}}}
+    rules = load(written(tmp_path, MINIMAL | given)).breakers.upstream.rules
+    assert (rules.slow_s, rules.slow_rate) == (3, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("breakers", "names"),
+    [
+        ({"engine": {"min_calls": 21}}, "min_calls"),
+        ({"tool": {"failure_rate": 0}}, "failure_rate"),
+        ({"upstream": {"probes": 0}}, "probes"),
+        ({"database": {}}, "database"),
+        ({"secrets": {"open_ms": 3}}, "open_ms"),
+    ],
+)
+def test_a_breaker_that_could_never_open_is_a_mistake(tmp_path: Path, breakers: object, names: str) -> None:
+    assert names in fault(tmp_path, MINIMAL | {"breakers": breakers})

@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 
 from callgate_server.admission.queue import QueueRules
+from callgate_server.execution.breaker import BreakerRules
+from callgate_server.execution.breaker import State as Breaker
+from callgate_server.execution.breakers import BreakerKey
 from callgate_server.execution.running import Accepted, Running, Waiting
 from callgate_server.kept import Patience
 from callgate_server.model.call import CallRequest
@@ -236,3 +239,64 @@ async def test_what_is_kept_no_more_is_not_redriven() -> None:
         with pytest.raises(CallError) as caught:
             await world.pipeline.redrive(world.ledger.rows[done.call_id], "acme/boss")
     assert caught.value.reason is Reason.NOT_POSSIBLE
+
+
+# --- and the circuit breaker of its tool ---------------------------------------------------------------------------
+
+BREAKER = "tool:acme/text.echo"
+ONE_PROBE = BreakerRules(window=2, min_calls=1, failure_rate=0.5, open_s=0.05, probes=1)
+
+
+@pytest.mark.parametrize("ruling", [Ruling.NEEDS_APPROVAL, Ruling.ALLOW])
+async def test_nobody_is_asked_to_approve_what_will_not_run_and_nothing_is_queued_for_it(ruling: Ruling) -> None:
+    async with World() as world:
+        world.breakers.open(BREAKER)
+        world.policy.ruling = ruling
+        with pytest.raises(CallError) as caught:
+            await world.pipeline.start("agent", LATER)
+        assert caught.value.reason is Reason.CIRCUIT_OPEN
+        assert world.journal == ["authorize", "refuse"]
+
+
+async def test_a_call_whose_tool_is_stopped_while_it_waits_runs_when_it_is_not_any_more() -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        running = await world.pipeline.start("agent", NOW)
+        await waits(running, State.AWAITING_APPROVAL)
+        world.breakers.open(BREAKER)
+        await approve(world, running)
+        await waits(running, State.ADMITTED)
+        await asyncio.sleep(0.05)
+        assert not running.ended
+        assert "begin" not in world.journal
+        world.breakers.close(BREAKER)
+        assert (await running.wait())["state"] == "succeeded"
+        assert world.breakers.list()[BREAKER].calls == 1
+
+
+async def test_a_call_that_waits_takes_no_probes_place() -> None:
+    async with World(rules={"tool": ONE_PROBE}) as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        await world.pipeline.start("agent", NOW)
+        world.breakers.failed(BreakerKey("tool", "acme", "text.echo"))
+        await asyncio.sleep(0.1)
+        running = await world.pipeline.start("agent", NOW)
+        await waits(running, State.AWAITING_APPROVAL)
+        assert (world.breakers.list()[BREAKER].state, world.breakers.list()[BREAKER].probing) == (Breaker.HALF_OPEN, 0)
+        world.policy.ruling = Ruling.ALLOW
+        assert (await (await world.pipeline.start("agent", NOW)).wait())["state"] == "succeeded"
+        assert world.breakers.list()[BREAKER].state is Breaker.CLOSED
+        await world.running.drain(0, 1)
+
+
+async def test_a_call_that_cannot_be_begun_gives_its_probes_place_back() -> None:
+    async with World(rules={"tool": ONE_PROBE}) as world:
+        world.breakers.failed(BreakerKey("tool", "acme", "text.echo"))
+        await asyncio.sleep(0.1)
+        world.ledger.failing.add("begin")
+        running = await world.pipeline.start("agent", LATER)
+        await asyncio.sleep(0.05)
+        assert (world.breakers.list()[BREAKER].state, world.breakers.list()[BREAKER].probing) == (Breaker.HALF_OPEN, 0)
+        world.ledger.failing.clear()
+        assert (await running.wait())["state"] == "succeeded"
+        assert world.breakers.list()[BREAKER].state is Breaker.CLOSED

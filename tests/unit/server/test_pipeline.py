@@ -267,3 +267,88 @@ async def test_a_cancelled_call_ends_as_cancelled_and_is_cleaned_up() -> None:
         await running.finished.wait()
     assert answer["state"] == "cancelled"
     assert world.journal[-2:] == ["complete:cancelled", "destroy"]
+
+
+# --- the circuit breaker of a tool ---------------------------------------------------------------------------------
+
+BREAKER = "tool:acme/text.echo"
+
+
+async def breaks(world: World) -> None:
+    """Let the tool give results that do not fit until its breaker opens."""
+    while world.breakers.list().get(BREAKER) is None or world.breakers.list()[BREAKER].state != "open":
+        world.sandboxes.frames = success("misfit")
+        running = await world.pipeline.start("agent", request())
+        assert (await running.wait())["error"]["reason"] == "invalid_result"
+        await running.finished.wait()
+    world.journal.clear()
+
+
+async def test_a_tool_that_keeps_failing_is_refused_before_its_claim_and_the_refusal_is_recorded() -> None:
+    async with World() as world:
+        await breaks(world)
+        refused = await refusal(world, request())
+        assert refused.reason is Reason.CIRCUIT_OPEN
+        assert refused.retry_after_ms is not None
+        assert 0 < refused.retry_after_ms <= 15_000
+        assert world.journal == ["authorize", "refuse"]
+        assert world.watch.refusals == [("text.echo", Reason.CIRCUIT_OPEN)]
+
+
+async def test_what_one_tenants_calls_met_keeps_no_other_tenant_from_the_tool() -> None:
+    async with World() as world:
+        await breaks(world)
+        world.sandboxes.frames = success("done")
+        running = await world.pipeline.start("other", request())
+        assert (await running.wait())["state"] == "succeeded"
+
+
+async def test_a_stored_answer_needs_no_leave_of_a_breaker() -> None:
+    async with World() as world:
+        running = await world.pipeline.start("agent", request(idempotency_key="k"))
+        first = await running.wait()
+        await breaks(world)
+        again = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        assert (again["replayed"], again["result"]) == (True, first["result"])
+
+
+async def test_who_may_not_call_the_tool_is_not_told_how_it_is() -> None:
+    async with World() as world:
+        await breaks(world)
+        world.policy.ruling = Ruling.DENY
+        assert (await refusal(world, request())).reason is Reason.POLICY_DENIED
+
+
+async def test_a_tool_that_reports_failures_works() -> None:
+    async with World() as world:
+        for _ in range(8):
+            world.sandboxes.frames = [exit_frame(code=1), *success("x")[-1:]]
+            running = await world.pipeline.start("agent", request())
+            assert (await running.wait())["error"]["reason"] == "tool_failed"
+            await running.finished.wait()
+        assert world.breakers.list()[BREAKER].failures == 0
+
+
+async def test_a_tool_without_a_breaker_runs_whatever_became_of_it_before() -> None:
+    async with World(tool(breaker=False)) as world:
+        for _ in range(12):
+            world.sandboxes.frames = success("misfit")
+            running = await world.pipeline.start("agent", request())
+            assert (await running.wait())["error"]["reason"] == "invalid_result"
+            await running.finished.wait()
+        assert world.breakers.list() == {}
+
+
+@pytest.mark.parametrize("how", ["no sandbox", "no record"])
+async def test_a_call_that_never_ran_says_nothing_of_its_tool(how: str) -> None:
+    async with World() as world:
+        if how == "no sandbox":
+            world.sandboxes.error = CallError(Reason.SANDBOX_UNAVAILABLE, "no")
+        else:
+            world.ledger.failing.add("claim")
+        for _ in range(6):
+            with pytest.raises(CallError):
+                running = await world.pipeline.start("agent", request())
+                await running.wait()
+        view = world.breakers.list()[BREAKER]
+        assert (view.calls, view.probing) == (0, 0)

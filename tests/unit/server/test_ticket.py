@@ -136,6 +136,7 @@ def test_what_a_call_may_reach_is_made_of_its_tool_its_leases_and_its_deadline()
     assert way_out.begin is not None
     way_out.begin(nowhere)
     (terms,) = gate.terms
+    assert terms.tenant == call.ticket.caller.tenant
     assert terms.rules == call.tool.manifest.rules
     assert terms.credentials is credentials
     assert terms.budget == EgressBudget(bytes=2048, connections=3, requests=4, concurrent=EGRESS_AT_ONCE)

@@ -125,6 +125,13 @@ class DockerBackend:
             ),
         }
 
+    def reconnect(self) -> None:
+        """Use no connection any more that is open to the engine now, and look at runtimes and images again."""
+        self._opening.reconnect()
+        self._ending.reconnect()
+        self._runtimes = frozenset()
+        self._images.clear()
+
     async def close(self) -> None:
         """Release connections and threads; waits for requests under way."""
         await asyncio.gather(asyncio.to_thread(self._opening.close), asyncio.to_thread(self._ending.close))

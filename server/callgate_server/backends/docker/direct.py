@@ -34,6 +34,12 @@ class Direct:
         self._own = threading.local()
         self._lock = threading.Lock()
         self._all: list[_Connection] = []
+        # Connections of an earlier age are closed by their own threads, when they are next used.
+        self._age = 0
+
+    def renew(self) -> None:
+        """Use no connection any more that is open now. May be called while requests are under way."""
+        self._age += 1
 
     def ask(
         self, method: str, path: str, document: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
@@ -89,6 +95,9 @@ class Direct:
             connection = self._own.connection = _Connection(self._socket_path, self._timeout_s)
             with self._lock:
                 self._all.append(connection)
+        if connection.age != self._age:
+            connection.close()
+            connection.age = self._age
         connection.drop_if_ended()
         return connection
 
@@ -99,6 +108,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, socket_path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._socket_path = socket_path
+        self.age = 0
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)

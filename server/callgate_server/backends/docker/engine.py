@@ -42,6 +42,13 @@ class EngineClient(APIClient):
         self.direct.close()
         super().close()
 
+    def reconnect(self) -> None:
+        """Use no connection any more that is open now. What is under way ends on its own."""
+        self.direct.renew()
+        for adapter in self.adapters.values():
+            # Closes what is idle; what is in use is closed when it comes back.
+            adapter.close()
+
     def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401  # the library's signature
         kwargs["timeout"] = kwargs.get("timeout") or self.timeout
         return super().send(request, **kwargs)
@@ -112,6 +119,11 @@ class Engine:
         except ConnectionError:
             return
         future.add_done_callback(_log_failure)
+
+    def reconnect(self) -> None:
+        """See `EngineClient`. Never blocks."""
+        if self._shared is not None:
+            self._shared.reconnect()
 
     def close(self) -> None:
         """Drop what is queued, wait for what runs, release connections. Blocks for at most one job's time."""

@@ -41,6 +41,7 @@ _UNKNOWN_RUNTIME: Final = ("unknown runtime", "unknown or invalid runtime", "inv
 _RUNTIME_PROGRAM_GONE: Final = ("unable to retrieve oci runtime error", "runtime binary", "failed to start shim")
 _NO_FILE: Final = ("executable file not found", "no such file or directory", "not found")
 _CONFLICT: Final = 409
+_BROKEN: Final = 500
 # What the runner says when it breaks: the class of the error and the kernel's name for it, and the line of its own or
 # of the standard library. And what the runner of a lane says when it cannot go on.
 _RUNNER_REPORT: Final = re.compile(
@@ -93,14 +94,16 @@ def _refused(error: APIError, step: Step) -> CallError:
         if ENTRYPOINT[0] in text:
             return CallError(Reason.IMAGE_MISSING, _IMAGE_UNUSABLE)
     if step is Step.CREATE and error.status_code == _CONFLICT:
-        return _unavailable("A sandbox of this call exists already.")
+        return _unavailable("A sandbox of this call exists already.", particular=True)
+    # With a status below 500 it refuses what it was asked for, and works.
     return _unavailable(
-        f"The container engine refused while {step} (status {error.status_code}). See the server's log."
+        f"The container engine refused while {step} (status {error.status_code}). See the server's log.",
+        particular=(error.status_code or _BROKEN) < _BROKEN,
     )
 
 
-def _unavailable(message: str) -> CallError:
-    return CallError(Reason.SANDBOX_UNAVAILABLE, message)
+def _unavailable(message: str, *, particular: bool = False) -> CallError:
+    return CallError(Reason.SANDBOX_UNAVAILABLE, message, particular=particular)
 
 
 def exit_report(state: Mapping[str, Any], diagnostics: bytes) -> ExitReport:

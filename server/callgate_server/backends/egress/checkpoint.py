@@ -1,5 +1,6 @@
-"""Where each connection and request of one call is decided: rules, policy, credential, address, record, and only then
-the dialling. In this order, so that no name is asked for that policy refuses, and nothing is sent that is not recorded.
+"""Where each connection and request of one call is decided: rules, policy, credential, the upstream's circuit breaker,
+address, record, and only then the dialling. In this order, so that no name is asked for that policy refuses, nobody
+learns how an upstream is that he may not reach, and nothing is sent that is not recorded.
 
 Decides what is written about it, and that a refusal which cannot be written is still a refusal. What a decision rests
 on is elsewhere: `execution/egress_rules.py`, Cedar, `execution/egress_addresses.py`.
@@ -7,7 +8,8 @@ on is elsewhere: `execution/egress_rules.py`, Cedar, `execution/egress_addresses
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
@@ -15,6 +17,8 @@ from callgate_server.backends.egress.credentials import Header, header_of
 from callgate_server.backends.egress.dialler import Dialler
 from callgate_server.backends.egress.meter import Metered, Trip
 from callgate_server.backends.egress.pipes import FailedError, RefusedError
+from callgate_server.execution.breaker import Outcome, Refused
+from callgate_server.execution.breakers import BreakerKey, Breakers, Passage
 from callgate_server.execution.egress import EgressTerms
 from callgate_server.execution.egress_addresses import Address
 from callgate_server.execution.egress_budget import Spending
@@ -33,19 +37,48 @@ Report = Callable[[str, BaseException], None]
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What was allowed, decided and recorded: to exactly these addresses, with exactly this header."""
+    """What was allowed, decided and recorded: to exactly these addresses, with exactly this header.
+
+    Everything that is done with it is done inside `passing`.
+    """
 
     ask: EgressAsk
     addresses: tuple[Address, ...]
     header: Header | None
+    passage: Passage
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Tell the upstream's breaker how the body ended: what the tool, its budget or its call broke off says
+        nothing."""
+        with self.passage:
+            try:
+                yield
+            except FailedError as failed:
+                if failed.why in _UPSTREAMS_OWN:
+                    self.passage.report(Outcome.FAILED)
+                raise
+            self.passage.report(Outcome.SUCCEEDED)
+
+    def answered(self, status: int | None = None) -> None:
+        """The upstream's answer has begun, with this status where the gate sees one."""
+        if status in _UNAVAILABLE:
+            self.passage.report(Outcome.FAILED)
+        else:
+            self.passage.answered()
+
+    def unasked(self) -> None:
+        """The tool has not said all that it wants: whatever the upstream does about that is no fault of its own."""
+        self.passage.report(Outcome.NOTHING)
 
 
 class Checkpoint:
     """One call's decisions and its account."""
 
-    def __init__(self, terms: EgressTerms, dialler: Dialler, report: Report) -> None:
+    def __init__(self, terms: EgressTerms, dialler: Dialler, breakers: Breakers, report: Report) -> None:
         self._terms = terms
         self._dialler = dialler
+        self._breakers = breakers
         self._report = report
         self._said: set[Why] = set()
         self.spending = Spending(terms.budget)
@@ -73,14 +106,18 @@ class Checkpoint:
             raise RefusedError(rule, ask)
         verdict = self._consent(ask)
         header = self._header(rule, ask)
-        addresses = (held,) if held else await self._dialler.resolve(ask.host, ask.port)
-        if isinstance(addresses, Why):
-            raise RefusedError(addresses, ask, verdict.policies)
+        passage = self._breakers.ask(self._key(rule, ask))
+        if isinstance(passage, Refused):
+            raise RefusedError(Why.CIRCUIT_OPEN, ask, verdict.policies, retry_after_s=passage.retry_after_s)
         try:
-            await self._terms.record("egress_allowed", _allowed(ask, rule, verdict, addresses))
-        except CallError as error:
-            raise RefusedError(Why.UNRECORDED, ask) from error
-        return Admission(ask, addresses, header)
+            addresses = (held,) if held else await self._dialler.resolve(ask.host, ask.port)
+            if isinstance(addresses, Why):
+                raise RefusedError(addresses, ask, verdict.policies)
+            await self._record_allowed(_allowed(ask, rule, verdict, addresses), ask)
+        except BaseException:
+            passage.report(Outcome.NOTHING)
+            raise
+        return Admission(ask, addresses, header, passage)
 
     async def dial(self, admission: Admission, trip: Trip, *, tls: bool) -> Metered:
         """Open what was admitted, as part of `trip`.
@@ -122,6 +159,21 @@ class Checkpoint:
         policies: list[Json] = list(refused.policies)
         await self._note("egress_refused", {**_asked(refused.ask), "why": refused.why.value, "policies": policies})
 
+    async def _record_allowed(self, fields: Mapping[str, Json], ask: EgressAsk) -> None:
+        try:
+            await self._terms.record("egress_allowed", fields)
+        except CallError as error:
+            raise RefusedError(Why.UNRECORDED, ask) from error
+
+    def _key(self, rule: EgressRule, ask: EgressAsk) -> BreakerKey:
+        """Which breaker an upstream has. Its name is seen by operators, so that it holds nothing that a tool chose:
+        what stands for the star of a wildcard is in it as a digest.
+        """
+        name = f"{ask.host}:{ask.port}"
+        if not any(rule.host == ask.host for rule in self._terms.rules):
+            name = f"{rule.destination}/{hashlib.sha256(ask.host.encode()).hexdigest()[:12]}"
+        return BreakerKey("upstream", self._terms.tenant, name)
+
     async def _note(self, event: str, fields: Mapping[str, Json]) -> None:
         try:
             await self._terms.record(event, fields)
@@ -157,6 +209,10 @@ class Checkpoint:
         return header
 
 
+# What an upstream does, or fails to do, by itself.
+_UPSTREAMS_OWN: Final = frozenset({Why.UNREACHABLE, Why.TLS_FAILED, Why.BROKEN_OFF, Why.BAD_ANSWER, Why.IDLE})
+# What a proxy in front of an upstream says in its place, and what an overloaded one says itself.
+_UNAVAILABLE: Final = frozenset({502, 503, 504})
 _BUDGETS: Final = frozenset({Why.CONNECTIONS_SPENT, Why.REQUESTS_SPENT, Why.TOO_MANY_AT_ONCE, Why.BYTES_SPENT})
 
 

@@ -82,7 +82,7 @@ class Conversation:
             await self._handle(event)
         except RefusedError as refused:
             await self._checkpoint.refuse(refused)
-            await self._say("egress_refused", refused.why)
+            await self._say("egress_refused", refused.why, refused.retry_after_s)
         except FailedError as failed:
             await self._checkpoint.close(self._trip, failed.why)
             if not self._tool.may_answer:
@@ -113,10 +113,11 @@ class Conversation:
             await self._inner(ask)
             return
         admission = await self._checkpoint.admit(ask)
-        upstream = await self._checkpoint.dial(admission, self._trip, tls=False)
-        await self._tool.send(_established())
-        await upstream.write(await self._hello(ask.host))
-        await relay(self._pipe, upstream)
+        with admission.passing():
+            upstream = await self._checkpoint.dial(admission, self._trip, tls=False)
+            await self._tool.send(_established())
+            await upstream.write(await self._hello(ask.host))
+            await relay(self._pipe, upstream, admission.answered)
 
     async def _hello(self, host: str) -> bytes:
         """Return the beginning of a tunnel, once it is known to be TLS for its host."""
@@ -147,7 +148,12 @@ class Conversation:
         ask, target = request_ask(request, self._inside)
         held = self._held(ask)
         admission = await self._checkpoint.admit(ask, held.address if held else None)
-        upstream = self._upstream
+        with admission.passing():
+            await self._forward(request, target, admission, held)
+
+    async def _forward(self, request: h11.Request, target: bytes, admission: Admission, held: Metered | None) -> None:
+        """Send what was admitted, and bring the answer, on the connection that is `held` or on a new one."""
+        ask, upstream = admission.ask, self._upstream
         if held is None or upstream is None:
             await self._checkpoint.close(self._trip)
             link = await self._checkpoint.dial(admission, self._trip, tls=ask.scheme == "https")
@@ -189,7 +195,8 @@ class Conversation:
                 raise
 
     async def _download(self, upstream: HttpWire, admission: Admission) -> None:
-        event = await self._response(upstream)
+        event = await self._response(upstream, admission)
+        admission.answered(event.status_code)
         head = admission.ask.method == "HEAD"
         if admission.header is not None and not is_readable(event, head=head):
             raise FailedError(Why.ENCODED_ANSWER)
@@ -203,7 +210,7 @@ class Conversation:
         rest = b"" if stream is None else stream.finish()
         await self._tool.send(*([h11.Data(data=rest)] if rest else []), h11.EndOfMessage())
 
-    async def _response(self, upstream: HttpWire) -> h11.Response:
+    async def _response(self, upstream: HttpWire, admission: Admission) -> h11.Response:
         """Wait for an answer. What an upstream says before it is of this connection, or only a hint."""
         try:
             async with self._trip.silence():
@@ -211,13 +218,15 @@ class Conversation:
                 while isinstance(event, h11.InformationalResponse):
                     event = await upstream.next()
         except TimeoutError as error:
+            if not self._tool.heard_all:
+                admission.unasked()
             raise FailedError(Why.IDLE) from error
         if not isinstance(event, h11.Response):
             raise FailedError(Why.BAD_ANSWER)
         return event
 
-    async def _say(self, error: str, why: Why) -> None:
-        response, body = plain_answer(error, why, last=not self._tool.heard_all)
+    async def _say(self, error: str, why: Why, retry_after_s: float | None = None) -> None:
+        response, body = plain_answer(error, why, last=not self._tool.heard_all, retry_after_s=retry_after_s)
         await self._tool.send(response, h11.Data(data=body), h11.EndOfMessage())
 
     async def _linger(self) -> None:

@@ -11,6 +11,7 @@ from callgate_server.backends.egress.checkpoint import Report
 from callgate_server.backends.egress.credentials import MakeStripper
 from callgate_server.backends.egress.dialler import Dialler
 from callgate_server.backends.egress.session import Session
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressSession, EgressTerms, Outlet
 from callgate_server.model.egress import InternalService
 
@@ -34,7 +35,7 @@ class GateOptions:
 class Gate:
     """Implements `EgressGate`. An async context manager, left after the last call has ended."""
 
-    def __init__(self, options: GateOptions, make_stripper: MakeStripper, report: Report) -> None:
+    def __init__(self, options: GateOptions, make_stripper: MakeStripper, breakers: Breakers, report: Report) -> None:
         """Read or make the authority.
 
         Raises:
@@ -50,6 +51,7 @@ class Gate:
         )
         self._idle_s = options.idle_s
         self._make_stripper = make_stripper
+        self._breakers = breakers
         self._report = report
         self._tasks = asyncio.TaskGroup()
 
@@ -73,6 +75,7 @@ class Gate:
             terms,
             outlet,
             dialler=self._dialler,
+            breakers=self._breakers,
             authority=self._authority,
             make_stripper=self._make_stripper,
             idle_s=self._idle_s,

@@ -4,6 +4,7 @@ Everything here has been parsed by h11 and is written by h11 again: the upstream
 byte by which it could find another request in it than the one that was judged.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -128,11 +129,14 @@ def response_for_tool(response: h11.Response, *, head: bool, strip: Callable[[by
     return h11.Response(status_code=response.status_code, headers=headers, reason=_phrase(response.status_code))
 
 
-def plain_answer(error: str, why: Why, *, last: bool) -> tuple[h11.Response, bytes]:
+def plain_answer(error: str, why: Why, *, last: bool, retry_after_s: float | None = None) -> tuple[h11.Response, bytes]:
     """Return the gate's own words to a tool: one document, and never more. After the `last` the connection ends."""
     body = strict_json.encode({"error": error, "why": why.value})
     status = _STATUS.get(why, HTTPStatus.FORBIDDEN)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
+    if retry_after_s is not None:
+        # Whole seconds (RFC 9110, section 10.2.3), and none too few.
+        headers.append((b"retry-after", str(math.ceil(retry_after_s)).encode("ascii")))
     if last:
         headers.append((b"connection", b"close"))
     return h11.Response(status_code=status, headers=headers, reason=_phrase(status)), body
@@ -140,6 +144,7 @@ def plain_answer(error: str, why: Why, *, last: bool) -> tuple[h11.Response, byt
 
 _STATUS: Final = {
     Why.BAD_REQUEST: HTTPStatus.BAD_REQUEST,
+    Why.CIRCUIT_OPEN: HTTPStatus.SERVICE_UNAVAILABLE,
     Why.UNRESOLVED: HTTPStatus.BAD_GATEWAY,
     Why.UNREACHABLE: HTTPStatus.BAD_GATEWAY,
     Why.BROKEN_OFF: HTTPStatus.BAD_GATEWAY,

@@ -36,11 +36,14 @@ class Pipe(Protocol):
 class RefusedError(Exception):
     """The gate decided against it: nothing was sent. `ask.host` may be text that only the tool has judged."""
 
-    def __init__(self, why: Why, ask: EgressAsk, policies: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, why: Why, ask: EgressAsk, policies: tuple[str, ...] = (), *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(why.value)
         self.why = why
         self.ask = ask
         self.policies = policies
+        self.retry_after_s = retry_after_s
 
 
 class FailedError(Exception):

@@ -1,12 +1,13 @@
 """Bytes both ways, untouched: tunnels and `tcp` destinations. What they mean is between the two ends."""
 
 import asyncio
+from collections.abc import Callable
 
 from callgate_server.backends.egress.pipes import Pipe
 
 
-async def relay(tool: Pipe, upstream: Pipe) -> None:
-    """Carry until both sides have ended theirs.
+async def relay(tool: Pipe, upstream: Pipe, answered: Callable[[], None]) -> None:
+    """Carry until both sides have ended theirs. `answered` is called when something comes from the upstream.
 
     Raises:
         ConnectionError: the tool's connection broke.
@@ -14,13 +15,18 @@ async def relay(tool: Pipe, upstream: Pipe) -> None:
     """
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_carry(tool, upstream))
-            group.create_task(_carry(upstream, tool))
+            group.create_task(_carry(tool, upstream, _unheard))
+            group.create_task(_carry(upstream, tool, answered))
     except BaseExceptionGroup as both:
         raise both.exceptions[0] from None
 
 
-async def _carry(source: Pipe, sink: Pipe) -> None:
+async def _carry(source: Pipe, sink: Pipe, heard: Callable[[], None]) -> None:
     while data := await source.read():
+        heard()
         await sink.write(data)
     await sink.finish()
+
+
+def _unheard() -> None:
+    return

@@ -19,6 +19,7 @@ from callgate_server.backends.egress.dialler import Dialler
 from callgate_server.backends.egress.meter import Trip
 from callgate_server.backends.egress.pipes import FailedError, RefusedError
 from callgate_server.backends.egress.relay import relay
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.egress_rules import Why, listening_rule
 from callgate_server.execution.egress_streams import Stream, Streams
@@ -46,6 +47,7 @@ class Session:
         outlet: Outlet,
         *,
         dialler: Dialler,
+        breakers: Breakers,
         authority: Authority,
         make_stripper: MakeStripper,
         idle_s: float,
@@ -58,7 +60,7 @@ class Session:
         self._idle_s = idle_s
         self._spawn = spawn
         self._report = report
-        self._checkpoint = Checkpoint(terms, dialler, report)
+        self._checkpoint = Checkpoint(terms, dialler, breakers, report)
         self._streams = Streams(outlet, self._accept)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -150,7 +152,9 @@ class Session:
         if rule is None:
             raise RefusedError(Why.NO_RULE, EgressAsk("tcp", "", stream.port))
         admission = await self._checkpoint.admit(EgressAsk("tcp", rule.host, rule.port))
-        await relay(stream, await self._checkpoint.dial(admission, trip, tls=False))
+        with admission.passing():
+            upstream = await self._checkpoint.dial(admission, trip, tls=False)
+            await relay(stream, upstream, admission.answered)
 
     @cached_property
     def _stripper(self) -> Stripper | None:

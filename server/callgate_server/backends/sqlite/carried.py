@@ -123,6 +123,16 @@ def read_dead(connection: sqlite3.Connection, tenant: str, agent: str | None, mo
     return [CallRow(*row) for row in found], int(total)
 
 
+def read_unknown(connection: sqlite3.Connection, most: int) -> list[CallRow]:
+    """Calls whose effect is unknown and whose arguments are kept, oldest first."""
+    found = connection.execute(
+        SELECT_WITHOUT_ANSWER
+        + " WHERE dead = 'open' AND state = 'unknown' AND parcel IS NOT NULL ORDER BY finished_at LIMIT ?",
+        (most,),
+    ).fetchall()
+    return [CallRow(*values) for values in found]
+
+
 def read_steps(connection: sqlite3.Connection, call_id: str) -> list[Step]:
     """The attempts of a call as its events have them, oldest first."""
     attempt, steps = 1, []

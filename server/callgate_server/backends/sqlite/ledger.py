@@ -160,6 +160,9 @@ class SqliteLedger:
         found, total = await self._read(partial(carried.read_dead, tenant=tenant, agent=agent, most=most))
         return self._all_stored(found), total
 
+    async def unknown(self, limit: int) -> list[StoredCall]:
+        return self._all_stored(await self._read(partial(carried.read_unknown, most=min(limit, MAX_LISTED))))
+
     async def discard(self, call_id: str, by: str) -> StoredCall:
         await self._write(lambda transaction: entries.bury(transaction, call_id, "discarded", {"by": by}), owed=False)
         return await self._known(call_id)

@@ -333,3 +333,12 @@ async def test_health_never_raises(token_file: TokenFile) -> None:
     await openbao.close()
     assert not health["secret_store"].ok
     assert health["secret_leases"].ok
+
+
+@pytest.mark.parametrize(("status", "particular"), [(500, True), (502, False), (503, False)])
+async def test_an_error_of_its_own_says_only_that_it_cannot_give_just_this(
+    store: Store, token_file: TokenFile, status: int, particular: bool
+) -> None:
+    store.answers["database/creds/r"] = (status, {"errors": ["x"]})
+    refused = await refusal(store, token_file, "database/creds/r")
+    assert (refused.reason, refused.particular) == (Reason.SECRETS_UNAVAILABLE, particular)

@@ -109,3 +109,14 @@ def test_what_libraries_say_is_taken_over_without_what_they_filled_in(
     assert [line["event"] for line in lines] == ["could not send %s", "task failed", "a new ledger at here"]
     assert lines[1]["type"] == "ValueError"
     assert CANARY not in said
+
+
+def test_a_breaker_that_opens_is_a_warning_and_one_that_closes_is_news(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("debug")
+    telemetry.breaker_changed("engine", "closed", "open", "failures")
+    telemetry.breaker_changed("engine", "half_open", "closed", "recovered")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["level"], line["breaker"], line["after"], line["why"]) for line in lines] == [
+        ("warning", "engine", "open", "failures"),
+        ("info", "engine", "closed", "recovered"),
+    ]

@@ -168,3 +168,22 @@ def test_a_stream_is_free_of_http_and_of_the_time_limit_of_requests(engine: Dire
 def test_no_stream_is_no_stream(engine: Direct, path: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         engine.upgrade(path)
+
+
+def test_after_a_renewal_no_connection_is_used_that_was_open_before(engine: Direct, server: _Server) -> None:
+    for _ in range(3):
+        engine.ask("GET", "/echo")
+    assert server.connections == 1
+    engine.renew()
+    for _ in range(3):
+        engine.ask("GET", "/echo")
+    assert server.connections == 2
+
+
+def test_a_renewal_leaves_what_is_under_way_alone(engine: Direct, server: _Server) -> None:
+    stream = engine.upgrade("/attach")
+    engine.ask("GET", "/echo")
+    engine.renew()
+    stream.sendall(b"word")
+    assert stream.recv(4) == b"WORD"
+    stream.close()

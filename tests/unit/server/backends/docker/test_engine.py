@@ -173,3 +173,12 @@ def test_our_version_is_spoken_or_the_oldest_that_is_still_taken(newest: str, ol
 def test_an_engine_that_is_too_old_or_does_not_say_is_refused(versions: dict[str, str]) -> None:
     with pytest.raises(InvalidVersion):
         spoken(versions)
+
+
+async def test_reconnecting_serves_the_next_job_and_needs_no_connection_before(engine: Engine) -> None:
+    engine.reconnect()
+    first = await engine.run(lambda client: client, 5)
+    assert await engine.run(lambda client: client.version(api_version=False)["ApiVersion"], 5) == "1.51"
+    engine.reconnect()
+    assert await engine.run(lambda client: client, 5) is first
+    assert await engine.run(lambda client: client.version(api_version=False)["ApiVersion"], 5) == "1.51"

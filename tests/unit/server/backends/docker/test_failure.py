@@ -128,3 +128,18 @@ def test_an_unknown_end_is_not_called_a_success() -> None:
     assert report.exit_code is None
     assert not report.oom_killed
     assert report.evidence == "unknown: TimeoutError; unknown words on standard error"
+
+
+@pytest.mark.parametrize(
+    ("error", "particular"),
+    [
+        (api_error(400, "Minimum memory limit allowed is 6MB"), True),
+        (api_error(409, "Conflict. The container name is already in use"), True),
+        (api_error(500, "out of disk"), False),
+        (api_error(503, "?"), False),
+        (TimeoutError(), False),
+        (ConnectionRefusedError(), False),
+    ],
+)
+def test_a_refusal_of_an_engine_that_works_is_this_sandboxs_alone(error: Exception, particular: bool) -> None:
+    assert refusal(error, Step.CREATE).particular is particular

@@ -1,4 +1,5 @@
 import asyncio
+import re
 import time
 from ipaddress import ip_address
 
@@ -7,6 +8,8 @@ import pytest
 from callgate_server.backends.egress.checkpoint import Checkpoint
 from callgate_server.backends.egress.meter import Trip
 from callgate_server.backends.egress.pipes import FailedError, RefusedError
+from callgate_server.execution.breaker import BreakerRules
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressTerms
 from callgate_server.execution.egress_rules import Why
 from callgate_server.model.call import Deadline
@@ -21,6 +24,7 @@ ADDRESSES = (ip_address("93.184.216.34"), ip_address("2606:4700::1111"))
 ASK = EgressAsk("https", HOST, 443, "GET", "/v1/a")
 
 
+RULES = BreakerRules(window=4, min_calls=2, failure_rate=0.5, open_s=7.5, probes=1)
 DENIED = Verdict(Ruling.DENY, ("no-admin",), "v1")
 
 
@@ -86,7 +90,10 @@ class Desk:
                 raise fault
             self.order.append((event, dict(fields)))
 
+        self.breakers = Breakers({"upstream": RULES}, lambda _: None, clock=lambda: self.now)
+        self.now = 0.0
         terms = EgressTerms(
+            tenant="acme",
             rules=rules,
             credentials={one.name: one for one in credentials},
             consent=consent,
@@ -94,8 +101,8 @@ class Desk:
             deadline=Deadline(time.monotonic() + 60),
             record=record,
         )
-        dialler = FakeDialler(self.order, resolved, fails, hangs=hangs)
-        self.checkpoint = Checkpoint(terms, dialler, lambda _, error: self.reports.append(error))
+        self.dialler = FakeDialler(self.order, resolved, fails, hangs=hangs)
+        self.checkpoint = Checkpoint(terms, self.dialler, self.breakers, lambda _, error: self.reports.append(error))
 
     @property
     def steps(self):
@@ -289,3 +296,135 @@ async def test_a_connection_that_was_allowed_and_given_up_on_the_way_has_an_end_
         await desk.checkpoint.close(trip, Why.CALL_ENDED)
     assert desk.steps.count("egress_closed") == 1
     assert desk.order[-1][1]["how"] == "call_ended"
+
+
+# --- the circuit breaker of an upstream ----------------------------------------------------------------------------
+
+
+async def attempt(desk, error=None, status=200, ask=ASK):
+    """One request to an upstream that answers with `status`, or ends in `error`."""
+    admission = await desk.checkpoint.admit(ask)
+    with admission.passing():
+        if error is not None:
+            raise error
+        admission.answered(status)
+
+
+async def failing(desk, *errors, ask=ASK):
+    for error in errors:
+        with pytest.raises(type(error)):
+            await attempt(desk, error, ask=ask)
+
+
+NAME = f"upstream:acme/{HOST}:443"
+
+
+@pytest.mark.parametrize("why", [Why.UNREACHABLE, Why.BROKEN_OFF, Why.BAD_ANSWER, Why.IDLE, Why.TLS_FAILED])
+async def test_an_upstream_that_fails_is_left_alone_and_no_name_is_asked_for(why):
+    desk = Desk(rule(HOST, 443))
+    await failing(desk, FailedError(why), FailedError(why))
+    desk.order.clear()
+    assert await desk.refused() is Why.CIRCUIT_OPEN
+    assert desk.steps == ["consent", "egress_refused"]
+    assert (desk.order[-1][1]["why"], desk.order[-1][1]["policies"]) == ("circuit_open", ["permit-all"])
+
+
+@pytest.mark.parametrize(("status", "refused"), [(502, True), (503, True), (504, True), (500, False), (429, False)])
+async def test_only_what_an_upstream_says_in_place_of_an_answer_counts(status, refused):
+    desk = Desk(rule(HOST, 443))
+    for _ in range(2):
+        await attempt(desk, status=status)
+    if refused:
+        assert await desk.refused() is Why.CIRCUIT_OPEN
+    else:
+        await attempt(desk)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("the tool hung up"),
+        asyncio.CancelledError(),
+        FailedError(Why.BYTES_SPENT),
+        FailedError(Why.UNTRUSTED_CERTIFICATE),
+        FailedError(Why.OTHER_NAME),
+        FailedError(Why.ENCODED_ANSWER),
+    ],
+)
+async def test_what_is_not_the_upstreams_own_doing_does_not_count(error):
+    desk = Desk(rule(HOST, 443))
+    await failing(desk, *[error] * 5)
+    assert desk.breakers.list()[NAME].calls == 0
+    await desk.checkpoint.admit(ASK)
+
+
+async def test_silence_towards_a_tool_that_has_not_said_all_does_not_count():
+    desk = Desk(rule(HOST, 443))
+    for _ in range(3):
+        admission = await desk.checkpoint.admit(ASK)
+        with pytest.raises(FailedError), admission.passing():
+            admission.unasked()
+            raise FailedError(Why.IDLE)
+    assert desk.breakers.list()[NAME].calls == 0
+
+
+async def test_an_answer_that_breaks_off_is_a_failure_even_though_it_had_begun():
+    desk = Desk(rule(HOST, 443))
+    for _ in range(2):
+        admission = await desk.checkpoint.admit(ASK)
+        with pytest.raises(FailedError), admission.passing():
+            admission.answered(200)
+            raise FailedError(Why.BROKEN_OFF)
+    assert await desk.refused() is Why.CIRCUIT_OPEN
+
+
+async def test_policy_is_asked_first_so_that_nobody_learns_how_an_upstream_is_that_he_may_not_reach():
+    desk = Desk(rule(HOST, 443), forbidden="/admin")
+    await failing(desk, FailedError(Why.UNREACHABLE), FailedError(Why.UNREACHABLE))
+    assert await desk.refused(EgressAsk("https", HOST, 443, "GET", "/admin")) is Why.POLICY_DENIED
+    assert desk.breakers.refusals["upstream"] == 0
+
+
+async def test_who_is_refused_is_told_when_to_come_again_and_then_one_tries():
+    desk = Desk(rule(HOST, 443))
+    await failing(desk, FailedError(Why.UNREACHABLE), FailedError(Why.UNREACHABLE))
+    desk.now = 2.5
+    with pytest.raises(RefusedError) as refused:
+        await desk.checkpoint.admit(ASK)
+    assert refused.value.retry_after_s == 5
+    desk.now = 7.5
+    probe = await desk.checkpoint.admit(ASK)
+    assert await desk.refused() is Why.CIRCUIT_OPEN
+    with probe.passing():
+        probe.answered()
+        await attempt(desk)  # the first byte has closed it
+
+
+@pytest.mark.parametrize("how", ["unresolved", "unrecorded"])
+async def test_a_probe_that_is_never_dialled_lets_the_next_one_try(how):
+    desk = Desk(rule(HOST, 443))
+    await failing(desk, FailedError(Why.UNREACHABLE), FailedError(Why.UNREACHABLE))
+    desk.now = 7.5
+    if how == "unresolved":
+        desk.dialler.resolved = Why.UNRESOLVED
+    else:
+        desk.unwritable = ("egress_allowed",)
+    for _ in range(3):
+        assert await desk.refused() is Why(how)
+
+
+async def test_a_port_and_a_host_have_a_breaker_each():
+    desk = Desk(rule(HOST, 443), rule(HOST, 8443), rule("other.example.com", 443))
+    await failing(desk, FailedError(Why.UNREACHABLE), FailedError(Why.UNREACHABLE))
+    await attempt(desk, ask=EgressAsk("https", HOST, 8443, "GET", "/"))
+    await attempt(desk, ask=EgressAsk("https", "other.example.com", 443, "GET", "/"))
+    assert await desk.refused() is Why.CIRCUIT_OPEN
+
+
+async def test_the_name_of_a_breaker_holds_nothing_that_a_tool_chose():
+    desk = Desk(rule("*.api.example.com", 443))
+    for label in ("secret-0123456789", "other"):
+        await attempt(desk, ask=EgressAsk("https", f"{label}.api.example.com", 443, "GET", "/"))
+    names = list(desk.breakers.list())
+    assert len(names) == 2
+    assert all(re.fullmatch(r"upstream:acme/\*\.api\.example\.com:443/[0-9a-f]{12}", name) for name in names)

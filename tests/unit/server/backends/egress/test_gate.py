@@ -4,6 +4,7 @@ import time
 import pytest
 
 from callgate_server.backends.egress.gate import Gate, GateOptions
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressTerms
 from callgate_server.model.call import Deadline
 from callgate_server.result.redact import Redactor
@@ -15,11 +16,11 @@ async def nothing(*_):
 
 
 def terms():
-    return EgressTerms((), {}, lambda _: ALLOWED, BUDGET, Deadline(time.monotonic() + 60), nothing)
+    return EgressTerms("acme", (), {}, lambda _: ALLOWED, BUDGET, Deadline(time.monotonic() + 60), nothing)
 
 
 def gate(folder, **options):
-    return Gate(GateOptions(authority_dir=folder, **options), Redactor, lambda *_: None)
+    return Gate(GateOptions(authority_dir=folder, **options), Redactor, Breakers({}, lambda _: None), lambda *_: None)
 
 
 async def test_one_authority_serves_all_calls_and_stays_between_starts(tmp_path):

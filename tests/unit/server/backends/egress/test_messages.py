@@ -271,3 +271,9 @@ def test_the_gates_own_answer_is_one_word(why, status):
 def test_the_last_answer_says_that_it_is():
     assert dict(plain_answer("egress_refused", Why.NO_RULE, last=True)[0].headers)[b"connection"] == b"close"
     assert b"connection" not in dict(plain_answer("egress_refused", Why.NO_RULE, last=False)[0].headers)
+
+
+def test_who_is_to_come_again_is_told_when_in_whole_seconds():
+    response, _ = plain_answer("egress_refused", Why.CIRCUIT_OPEN, last=False, retry_after_s=4.2)
+    assert (response.status_code, dict(response.headers)[b"retry-after"]) == (503, b"5")
+    assert b"retry-after" not in dict(plain_answer("egress_refused", Why.NO_RULE, last=False)[0].headers)

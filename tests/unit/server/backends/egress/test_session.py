@@ -8,6 +8,8 @@ import struct
 import pytest
 
 from callgate_server.backends.egress import dialler
+from callgate_server.execution.breaker import BreakerRules
+from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressBudget
 from callgate_server.execution.framing import Frame, FrameType
 from callgate_server.model.egress import PROXY_PORT
@@ -288,3 +290,34 @@ async def test_a_secret_of_one_rule_is_hidden_in_the_answers_of_another(tmp_path
     assert value not in data
     assert b"[REDACTED:key]" in data
     assert not other.headers_seen("Authorization")
+
+
+async def test_a_destination_that_nobody_answers_at_is_left_alone_after_a_while(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    rules = BreakerRules(window=4, min_calls=2, failure_rate=0.5)
+    breakers = Breakers({"upstream": rules}, lambda _: None)
+    declared = rule(HOST, port, scheme="tcp", local_port=5432)
+    async with open_rig(tmp_path, declared, breakers=breakers, tenant="rival") as gate:
+        for _ in range(3):
+            assert await get(gate.ports[5432]) == b""
+        await until(lambda: gate.refusals == ["circuit_open"])
+        assert [fields["how"] for fields in gate.recorded("egress_closed")] == ["unreachable"] * 2
+    assert list(breakers.list()) == [f"upstream:rival/{HOST}:{port}"]
+
+
+async def test_a_tool_that_hangs_up_says_nothing_of_its_destination(tmp_path, upstream):
+    breakers = Breakers({}, lambda _: None)
+    async with open_rig(tmp_path, tcp(upstream), breakers=breakers) as gate:
+        for _ in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.ports[5432])
+            writer.write(b"GET /silent HTTP/1.0\r\n\r\n")
+            await writer.drain()
+            await until(lambda: gate.recorded("egress_allowed"))
+            # A reset, not the end of one side.
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            assert await reader.read() == b""
+        await until(lambda: len(gate.recorded("egress_closed")) == 6)
+    (view,) = breakers.list().values()
+    assert view.failures == 0
