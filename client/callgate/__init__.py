@@ -14,7 +14,9 @@ Example::
 
 from callgate._async.client import AsyncCallgate
 from callgate._sync.client import Callgate
-from callgate.errors import CallFailed, CallgateError, CallRefused, GatewayUnreachable
+from callgate.approval import Approval, CallApproval
+from callgate.dead_letter import CallAttempt, DeadLetter, DeadLetters
+from callgate.errors import CallFailed, CallgateError, CallPending, CallRefused, GatewayUnreachable
 from callgate.failure import Failure, Violation
 from callgate.types import (
     Accepted,
@@ -32,19 +34,26 @@ from callgate.types import (
     Sandbox,
     Tool,
     Usage,
+    Waiting,
 )
 
 __all__ = [
     "Accepted",
     "Answer",
     "Answered",
+    "Approval",
     "Artifact",
     "AsyncCallgate",
+    "CallApproval",
+    "CallAttempt",
     "CallFailed",
+    "CallPending",
     "CallRefused",
     "CallSummary",
     "Callgate",
     "CallgateError",
+    "DeadLetter",
+    "DeadLetters",
     "Decision",
     "Event",
     "Exit",
@@ -58,4 +67,5 @@ __all__ = [
     "Tool",
     "Usage",
     "Violation",
+    "Waiting",
 ]

@@ -35,6 +35,14 @@ _TURNED_AWAY: Final = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+# What a connection that broke, or something between that lost the gateway, makes of an RPC.
+_BROKEN: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
 _DetailT = TypeVar("_DetailT", bound=Message)
 
 
@@ -91,6 +99,17 @@ def from_rpc_error(error: grpc.RpcError, target: str, call_id: str | None = None
 def ended_early(target: str, call_id: str | None) -> GatewayUnreachable:
     """Return the exception for a stream that ended without an answer: an end is never taken for a success."""
     return GatewayUnreachable(_diagnosis(grpc.StatusCode.UNAVAILABLE, target, call_id), target=target, call_id=call_id)
+
+
+def may_pass(error: CallgateError) -> bool:
+    """Say whether a question that failed with `error` is worth asking again: the connection broke, or the gateway is
+    on its way down or up. An answer that cannot be understood, or a call that never started, stays what it is.
+    """
+    if isinstance(error, CallRefused):
+        return error.retryable and isinstance(error.__cause__, grpc.RpcError)
+    if isinstance(error.__cause__, grpc.RpcError):
+        return cast("_Rpc", error.__cause__).code() in _BROKEN
+    return isinstance(error, GatewayUnreachable) and error.__cause__ is None
 
 
 def _refusal(code: str, status: Status, info: ErrorInfo) -> CallRefused:

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from callgate import types
+from callgate.approval import Approval, CallApproval
+from callgate.dead_letter import CallAttempt, DeadLetter, DeadLetters
 from callgate.errors import CallRefused
 from callgate.failure import Failure, Violation
 from callgate_proto.v1 import gateway_pb2 as pb
@@ -26,7 +28,11 @@ def call_request(
     *,
     idempotency_key: str | None,
     deadline_s: float | None,
-    on_disconnect: types.OnDisconnect,
+    on_disconnect: types.OnDisconnect = "detach",
+    task: str | None = None,
+    purpose: str | None = None,
+    asynchronous: bool = False,
+    priority: int | None = None,
 ) -> pb.CallRequest:
     """Build the request.
 
@@ -42,6 +48,10 @@ def call_request(
         idempotency_key=idempotency_key,
         deadline_ms=None if deadline_s is None else _deadline_ms(deadline_s),
         on_disconnect=_ON_DISCONNECT[on_disconnect],
+        asynchronous=asynchronous,
+        priority=priority,
+        task=task,
+        purpose=purpose,
     )
 
 
@@ -93,7 +103,9 @@ def answer(message: pb.Answer) -> types.Answer:
     )
 
 
-def call_state(message: pb.GetCallResponse | pb.CancelCallResponse) -> types.Answer | types.CallSummary:
+def call_state(
+    message: pb.CallResponse | pb.GetCallResponse | pb.CancelCallResponse,
+) -> types.Answer | types.CallSummary:
     """Read what is known of a call.
 
     Raises:
@@ -115,10 +127,65 @@ def summary(message: pb.CallSummary) -> types.CallSummary:
         version=message.version,
         state=message.state,
         error=failure(message.error) if message.HasField("error") else None,
-        received_at=_time(message.received_at) if message.HasField("received_at") else None,
-        finished_at=_time(message.finished_at) if message.HasField("finished_at") else None,
+        received_at=_moment(message, "received_at"),
+        finished_at=_moment(message, "finished_at"),
         policies=tuple(message.policies),
+        approval=_call_approval(message.approval) if message.HasField("approval") else None,
+        task=_optional(message, "task"),
+        attempt=_optional(message, "attempt"),
+        follows=_optional(message, "follows"),
     )
+
+
+def approval(message: pb.Approval) -> Approval:
+    """Read an approval.
+
+    Raises:
+        ValueError: its arguments are not what a call can have.
+    """
+    return Approval(
+        call_id=message.call_id,
+        tool=message.tool,
+        version=message.version,
+        state=message.state,
+        digest=message.digest,
+        summary=message.summary,
+        effect=message.effect,
+        tenant=message.tenant,
+        agent=message.agent,
+        task=_optional(message, "task"),
+        group=message.group,
+        policies=tuple(message.policies),
+        purpose=_optional(message, "purpose"),
+        arguments=decode_arguments(message.arguments_json) if message.HasField("arguments_json") else None,
+        requested_at=_moment(message, "requested_at"),
+        expires_at=_moment(message, "expires_at"),
+        decided_at=_moment(message, "decided_at"),
+        decided_by=_optional(message, "decided_by"),
+    )
+
+
+def dead_letter(message: pb.DeadLetter) -> DeadLetter:
+    return DeadLetter(
+        call_id=message.call_id,
+        tool=message.tool,
+        version=message.version,
+        state=message.state,
+        tenant=message.tenant,
+        agent=message.agent,
+        task=_optional(message, "task"),
+        error=failure(message.error) if message.HasField("error") else None,
+        effect=message.effect,
+        received_at=_moment(message, "received_at"),
+        finished_at=_moment(message, "finished_at"),
+        attempts=tuple(CallAttempt(one.attempt, _moment(one, "at"), one.state, one.reason) for one in message.attempts),
+        redrivable=message.redrivable,
+        follows=_optional(message, "follows"),
+    )
+
+
+def dead_letters(message: pb.ListDeadLettersResponse) -> DeadLetters:
+    return DeadLetters(tuple(dead_letter(letter) for letter in message.dead_letters), message.total)
 
 
 def tool(message: pb.Tool) -> types.Tool:
@@ -151,6 +218,8 @@ def event(message: pb.StreamCallResponse) -> types.Event | CallRefused | None:
     match message.WhichOneof("event"):
         case "accepted":
             return types.Accepted(message.seq, message.accepted.call_id)
+        case "waiting":
+            return _waiting(message.seq, message.waiting)
         case "output":
             return types.OutputChunk(message.seq, message.output.stream, message.output.text)
         case "answer":
@@ -177,6 +246,45 @@ def decode_json(document: bytes) -> Any:  # noqa: ANN401  # a tool's result is a
         return json.loads(document, parse_constant=_not_json)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def decode_arguments(document: bytes) -> dict[str, Any]:
+    """Decode the arguments of a call, for somebody who judges it: what is shown must be all that is there.
+
+    Raises:
+        ValueError: they are no JSON object, name something twice, or hold a number that JSON cannot give back.
+    """
+    try:
+        decoded = json.loads(document, object_pairs_hook=_named_once, parse_float=_finite, parse_constant=_not_json)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(decoded, dict):
+        raise ValueError("the arguments are not an object")
+    return decoded
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        raise ValueError("a name is there twice")
+    return named
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _waiting(seq: int, message: pb.Waiting) -> types.Waiting:
+    return types.Waiting(
+        seq, message.call_id, message.state, _optional(message, "group"), _moment(message, "expires_at")
+    )
+
+
+def _call_approval(message: pb.CallApproval) -> CallApproval:
+    return CallApproval(message.group, _moment(message, "expires_at"), _optional(message, "decided_by"))
 
 
 def _deadline_ms(deadline_s: float) -> int:
@@ -220,8 +328,9 @@ def _schema(document: bytes) -> dict[str, Any]:
     return decoded
 
 
-def _time(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+def _moment(message: Any, name: str) -> datetime | None:  # noqa: ANN401  # one of many with such a field
+    stamp: Timestamp | None = _optional(message, name)
+    return None if stamp is None else stamp.ToDatetime(tzinfo=UTC)
 
 
 def _optional(message: Any, name: str) -> Any:  # noqa: ANN401  # the type is that of the field

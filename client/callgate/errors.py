@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from callgate.failure import Failure, Violation
 
 if TYPE_CHECKING:
-    from callgate.types import Answer
+    from callgate.types import Answer, CallSummary
 
 
 class CallgateError(Exception):
@@ -80,6 +80,29 @@ class CallFailed(CallgateError):
         self.answer = answer
         message = "" if answer.error is None else f": {answer.error.message}"
         super().__init__(f"{answer.tool} {answer.state}{message}{_suffix(answer.call_id)}")
+
+
+class CallPending(CallgateError):
+    """The call waits for somebody's approval. It is not refused: once approved it runs by itself.
+
+    `summary` has its id and, in `approval`, which group may approve it and until when.
+
+    Example:
+        >>> from callgate.approval import CallApproval
+        >>> from callgate.types import CallSummary
+        >>> waiting = CallSummary("c1", "a.b", "1.0.0", "awaiting_approval", approval=CallApproval("finance"))
+        >>> print(CallPending(waiting))
+        a.b waits for an approval by finance: ask for it with get() or follow() (call c1)
+    """
+
+    def __init__(self, summary: "CallSummary") -> None:
+        self.summary = summary
+        waits = f"is {summary.state}"
+        if summary.approval is not None:
+            expires_at = summary.approval.expires_at
+            until = "" if expires_at is None else f" until {expires_at.isoformat(timespec='seconds')}"
+            waits = f"waits for an approval by {summary.approval.group}{until}"
+        super().__init__(f"{summary.tool} {waits}: ask for it with get() or follow(){_suffix(summary.call_id)}")
 
 
 class GatewayUnreachable(CallgateError):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, Self, TypeAlias
 
+from callgate.approval import CallApproval, iso
 from callgate.errors import CallFailed
 from callgate.failure import Failure
 from callgate_proto.envelope import render
@@ -212,7 +213,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class CallSummary:
-    """A call without its result: it still runs, or its tool was never started.
+    """A call without its result: it waits, it still runs, or its tool was never started.
+
+    `approval` is there where it waits for one, or did; `follows` is the earlier call that this one repeats, redrives
+    or stands in for.
 
     Example:
         >>> CallSummary(call_id="c3", tool="python.run", version="1.0.0", state="running").finished_at is None
@@ -227,6 +231,10 @@ class CallSummary:
     received_at: datetime | None = None
     finished_at: datetime | None = None
     policies: tuple[str, ...] = ()
+    approval: CallApproval | None = None
+    task: str | None = None
+    attempt: int | None = None
+    follows: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the public JSON document."""
@@ -236,9 +244,13 @@ class CallSummary:
             "version": self.version,
             "state": self.state,
             "error": None if self.error is None else self.error.to_json(),
-            "received_at": None if self.received_at is None else self.received_at.isoformat(),
-            "finished_at": None if self.finished_at is None else self.finished_at.isoformat(),
+            "received_at": iso(self.received_at),
+            "finished_at": iso(self.finished_at),
             "policies": list(self.policies),
+            "approval": None if self.approval is None else self.approval.to_json(),
+            "task": self.task,
+            "attempt": self.attempt,
+            "follows": self.follows,
         }
 
 
@@ -308,6 +320,32 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call waits: for its turn (`state` is admitted), or for an approval by `group` (awaiting_approval).
+
+    Example:
+        >>> Waiting(1, "c1", "awaiting_approval", "finance").to_json()["group"]
+        'finance'
+    """
+
+    seq: int
+    call_id: str
+    state: str
+    group: str | None = None
+    expires_at: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seq": self.seq,
+            "event": "waiting",
+            "call_id": self.call_id,
+            "state": self.state,
+            "group": self.group,
+            "expires_at": iso(self.expires_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class OutputChunk:
     """The next cleaned text of one output stream, `stdout` or `stderr`."""
 
@@ -330,4 +368,4 @@ class Answered:
         return {"seq": self.seq, "event": "answer", "answer": self.answer.to_json()}
 
 
-Event: TypeAlias = Accepted | OutputChunk | Answered
+Event: TypeAlias = Accepted | Waiting | OutputChunk | Answered

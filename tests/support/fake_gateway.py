@@ -16,6 +16,12 @@ cancellation with partial output, refusals with typed details. It knows nothing 
     demo.vanish      is accepted, and then the connection ends without an answer
     demo.garbage     has a result that is not JSON
     demo.large       has a result of 3 MB
+    demo.guarded     waits for an approval; what it is called with is up to whoever calls it
+    demo.flaky       writes two lines, and between them the connection breaks
+    demo.unknown     ends so that nobody knows its effect
+
+A call asked for with `asynchronous` waits for its turn until `turns` is set, is attempted twice where its tool fails,
+and is a dead letter then. See `fake_desk` for approvals and dead letters.
 """
 
 import json
@@ -24,9 +30,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -39,10 +44,11 @@ from google.rpc.status_pb2 import Status
 
 from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_proto.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServicer_to_server
+from support.fake_desk import Call, arguments_of
 
 TOKEN = "cg_fake_0123456789abcdef"
 _STARTED = "started\n"
-_PROGRAMS = {"print(6 * 7)": "42\n", "print('live')": "live\n"}
+_PROGRAMS = {"print(6 * 7)": "42\n", "print('live')": "live\n", "print('later')": "later\n"}
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "python.run": {"code": {"type": "string"}},
     "text.upper": {"text": {"type": "string", "description": "What to turn into capitals."}},
@@ -61,6 +67,9 @@ _TOOLS = (
     "demo.vanish",
     "demo.garbage",
     "demo.large",
+    "demo.guarded",
+    "demo.flaky",
+    "demo.unknown",
 )
 
 
@@ -75,29 +84,6 @@ class Refused(Exception):
     call_id: str | None = None
 
 
-@dataclass
-class Call:
-    id: str
-    tool: str
-    arguments: dict[str, Any]
-    request: pb.CallRequest
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    answer: pb.Answer | None = None
-    # What happens in the call, until None or the exception that ends it.
-    happens: SimpleQueue[tuple[str, str] | Exception | None] = field(default_factory=SimpleQueue)
-
-    def output(self) -> Iterator[tuple[str, str]]:
-        """Yield live output until the answer is there. Whoever stops listening leaves the call alone."""
-        while not self.ended.is_set() or not self.happens.empty():
-            event = self.happens.get()
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                return
-            yield event
-
-
 class FakeGateway(GatewayServicer):
     """A context manager that serves on a free port of loopback, see `target`."""
 
@@ -107,6 +93,9 @@ class FakeGateway(GatewayServicer):
         self.metadata: list[dict[str, str | bytes]] = []
         # What every request is refused with, if a test wants that.
         self.refuse_with: Refused | None = None
+        # Whether calls that wait for their turn get it.
+        self.turns = threading.Event()
+        self.turns.set()
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", 1 << 20)])
         add_GatewayServicer_to_server(self, self._server)
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -121,18 +110,27 @@ class FakeGateway(GatewayServicer):
         self.stop()
 
     def stop(self) -> None:
+        self.turns.set()
         for call in self.calls:
             call.cancelled.set()
+            call.decided.set()
         self._server.stop(grace=None).wait()
 
     def Call(self, request: pb.CallRequest, context: grpc.ServicerContext) -> pb.CallResponse:  # noqa: N802
         try:
             call = self._start(request, context)
+            if call.answer is not None and call.answer.replayed:
+                return pb.CallResponse(answer=call.answer)
             context.send_initial_metadata((("callgate-call-id", call.id),))
-            for _ in call.output():
-                pass
-            assert call.answer is not None
-            return pb.CallResponse(answer=call.answer)
+            if request.asynchronous or call.waits_for_approval:
+                return pb.CallResponse(summary=call.summary())
+            for event in call.events():
+                if event.HasField("answer"):
+                    return pb.CallResponse(answer=event.answer)
+                if event.HasField("error"):
+                    failure = event.error.failure
+                    raise Refused(failure.reason, grpc.StatusCode[failure.code], failure.message, call_id=call.id)
+            raise ConnectionAbortedError
         except Refused as refused:
             _abort(context, refused)
 
@@ -148,35 +146,37 @@ class FakeGateway(GatewayServicer):
             return
         if request.call.on_disconnect == pb.ON_DISCONNECT_CANCEL:
             context.add_callback(call.cancelled.set)
-        yield pb.StreamCallResponse(seq=0, accepted=pb.Accepted(call_id=call.id))
-        seq = 1
-        try:
-            for stream, text in call.output():
-                yield pb.StreamCallResponse(seq=seq, output=pb.OutputChunk(stream=stream, text=text))
-                seq += 1
-            yield pb.StreamCallResponse(seq=seq, answer=call.answer)
-        except Refused as refused:
-            failure = pb.Failure(reason=refused.reason, code=refused.code.name, message=refused.message, retryable=True)
-            yield pb.StreamCallResponse(seq=seq, error=pb.Error(call_id=call.id, failure=failure))
-        except ConnectionAbortedError:
+        yield from call.events(listens=context.is_active)
+
+    def FollowCall(  # noqa: N802
+        self, request: pb.FollowCallRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.FollowCallResponse]:
+        call = self._find(request.call_id, context)
+        if call.ended.is_set():
+            yield from (pb.FollowCallResponse(event=event) for event in call.last())
             return
+        for event in call.events(request.after if request.HasField("after") else -1, context.is_active):
+            yield pb.FollowCallResponse(event=event)
 
     def GetCall(self, request: pb.GetCallRequest, context: grpc.ServicerContext) -> pb.GetCallResponse:  # noqa: N802
         call = self._find(request.call_id, context)
         if call.answer is None:
-            return pb.GetCallResponse(summary=_summary(call))
+            return pb.GetCallResponse(summary=call.summary())
         return pb.GetCallResponse(answer=call.answer)
 
     def CancelCall(self, request: pb.CancelCallRequest, context: grpc.ServicerContext) -> pb.CancelCallResponse:  # noqa: N802
         call = self._find(request.call_id, context)
         call.cancelled.set()
+        call.decided.set()
         assert call.ended.wait(10)
+        if call.answer is None:
+            return pb.CancelCallResponse(summary=call.summary())
         return pb.CancelCallResponse(answer=call.answer)
 
     def ListCalls(self, request: pb.ListCallsRequest, context: grpc.ServicerContext) -> pb.ListCallsResponse:  # noqa: N802
         self._authenticate_or_abort(context)
         newest = list(reversed(self.calls))[: request.limit or 50]
-        return pb.ListCallsResponse(calls=[_summary(call) for call in newest])
+        return pb.ListCallsResponse(calls=[call.summary() for call in newest])
 
     def ListTools(self, request: pb.ListToolsRequest, context: grpc.ServicerContext) -> pb.ListToolsResponse:  # noqa: N802
         self._authenticate_or_abort(context)
@@ -187,6 +187,70 @@ class FakeGateway(GatewayServicer):
         if request.tool not in _TOOLS:
             _abort(context, _unknown_tool())
         return pb.GetToolResponse(tool=_tool(request.tool))
+
+    def ListApprovals(  # noqa: N802
+        self, request: pb.ListApprovalsRequest, context: grpc.ServicerContext
+    ) -> pb.ListApprovalsResponse:
+        self._authenticate_or_abort(context)
+        listed = pb.ListApprovalsResponse(approvals=[call.approval for call in self.calls if call.approval is not None])
+        for approval in listed.approvals:
+            approval.ClearField("arguments_json")
+        return listed
+
+    def GetApproval(  # noqa: N802
+        self, request: pb.GetApprovalRequest, context: grpc.ServicerContext
+    ) -> pb.GetApprovalResponse:
+        return pb.GetApprovalResponse(approval=self._find_approval(request.call_id, context).approval)
+
+    def DecideApproval(  # noqa: N802
+        self, request: pb.DecideApprovalRequest, context: grpc.ServicerContext
+    ) -> pb.DecideApprovalResponse:
+        call = self._find_approval(request.call_id, context)
+        assert call.approval is not None
+        if not call.waits_for_approval:
+            _abort(context, _not_possible("This approval was decided already."))
+        if request.digest != call.approval.digest:
+            message = "The digest is not that of the call; look at the approval again."
+            _abort(context, Refused("approval_void", grpc.StatusCode.FAILED_PRECONDITION, message))
+        call.decide(approve=request.approve)
+        return pb.DecideApprovalResponse(approval=call.approval)
+
+    def ListDeadLetters(  # noqa: N802
+        self, request: pb.ListDeadLettersRequest, context: grpc.ServicerContext
+    ) -> pb.ListDeadLettersResponse:
+        self._authenticate_or_abort(context)
+        dead = [call.letter() for call in reversed(self.calls) if call.dead]
+        return pb.ListDeadLettersResponse(dead_letters=dead[: request.limit or 50], total=len(dead))
+
+    def GetDeadLetter(  # noqa: N802
+        self, request: pb.GetDeadLetterRequest, context: grpc.ServicerContext
+    ) -> pb.GetDeadLetterResponse:
+        return pb.GetDeadLetterResponse(dead_letter=self._find_dead(request.call_id, context).letter())
+
+    def RedriveDeadLetter(  # noqa: N802
+        self, request: pb.RedriveDeadLetterRequest, context: grpc.ServicerContext
+    ) -> pb.RedriveDeadLetterResponse:
+        old = self._find_dead(request.call_id, context)
+        if old.state == "unknown":
+            _abort(context, _not_possible("Its effect is unknown; settle it first."))
+        old.dead = False
+        call = Call(str(uuid.uuid4()), old.tool, old.arguments, old.request, follows=old.id)
+        self._begin(call)
+        return pb.RedriveDeadLetterResponse(call=call.summary())
+
+    def DiscardDeadLetter(  # noqa: N802
+        self, request: pb.DiscardDeadLetterRequest, context: grpc.ServicerContext
+    ) -> pb.DiscardDeadLetterResponse:
+        call = self._find_dead(request.call_id, context)
+        call.dead = False
+        return pb.DiscardDeadLetterResponse(call=call.summary())
+
+    def SettleCall(self, request: pb.SettleCallRequest, context: grpc.ServicerContext) -> pb.SettleCallResponse:  # noqa: N802
+        call = self._find(request.call_id, context)
+        if call.state != "unknown":
+            _abort(context, _not_possible("The effect of this call is known."))
+        call.dead, call.state = False, "succeeded" if request.happened else "failed"
+        return pb.SettleCallResponse(call=call.summary())
 
     def call_of(self, tool: str, *, within_s: float = 10) -> Call:
         """Wait until a call of `tool` is accepted, and return it."""
@@ -225,8 +289,8 @@ class FakeGateway(GatewayServicer):
             )
         if request.tool not in _TOOLS:
             raise _unknown_tool()
-        arguments = json.loads(request.arguments_json)
-        for name in arguments.keys() - _SCHEMAS.get(request.tool, {}).keys():
+        arguments = arguments_of(request)
+        for name in () if request.tool == "demo.guarded" else arguments.keys() - _SCHEMAS.get(request.tool, {}).keys():
             violation = pb.Violation(path=f"/{name}", rule="additionalProperties", message="is not declared")
             raise Refused(
                 "invalid_arguments",
@@ -245,26 +309,62 @@ class FakeGateway(GatewayServicer):
                 replay.ended.set()
                 return replay
         call = Call(call_id, request.tool, arguments, request)
-        self.calls.append(call)
-        threading.Thread(target=self._carry, args=(call,), name=f"call-{call_id}").start()
+        self._begin(call)
         return call
+
+    def _begin(self, call: Call) -> None:
+        self.calls.append(call)
+        call.tell(accepted=pb.Accepted(call_id=call.id))
+        if call.tool == "demo.guarded":
+            call.ask_for_approval()
+        elif call.request.asynchronous:
+            call.tell(waiting=pb.Waiting(call_id=call.id, state="admitted"))
+        threading.Thread(target=self._carry, args=(call,), name=f"call-{call.id}").start()
 
     def _carry(self, call: Call) -> None:
         """Carry a call to its end. It belongs to the gateway: nobody has to listen."""
+        if call.approval is not None:
+            call.decided.wait()
+            if call.approval.state != "approved":
+                denied = call.approval.state == "denied"
+                _never_start(call, *(_DENIED if denied else _CANCELLED[1:]), state="denied" if denied else "cancelled")
+                return
+        if call.request.asynchronous:
+            self.turns.wait()
+        call.state = "running"
         try:
-            for event in self._run(call):
-                call.happens.put(event)
-        except (Refused, ConnectionAbortedError) as error:
-            call.happens.put(error)
-        call.ended.set()
-        call.happens.put(None)
+            answer = self._attempt(call)
+        except ConnectionAbortedError:
+            call.break_here()
+            call.end("running")
+            return
+        except Refused as refused:
+            _never_start(call, refused.reason, refused.code.name, refused.message, state="failed")
+            return
+        if call.tool == "demo.unknown":
+            call.dead = True
+            _never_start(call, "effect_unknown", "ABORTED", "Its effect is unknown.", state="unknown")
+            return
+        call.answer = answer
+        call.dead = call.request.asynchronous and answer.state in ("failed", "timed_out")
+        call.tell(answer=answer)
+        call.end(answer.state)
 
-    def _run(self, call: Call) -> Iterator[tuple[str, str]]:
-        """Yield live output, then leave the answer in the call."""
+    def _attempt(self, call: Call) -> pb.Answer:
+        """Run a call, once more if it fails and the gateway carries it by itself."""
+        while True:
+            answer = self._run(call)
+            ended = pb.CallAttempt(attempt=call.attempt, state=answer.state, reason=answer.error.reason)
+            ended.at.FromJsonString("2026-01-02T03:04:06Z")
+            call.attempts.append(ended)
+            if not (call.request.asynchronous and answer.state == "failed" and call.attempt == 1):
+                return answer
+            call.attempt += 1
+
+    def _run(self, call: Call) -> pb.Answer:
+        """Play the tool with its live output, and return its answer."""
         if call.tool == "demo.late":
-            raise Refused(
-                "sandbox_unavailable", grpc.StatusCode.UNAVAILABLE, "No sandbox could be started.", call_id=call.id
-            )
+            raise Refused("sandbox_unavailable", grpc.StatusCode.UNAVAILABLE, "No sandbox could be started.")
         if call.tool == "demo.vanish":
             raise ConnectionAbortedError
         answer = _blank(call)
@@ -272,7 +372,10 @@ class FakeGateway(GatewayServicer):
         if call.tool == "python.run":
             chunks = [("stdout", _PROGRAMS[call.arguments["code"]])]
         for stream, text in chunks:
-            yield stream, text
+            if text == _BROKEN:
+                call.break_here()
+                continue
+            call.tell(output=pb.OutputChunk(stream=stream, text=text))
             output = answer.stdout if stream == "stdout" else answer.stderr
             output.text += text
             output.total_bytes += len(text.encode())
@@ -290,7 +393,7 @@ class FakeGateway(GatewayServicer):
             pb.Artifact(name=name, size_bytes=len(data), sha256=sha256(data).hexdigest(), data=data)
             for name, data in (self.artifacts if call.tool == "demo.files" else [])
         )
-        call.answer = answer
+        return answer
 
     def _find(self, call_id: str, context: grpc.ServicerContext) -> Call:
         self._authenticate_or_abort(context)
@@ -299,12 +402,28 @@ class FakeGateway(GatewayServicer):
             _abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such call."))
         return found
 
+    def _find_approval(self, call_id: str, context: grpc.ServicerContext) -> Call:
+        call = self._find(call_id, context)
+        if call.approval is None:
+            _abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such approval."))
+        return call
 
+    def _find_dead(self, call_id: str, context: grpc.ServicerContext) -> Call:
+        call = self._find(call_id, context)
+        if not call.dead:
+            _abort(context, _not_possible("This call is no dead letter."))
+        return call
+
+
+_BROKEN = "the connection breaks"
+_DENIED = ("approval_denied", "PERMISSION_DENIED", "The approval was denied.")
 _CANCELLED = ("cancelled", "cancelled", "CANCELLED", "Cancelled on request.")
 _TIMED_OUT = ("timed_out", "timed_out", "DEADLINE_EXCEEDED", "Killed at its deadline.")
 _OUTPUTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "demo.speak": lambda: [("stdout", "one\n"), ("stderr", "a warning\n"), ("stdout", "two\n")],
     "demo.both": lambda: [("stdout", "said\n")],
+    "demo.flaky": lambda: [("stdout", "one\n"), ("stdout", _BROKEN), ("stdout", "two\n")],
+    "demo.guarded": lambda: [("stdout", "paid\n")],
     "demo.fail": lambda: [("stdout", "so far\n"), ("stderr", "it broke\n")],
     "demo.wait": lambda: [("stdout", _STARTED)],
     "demo.hostile": lambda: [("stdout", "\x1b]52;c;ZXZpbA==\x07\x1b[2Jgone\u202e\n"), ("stderr", "\x9b31mred\r!\n")],
@@ -337,17 +456,15 @@ def _end(answer: pb.Answer, state: str, reason: str, code: str, message: str) ->
     answer.error.CopyFrom(pb.Failure(reason=reason, code=code, message=message))
 
 
-def _summary(call: Call) -> pb.CallSummary:
-    summary = pb.CallSummary(
-        call_id=call.id, tool=call.tool, version="1.0.0", state="running", policies=["permit-demo"]
-    )
-    summary.received_at.FromJsonString("2026-01-02T03:04:05.678901Z")
-    if call.answer is not None:
-        summary.state = call.answer.state
-        summary.finished_at.FromJsonString("2026-01-02T03:04:06Z")
-        if call.answer.HasField("error"):
-            summary.error.CopyFrom(call.answer.error)
-    return summary
+def _never_start(call: Call, reason: str, code: str, message: str, *, state: str) -> None:
+    retryable = code == "UNAVAILABLE"
+    call.failure = pb.Failure(reason=reason, code=code, message=message, retryable=retryable)
+    call.tell(error=pb.Error(call_id=call.id, failure=call.failure))
+    call.end(state)
+
+
+def _not_possible(message: str) -> Refused:
+    return Refused("not_possible", grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def _tool(name: str) -> pb.Tool:

@@ -1,5 +1,7 @@
 """The async channel: one of the two pieces that are written twice, because gRPC's async and sync halves differ."""
 
+import asyncio
+
 import grpc
 
 from callgate._dial import Dial
@@ -40,3 +42,8 @@ class Channel:
         if self._dial.secure:
             return grpc.aio.secure_channel(address, self._dial.credentials(), options)
         return grpc.aio.insecure_channel(address, options)
+
+
+async def pause(seconds: float) -> None:
+    """Wait, without holding up whatever else goes on."""
+    await asyncio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""The async client. It encodes, waits and decodes; it retries nothing and decides nothing.
+"""The async client. It encodes, waits and decodes; it repeats no call and decides nothing.
 
 Example::
 
@@ -9,23 +9,29 @@ Example::
         async for event in gateway.stream("python.run", {"code": "print('live')"}):
             if isinstance(event, OutputChunk):
                 print(event.text, end="")
+
+        waiting = await gateway.submit("python.run", {"code": "print('later')"}, purpose="a report")
+        print((await gateway.wait(waiting.call_id)).stdout.text)
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 
 from callgate import _wire
-from callgate._async._channel import Channel
+from callgate._async._channel import Channel, pause
 from callgate._dial import Dial, read_ca
-from callgate._status import ended_early, from_rpc_error, reading, translating
+from callgate._status import ended_early, from_rpc_error, may_pass, reading, translating
 from callgate._target import choose_tls, parse_target
-from callgate.errors import CallRefused
-from callgate.types import Accepted, Answer, Answered, CallSummary, Event, OnDisconnect, Tool
+from callgate.approval import Approval
+from callgate.dead_letter import DeadLetter, DeadLetters
+from callgate.errors import CallgateError, CallPending, CallRefused
+from callgate.types import Accepted, Answer, Answered, CallSummary, Event, OnDisconnect, Tool, Waiting
 from callgate_proto.v1 import gateway_pb2 as pb
 
 DEFAULT_TARGET: Final = "127.0.0.1:9090"
@@ -33,7 +39,11 @@ DEFAULT_TARGET: Final = "127.0.0.1:9090"
 _LONGEST_CALL_S: Final = 3600.0
 # The gateway needs a moment after the deadline to collect what the tool left behind.
 _GRACE_S: Final = 30.0
+# Between two attempts to follow a call again whose gateway is away.
+_PAUSE_FIRST_S: Final = 0.2
+_PAUSE_MOST_S: Final = 5.0
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")
+_ReadT = TypeVar("_ReadT")
 
 
 class AsyncCallgate:
@@ -95,28 +105,71 @@ class AsyncCallgate:
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
         on_disconnect: OnDisconnect = "detach",
+        task: str | None = None,
+        purpose: str | None = None,
     ) -> Answer:
         """Run a tool and wait for its answer.
 
         An answer is returned for every call whose tool was started, whatever became of it: look at `ok`, or use
         `raise_for_state()`. `deadline_s` is when the tool is killed, if nothing smaller is declared for it; its
         partial output still arrives. The same `idempotency_key` with the same arguments does not run twice.
+        `task` names a task whose grant shall hold too, and `purpose` says why the call is wanted to whoever may be
+        asked to approve it.
 
         Raises:
             ValueError: arguments that JSON cannot hold (NaN, circles), or a deadline that is not positive.
             TypeError: arguments that JSON has no type for.
+            CallPending: the call waits for an approval.
             CallRefused: the tool was not started.
             GatewayUnreachable: no answer came. The exception says whether the call is known to run.
         """
         request = _wire.call_request(
-            tool, arguments, idempotency_key=idempotency_key, deadline_s=deadline_s, on_disconnect=on_disconnect
+            tool,
+            arguments,
+            idempotency_key=idempotency_key,
+            deadline_s=deadline_s,
+            on_disconnect=on_disconnect,
+            task=task,
+            purpose=purpose,
         )
-        with translating(self._target):
-            response: pb.CallResponse = await self._channel.stub.Call(
-                request, timeout=_wait_s(deadline_s), metadata=self._metadata
-            )
-        with reading(self._target, response.answer.call_id):
-            return _wire.answer(response.answer)
+        state = await self._call(request, _wait_s(deadline_s))
+        if isinstance(state, CallSummary):
+            raise CallPending(state)
+        return state
+
+    async def submit(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        deadline_s: float | None = None,
+        priority: int | None = None,
+        task: str | None = None,
+        purpose: str | None = None,
+    ) -> Answer | CallSummary:
+        """Ask for a call that the gateway carries on by itself, over restarts of its own, and return at once.
+
+        What is returned says how far the call is and has its id: go on with `follow()`, `wait()` or `get()`. An
+        answer is returned only where the same `idempotency_key` has one already. `priority` is 0 to 9, the larger
+        the sooner among the calls of one tenant, 5 where it is left out. The rest is taken and raised as by
+        `call()`.
+
+        Raises:
+            ValueError, TypeError, CallRefused, GatewayUnreachable: as `call()`.
+        """
+        request = _wire.call_request(
+            tool,
+            arguments,
+            idempotency_key=idempotency_key,
+            deadline_s=deadline_s,
+            task=task,
+            purpose=purpose,
+            asynchronous=True,
+            priority=priority,
+        )
+        # The RPC's own deadline counts as the call's: it must not be the shorter one.
+        return await self._call(request, _wait_s(deadline_s))
 
     def stream(
         self,
@@ -126,73 +179,191 @@ class AsyncCallgate:
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
         on_disconnect: OnDisconnect = "detach",
+        task: str | None = None,
+        purpose: str | None = None,
     ) -> AsyncIterator[Event]:
         """Run a tool and follow it: `Accepted`, any number of `OutputChunk`, and `Answered` as the last event.
 
-        A stored answer has no `Accepted`; that of a repeated call in progress names the first. Leaving the iteration
-        early is a disconnect, see `on_disconnect`. Takes and raises the same as `call()`; a refusal is raised at
-        the first step of the iteration.
+        A call that waits, for its turn or for an approval, says so with `Waiting`. A stored answer has no `Accepted`;
+        that of a repeated call in progress names the first. Leaving the iteration early is a disconnect, see
+        `on_disconnect`. Takes and raises the same as `call()`, but waits for an approval; a refusal is raised at the
+        first step of the iteration.
         """
         request = _wire.call_request(
-            tool, arguments, idempotency_key=idempotency_key, deadline_s=deadline_s, on_disconnect=on_disconnect
+            tool,
+            arguments,
+            idempotency_key=idempotency_key,
+            deadline_s=deadline_s,
+            on_disconnect=on_disconnect,
+            task=task,
+            purpose=purpose,
         )
         return self._events(pb.StreamCallRequest(call=request), _wait_s(deadline_s))
 
+    def follow(self, call_id: str, after: int = -1) -> AsyncIterator[Event]:
+        """Follow a call of this caller to its end, as `stream()` does: also one that waits, or whose stream broke.
+
+        `after` is the `seq` of the last event that is known; then only later ones come. A call that has ended gives
+        its last event. Nothing is retried: where the connection breaks, go on after the last event seen, or use
+        `wait()`. The first step of the iteration may raise `CallRefused`; so does the end of a call that never ran.
+        """
+        return self._follow(call_id, after, None)
+
+    async def wait(self, call_id: str, timeout_s: float | None = None) -> Answer:
+        """Wait for a call's answer, over broken connections and restarts of the gateway.
+
+        Looking again is safe: it starts nothing.
+
+        Raises:
+            TimeoutError: the call has not ended within `timeout_s`; it goes on.
+            CallRefused: the call is unknown, or ended without its tool being started.
+            GatewayUnreachable: the gateway was away until `timeout_s` had passed, or what answers is none.
+        """
+        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        after, pause_s = -1, _PAUSE_FIRST_S
+        while True:
+            try:
+                async for event in self._follow(call_id, after, _left_s(ends_at)):
+                    after, pause_s = event.seq, _PAUSE_FIRST_S
+                    if isinstance(event, Answered):
+                        return event.answer
+            except CallgateError as error:
+                left_s = _left_s(ends_at)
+                if left_s == 0 and _out_of_time(error):
+                    raise TimeoutError(f"call {call_id} has not ended within {timeout_s:g} s; it goes on") from error
+                if not may_pass(error) or (left_s is not None and left_s <= pause_s):
+                    raise
+            await pause(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MOST_S)
+
     async def get(self, call_id: str) -> Answer | CallSummary:
         """Show one call of this caller: its answer, or how far it is."""
-        with translating(self._target):
-            response: pb.GetCallResponse = await self._channel.stub.GetCall(
-                pb.GetCallRequest(call_id=call_id), timeout=self._timeout_s, metadata=self._metadata
-            )
-        with reading(self._target, call_id):
-            return _wire.call_state(response)
+        return await self._ask(
+            self._channel.stub.GetCall, pb.GetCallRequest(call_id=call_id), _wire.call_state, call_id
+        )
 
     async def cancel(self, call_id: str) -> Answer | CallSummary:
         """Ask a running call to end, wait for that, and show it. A call that has ended stays as it is."""
-        with translating(self._target):
-            response: pb.CancelCallResponse = await self._channel.stub.CancelCall(
-                pb.CancelCallRequest(call_id=call_id), timeout=self._timeout_s, metadata=self._metadata
-            )
-        with reading(self._target, call_id):
-            return _wire.call_state(response)
+        request = pb.CancelCallRequest(call_id=call_id)
+        return await self._ask(self._channel.stub.CancelCall, request, _wire.call_state, call_id)
 
     async def calls(self, limit: int = 50) -> list[CallSummary]:
         """List the newest calls of this caller, newest first; never more than 200."""
-        with translating(self._target):
-            response: pb.ListCallsResponse = await self._channel.stub.ListCalls(
-                pb.ListCallsRequest(limit=limit), timeout=self._timeout_s, metadata=self._metadata
-            )
-        with reading(self._target):
-            return [_wire.summary(message) for message in response.calls]
+        request = pb.ListCallsRequest(limit=limit)
+        return await self._ask(self._channel.stub.ListCalls, request, lambda page: list(map(_wire.summary, page.calls)))
 
     async def tools(self) -> list[Tool]:
         """List the tools of which some call by this caller could be allowed, by name."""
-        with translating(self._target):
-            response: pb.ListToolsResponse = await self._channel.stub.ListTools(
-                pb.ListToolsRequest(), timeout=self._timeout_s, metadata=self._metadata
-            )
-        with reading(self._target):
-            return [_wire.tool(message) for message in response.tools]
+        request = pb.ListToolsRequest()
+        return await self._ask(self._channel.stub.ListTools, request, lambda page: list(map(_wire.tool, page.tools)))
 
     async def tool(self, name: str) -> Tool:
         """Show one tool with its schemas and limits."""
-        with translating(self._target):
-            response: pb.GetToolResponse = await self._channel.stub.GetTool(
-                pb.GetToolRequest(tool=name), timeout=self._timeout_s, metadata=self._metadata
-            )
-        with reading(self._target):
-            return _wire.tool(response.tool)
+        request = pb.GetToolRequest(tool=name)
+        return await self._ask(self._channel.stub.GetTool, request, lambda response: _wire.tool(response.tool))
 
-    async def _events(self, request: pb.StreamCallRequest, wait_s: float) -> AsyncIterator[Event]:
+    async def approvals(self) -> list[Approval]:
+        """List what waits for an approval that this caller may give, and what of it was decided lately.
+
+        The arguments of a call are in a single `approval()` only.
+        """
+        request = pb.ListApprovalsRequest()
+        return await self._ask(
+            self._channel.stub.ListApprovals, request, lambda page: list(map(_wire.approval, page.approvals))
+        )
+
+    async def approval(self, call_id: str) -> Approval:
+        """Show one call that needs an approval, with its arguments."""
+        request = pb.GetApprovalRequest(call_id=call_id)
+        return await self._ask(
+            self._channel.stub.GetApproval, request, lambda response: _wire.approval(response.approval), call_id
+        )
+
+    async def approve(self, call_id: str, digest: str) -> Approval:
+        """Approve a call, once. `digest` is that of the approval that was read: nothing else is approved.
+
+        Example::
+
+            asked = await gateway.approval(call_id)
+            if sensible(asked.tool, asked.arguments):
+                await gateway.approve(call_id, asked.digest)
+        """
+        return await self._decide(pb.DecideApprovalRequest(call_id=call_id, digest=digest, approve=True))
+
+    async def deny(self, call_id: str, digest: str) -> Approval:
+        """Deny a call, once and for all. `digest` is that of the approval that was read."""
+        return await self._decide(pb.DecideApprovalRequest(call_id=call_id, digest=digest, approve=False))
+
+    async def dead_letters(self, limit: int = 50) -> DeadLetters:
+        """List what failed for good, newest first, never more than 200, and how many there are in all.
+
+        They are this caller's, or for an administrator those of the tenant.
+        """
+        request = pb.ListDeadLettersRequest(limit=limit)
+        return await self._ask(self._channel.stub.ListDeadLetters, request, _wire.dead_letters)
+
+    async def dead_letter(self, call_id: str) -> DeadLetter:
+        """Show one of them with its attempts."""
+        request = pb.GetDeadLetterRequest(call_id=call_id)
+        return await self._ask(
+            self._channel.stub.GetDeadLetter, request, lambda response: _wire.dead_letter(response.dead_letter), call_id
+        )
+
+    async def redrive(self, call_id: str) -> CallSummary:
+        """Make a new call of a dead letter, which then is none any more, and return the new call."""
+        request = pb.RedriveDeadLetterRequest(call_id=call_id)
+        return await self._ask(self._channel.stub.RedriveDeadLetter, request, _summary_of)
+
+    async def discard(self, call_id: str) -> CallSummary:
+        """Give a dead letter up."""
+        request = pb.DiscardDeadLetterRequest(call_id=call_id)
+        return await self._ask(self._channel.stub.DiscardDeadLetter, request, _summary_of, call_id)
+
+    async def settle(self, call_id: str, *, happened: bool) -> CallSummary:
+        """Say of a call whose effect is unknown whether it took effect. For administrators of its tenant."""
+        request = pb.SettleCallRequest(call_id=call_id, happened=happened)
+        return await self._ask(self._channel.stub.SettleCall, request, _summary_of, call_id)
+
+    async def _decide(self, request: pb.DecideApprovalRequest) -> Approval:
+        return await self._ask(
+            self._channel.stub.DecideApproval,
+            request,
+            lambda response: _wire.approval(response.approval),
+            request.call_id,
+        )
+
+    async def _call(self, request: pb.CallRequest, wait_s: float) -> Answer | CallSummary:
+        with translating(self._target):
+            response: pb.CallResponse = await self._channel.stub.Call(request, timeout=wait_s, metadata=self._metadata)
+        with reading(self._target, response.answer.call_id or response.summary.call_id):
+            return _wire.call_state(response)
+
+    async def _ask(
+        self, rpc: Callable[..., Any], request: object, read: Callable[[Any], _ReadT], call_id: str | None = None
+    ) -> _ReadT:
+        """Ask something that starts no tool. `call_id` is the call that an unreadable response is about."""
+        with translating(self._target):
+            response = await rpc(request, timeout=self._timeout_s, metadata=self._metadata)
+        with reading(self._target, call_id):
+            return read(response)
+
+    def _follow(self, call_id: str, after: int, wait_s: float | None) -> AsyncIterator[Event]:
+        return self._events(pb.FollowCallRequest(call_id=call_id, after=after), wait_s)
+
+    async def _events(
+        self, request: pb.StreamCallRequest | pb.FollowCallRequest, wait_s: float | None
+    ) -> AsyncIterator[Event]:
         call_id: str | None = None
-        responses = self._channel.stub.StreamCall(request, timeout=wait_s, metadata=self._metadata)
+        stub = self._channel.stub
+        rpc = stub.FollowCall if isinstance(request, pb.FollowCallRequest) else stub.StreamCall
+        responses = rpc(request, timeout=wait_s, metadata=self._metadata)
         try:
             async for response in responses:
                 with reading(self._target, call_id):
-                    event = _wire.event(response)
+                    event = _wire.event(response.event if isinstance(response, pb.FollowCallResponse) else response)
                 if isinstance(event, CallRefused):
                     raise event
-                if isinstance(event, Accepted):
+                if isinstance(event, Accepted | Waiting):
                     call_id = event.call_id
                 if event is not None:
                     yield event
@@ -208,3 +379,19 @@ class AsyncCallgate:
 def _wait_s(deadline_s: float | None) -> float:
     """How long to listen: a little longer than the call can take, or partial output would be missed."""
     return (_LONGEST_CALL_S if deadline_s is None else deadline_s) + _GRACE_S
+
+
+def _left_s(ends_at: float | None) -> float | None:
+    return None if ends_at is None else max(0.0, ends_at - time.monotonic())
+
+
+def _out_of_time(error: CallgateError) -> bool:
+    """Say whether it was our own waiting that ended: the gateway was there."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def _summary_of(
+    response: pb.RedriveDeadLetterResponse | pb.DiscardDeadLetterResponse | pb.SettleCallResponse,
+) -> CallSummary:
+    return _wire.summary(response.call)

@@ -1,7 +1,17 @@
 """What a program sees: with `--json` exactly one JSON document on standard output, or one per line of a stream; with
 `--envelope` the answer's text for a model.
 
-The documents are those of the gateway's HTTP interface; a refusal is `{call_id, error, policies, violations}`.
+The documents are those of the gateway's HTTP interface:
+
+    call, calls ID, cancel                an answer, or the summary of a call
+    call --stream, follow                 an event a line, and at the end an answer, or the refusal of the call
+    tools, calls, approvals               {"tools": […]}, {"calls": […]}, {"approvals": […]}
+    dead-letters                          {"dead_letters": […], "total": n}
+    approvals ID, approve, deny           the approval
+    dead-letters ID                       the dead letter
+    dead-letters redrive, discard, settle the summary of the call, of the new one for `redrive`
+    any of them that is refused           {"call_id", "error", "policies", "violations"}
+
 Remarks for people still go to standard error.
 """
 
@@ -11,6 +21,8 @@ from typing import Any
 
 from callgate._cli.screen import Screen
 from callgate._cli.text import clean, to_json_text
+from callgate.approval import Approval
+from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallRefused, GatewayUnreachable
 from callgate.types import Answer, Answered, CallSummary, Event, Tool
 
@@ -45,6 +57,27 @@ class Documents(Screen):
 
     def tool(self, tool: Tool) -> None:
         self.document(tool.to_json())
+
+    def approvals(self, approvals: Sequence[Approval]) -> None:
+        self.document({"approvals": [approval.to_json() for approval in approvals]})
+
+    def approval(self, approval: Approval) -> None:
+        self.document(approval.to_json())
+
+    def judged(self, approval: Approval) -> bool:  # noqa: ARG002  # the decision is the document
+        return True
+
+    def decided(self, approval: Approval) -> None:
+        self.document(approval.to_json())
+
+    def dead_letters(self, letters: DeadLetters) -> None:
+        self.document(letters.to_json())
+
+    def dead_letter(self, letter: DeadLetter) -> None:
+        self.document(letter.to_json())
+
+    def settled(self, what: str, summary: CallSummary) -> None:  # noqa: ARG002  # it is for people
+        self.state(summary)
 
     def document(self, document: Any) -> None:  # noqa: ANN401  # any JSON value
         sys.stdout.write(to_json_text(document, indent=None if self._lines else 2) + "\n")

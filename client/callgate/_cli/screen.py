@@ -6,7 +6,6 @@ wrapping are for terminals only.
 
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -14,11 +13,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from callgate._cli.sheet import Sheet, add_approval, add_dead_letter
 from callgate._cli.text import clean, one_line, to_json_text
+from callgate._cli.times import age, duration, until
+from callgate.approval import Approval, CallApproval
+from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallRefused, GatewayUnreachable
-from callgate.types import Answer, Artifact, CallSummary, Event, Output, OutputChunk, Tool
+from callgate.types import Answer, Artifact, CallSummary, Event, Output, OutputChunk, Tool, Waiting
 
-_STYLES: Final = {"succeeded": "green", "running": "cyan", "cancelled": "yellow"}
+_STYLES: Final = {
+    "succeeded": "green",
+    "running": "cyan",
+    "admitted": "cyan",
+    "awaiting_approval": "yellow",
+    "waiting": "yellow",
+    "approved": "green",
+    "cancelled": "yellow",
+}
+# What a state is called for people, where its own word says little.
+_WORDS: Final = {"admitted": "queued"}
+# A call in one of these goes on.
+_GOES_ON: Final = ("admitted", "awaiting_approval", "running")
 _WIDE: Final = 200
 _NEXT: Final = {
     "unauthenticated": "Give a credential with --token-file, CALLGATE_TOKEN_FILE or CALLGATE_TOKEN.",
@@ -27,7 +42,19 @@ _NEXT: Final = {
     "invalid_arguments": "Show what a tool takes: callgate tools NAME",
     "policy_denied": "Ask the gateway's operator; they can look up the call's id.",
     "policy_error": "Tell the gateway's operator the call's id: the policies need mending.",
-    "approval_required": "Ask the gateway's operator to approve it.",
+    "approval_required": "Make the call again: it now waits for an approval.",
+    "approval_denied": "Somebody denied this call; talk to them before you make it again.",
+    "approval_expired": "Nobody decided in time. Make the call again, and tell the group that approves it.",
+    "approval_void": "Look at what is to be approved now: callgate approvals ID; or make the call again.",
+    "not_possible": "Look at the state it is in: callgate calls ID",
+    "circuit_open": "Too many of its calls failed. Look at the newest: callgate calls",
+    "budget_exceeded": "Ask whoever set the budget for more; until then this is refused.",
+    "loop_stopped": "The same call failed again and again. Change its arguments or find out why: callgate calls",
+    "stopped": "An operator stopped this agent; ask them why.",
+    "unknown_task": "Check the id after --task: it must be a task of the agent whose credential this is.",
+    "task_ended": "Use another task, or none; this one takes no more calls.",
+    "outside_grant": "The task's grant does not cover this. Use another task, or ask for a wider grant.",
+    "rate_limited": "Make fewer calls at a time.",
     "idempotency_conflict": "Use another --idempotency-key for other arguments.",
 }
 
@@ -39,10 +66,13 @@ class Screen:
         self._streamed = {"stdout": "", "stderr": ""}
 
     def event(self, event: Event) -> None:
-        """Show the next piece of a running tool's output."""
+        """Show the next piece of a running tool's output, or what a call waits for."""
         if isinstance(event, OutputChunk) and event.stream in self._streamed:
             self._streamed[event.stream] += event.text
             _write(sys.stdout if event.stream == "stdout" else sys.stderr, event.text)
+        if isinstance(event, Waiting):
+            approval = CallApproval(event.group, event.expires_at) if event.group is not None else None
+            self.note(f"Waits for {_wanted(approval)}.")
 
     def state(self, state: Answer | CallSummary, *, raw: bool = False) -> None:
         """Show a call: its answer, or how far it is. With `raw`, standard output gets the bytes as they are."""
@@ -94,12 +124,12 @@ class Screen:
             return
         table = _table("call", "tool", "state", "age")
         for call in calls:
-            state = call.error.reason if call.error is not None else call.state
+            state = call.error.reason if call.error is not None else _word(call.state)
             table.add_row(
                 Text(one_line(call.call_id), no_wrap=True),
                 Text(one_line(call.tool)),
                 Text(one_line(state), style=_STYLES.get(call.state, "red")),
-                Text(_age(call.received_at), no_wrap=True),
+                Text(age(call.received_at), no_wrap=True),
             )
         _console(sys.stdout).print(table)
 
@@ -132,13 +162,80 @@ class Screen:
             console.print()
             console.print(table)
 
+    def approvals(self, approvals: Sequence[Approval]) -> None:
+        if not approvals:
+            self.note("Nothing waits for your approval.")
+            return
+        table = _table("call", "tool", "asked by", "state", "age")
+        for one in approvals:
+            table.add_row(
+                Text(one_line(one.call_id), no_wrap=True),
+                Text(one_line(one.tool)),
+                Text(one_line(one.agent)),
+                Text(one_line(one.state), style=_STYLES.get(one.state, "red")),
+                Text(age(one.requested_at), no_wrap=True),
+            )
+        _console(sys.stdout).print(table)
+
+    def approval(self, approval: Approval) -> None:
+        """Show one approval, and how to decide it."""
+        self.judged(approval)
+        if approval.waits:
+            call_id = one_line(approval.call_id)
+            self._say(Text(f"next: callgate approve {call_id}\n  or: callgate deny {call_id}"))
+
+    def judged(self, approval: Approval) -> bool:
+        """Show one approval to somebody who is asked about it; return whether all of it is on the screen."""
+        sheet = _sheet()
+        add_approval(sheet, approval)
+        sheet.write(sys.stdout)
+        return sheet.whole
+
+    def decided(self, approval: Approval) -> None:
+        line = Text().append(one_line(approval.state), style=_STYLES.get(approval.state, "red"))
+        line.append(f" · {one_line(approval.tool)} {one_line(approval.version)}")
+        line.append(f" · call {one_line(approval.call_id)}", style="dim")
+        self._say(line)
+
+    def dead_letters(self, letters: DeadLetters) -> None:
+        if not letters.dead_letters:
+            self.note("No dead letters.")
+            return
+        table = _table("call", "tool", "error", "age")
+        for letter in letters.dead_letters:
+            table.add_row(
+                Text(one_line(letter.call_id), no_wrap=True),
+                Text(one_line(letter.tool)),
+                Text(one_line(letter.state if letter.error is None else letter.error.reason), style="red"),
+                Text(age(letter.finished_at), no_wrap=True),
+            )
+        _console(sys.stdout).print(table)
+        self.note(f"{len(letters.dead_letters)} of {letters.total}.")
+
+    def dead_letter(self, letter: DeadLetter) -> None:
+        """Show one dead letter, and what can become of it."""
+        sheet = _sheet()
+        add_dead_letter(sheet, letter)
+        sheet.write(sys.stdout)
+        ways = ["redrive"] if letter.redrivable else []
+        ways += ["settle"] if letter.state == "unknown" else []
+        for number, way in enumerate([*ways, "discard"]):
+            option = " --happened|--did-not-happen" if way == "settle" else ""
+            label = "next:" if number == 0 else "  or:"
+            self._say(Text(f"{label} callgate dead-letters {way} {one_line(letter.call_id)}{option}"))
+
+    def settled(self, what: str, summary: CallSummary) -> None:
+        """Say what was done about a call, and what it is now."""
+        self.note(what)
+        self.state(summary)
+
     def document(self, document: Any) -> None:  # noqa: ANN401  # any JSON value
         """Show a JSON document on standard output."""
         sys.stdout.write(to_json_text(document) + "\n")
 
     def _status(self, answer: Answer) -> None:
         line = Text().append(one_line(answer.state), style=_STYLES.get(answer.state, "red"))
-        line.append(f"{_cause(answer)} in {_duration(answer.usage.wall_ms)}")
+        line.append(f"{_cause(answer)} in {duration(answer.usage.wall_ms)}")
         notes = ["replayed, nothing ran now"] if answer.replayed else []
         notes += _truncations(answer)
         if answer.result is not None and answer.stdout.total_bytes:
@@ -152,13 +249,17 @@ class Screen:
             self._say(Text(_artifact_line(artifact), style="dim"))
 
     def _summary(self, summary: CallSummary) -> None:
-        line = Text().append(one_line(summary.state), style=_STYLES.get(summary.state, "red"))
+        line = Text().append(_word(summary.state), style=_STYLES.get(summary.state, "red"))
         line.append(f" · {one_line(summary.tool)} {one_line(summary.version)}")
-        line.append(f" · received {_age(summary.received_at)} ago")
-        line.append(f" · call {one_line(summary.call_id)}", style="dim")
+        line.append(f" · received {age(summary.received_at)} ago")
         self._say(line)
         if summary.error is not None:
             self._say(Text(f"{one_line(summary.error.reason)}: {one_line(summary.error.message)}", style="red"))
+        for fact in _facts(summary):
+            self._say(Text(f"  {fact}"))
+        self._say(Text(f"  call {one_line(summary.call_id)}", style="dim"))
+        if summary.state in _GOES_ON:
+            self._say(Text(f"  next: callgate follow {one_line(summary.call_id)}"))
 
     def _rest(self, stream: str, output: Output, file: TextIO) -> None:
         """Show what was not streamed. Where the middle was left out, the live text was only the head."""
@@ -209,6 +310,39 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _sheet() -> Sheet:
+    """Return an empty sheet that fits standard output."""
+    width = _console(sys.stdout).width if sys.stdout.isatty() else None
+    return Sheet(width, sys.stdout.encoding or "utf-8")
+
+
+def _word(state: str) -> str:
+    return _WORDS.get(state, one_line(state))
+
+
+def _wanted(approval: CallApproval | None) -> str:
+    if approval is None:
+        return "its turn"
+    until_when = "" if approval.expires_at is None else f", until {until(approval.expires_at)}"
+    return f"an approval by {one_line(approval.group)}{until_when}"
+
+
+def _facts(summary: CallSummary) -> list[str]:
+    """Say what else is known of a call: its approval, its task, its attempt, and the call it follows."""
+    facts = []
+    if summary.approval is not None and summary.state == "awaiting_approval":
+        facts.append(f"waits for {_wanted(summary.approval)}")
+    elif summary.approval is not None and summary.approval.decided_by is not None:
+        facts.append(f"decided by {one_line(summary.approval.decided_by)}, for {one_line(summary.approval.group)}")
+    if summary.task is not None:
+        facts.append(f"task {one_line(summary.task)}")
+    if summary.attempt is not None and summary.attempt > 1:
+        facts.append(f"attempt {summary.attempt}")
+    if summary.follows is not None:
+        facts.append(f"follows call {one_line(summary.follows)}")
+    return facts
+
+
 def _cause(answer: Answer) -> str:
     parts = []
     if answer.error is not None and answer.error.reason != answer.state:
@@ -232,26 +366,11 @@ def _artifact_line(artifact: Artifact) -> str:
 
 
 def _advice(refusal: CallRefused) -> str | None:
+    advice = _NEXT.get(refusal.reason)
     if refusal.retryable:
-        wait = f" in {_duration(refusal.retry_after_ms)}" if refusal.retry_after_ms else ""
-        return f"Try again{wait}."
-    return _NEXT.get(refusal.reason)
-
-
-def _duration(milliseconds: float) -> str:
-    if milliseconds < 1000:
-        return f"{milliseconds:.0f} ms"
-    return f"{milliseconds / 1000:.1f} s"
-
-
-def _age(moment: datetime | None) -> str:
-    if moment is None:
-        return "?"
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+        wait = f" in {duration(refusal.retry_after_ms)}" if refusal.retry_after_ms else ""
+        return f"Try again{wait}." if advice is None else f"Try again{wait}. {advice}"
+    return advice
 
 
 def _size(count: int) -> str:

@@ -12,6 +12,8 @@ _ACTIVE: Final = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb"
     "\U000e0000-\U000e0fff]|\r(?!\n)"
 )
+# Letters and marks that count as printable and show nothing, or change what stands before them.
+_BLANK: Final = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]")
 # JSON itself has escaped the control characters below U+0020.
 _NOT_ASCII: Final = re.compile("[^\n -~]")
 
@@ -33,7 +35,8 @@ def to_json_text(document: Any, *, indent: int | None = 2) -> str:  # noqa: ANN4
 
 
 def _json_escape(match: re.Match[str]) -> str:
-    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
+    shows = match[0].isprintable() and not _BLANK.fullmatch(match[0])
+    return match[0] if shows else json.dumps(match[0])[1:-1]
 
 
 def _escape(character: str) -> str:

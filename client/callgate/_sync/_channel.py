@@ -1,5 +1,7 @@
 """The sync channel: one of the two pieces that are written twice, because gRPC's async and sync halves differ."""
 
+import time
+
 import grpc
 
 from callgate._dial import Dial
@@ -33,3 +35,8 @@ class Channel:
         """Close the connection; calls that still wait are given up."""
         self._closed = True
         self._channel.close()
+
+
+def pause(seconds: float) -> None:
+    """Wait, in this thread."""
+    time.sleep(seconds)

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from callgate import GatewayUnreachable, Tool, cli
+from callgate._cli import connection
 from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway
 
@@ -280,7 +281,7 @@ def test_a_mistake_is_exit_status_2_with_help(fake: FakeGateway, arguments: list
 def test_sending_the_token_in_clear_has_to_be_said(monkeypatch: pytest.MonkeyPatch, in_clear: bool) -> None:
     made: list[dict[str, object]] = []
 
-    class Unreachable(cli.Callgate):
+    class Unreachable(connection.Callgate):
         """A client that says how it was made, and reaches nobody."""
 
         def __init__(self, target: str, **options: object) -> None:
@@ -290,7 +291,7 @@ def test_sending_the_token_in_clear_has_to_be_said(monkeypatch: pytest.MonkeyPat
         def tools(self) -> list[Tool]:
             raise GatewayUnreachable("Nobody there.", target="gateway.example:9090")
 
-    monkeypatch.setattr(cli, "Callgate", Unreachable)
+    monkeypatch.setattr(connection, "Callgate", Unreachable)
     options = ["--send-token-in-clear"] if in_clear else []
     assert run("tools", "--target", "gateway.example:9090", *options).exit_code == 4
     assert made[0]["tls"] is (False if in_clear else None)

@@ -1,4 +1,15 @@
-from callgate import Answer, CallFailed, CallgateError, CallRefused, Failure, GatewayUnreachable, Violation, errors
+from callgate import (
+    Answer,
+    CallFailed,
+    CallgateError,
+    CallPending,
+    CallRefused,
+    CallSummary,
+    Failure,
+    GatewayUnreachable,
+    Violation,
+    errors,
+)
 from support.examples import failed_doctests
 
 
@@ -7,7 +18,7 @@ def test_the_examples_of_the_module_hold() -> None:
 
 
 def test_every_exception_can_be_caught_as_one() -> None:
-    for kind in (CallRefused, CallFailed, GatewayUnreachable):
+    for kind in (CallRefused, CallFailed, CallPending, GatewayUnreachable):
         assert issubclass(kind, CallgateError)
 
 
@@ -42,3 +53,10 @@ def test_a_missing_answer_has_the_shape_of_a_refusal() -> None:
     assert document["call_id"] == "c1"
     assert document["error"]["reason"] == "gateway_unreachable"
     assert document.keys() == CallRefused(Failure("r", "C", "m")).to_json().keys()
+
+
+def test_a_pending_call_is_no_refusal_and_keeps_what_is_known_of_it() -> None:
+    summary = CallSummary("c1", "a.b", "1.0.0", "a state of tomorrow")
+    assert not isinstance(CallPending(summary), CallRefused)
+    assert CallPending(summary).summary is summary
+    assert str(CallPending(summary)) == "a.b is a state of tomorrow: ask for it with get() or follow() (call c1)"

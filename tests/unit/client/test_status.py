@@ -6,7 +6,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from callgate import CallRefused, GatewayUnreachable
-from callgate._status import ended_early, from_rpc_error, reading, translating
+from callgate._status import ended_early, from_rpc_error, may_pass, reading, translating
 
 CALL_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -126,3 +126,20 @@ def test_translating_and_reading_raise_what_it_means() -> None:
 def test_a_stream_that_ended_early_names_the_call_if_it_can() -> None:
     assert CALL_ID in str(ended_early("h:1", CALL_ID))
     assert "No gateway answers" in str(ended_early("h:1", None))
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [(grpc.StatusCode.UNAVAILABLE, True), (grpc.StatusCode.INTERNAL, False), (grpc.StatusCode.UNIMPLEMENTED, False)],
+)
+def test_a_broken_connection_may_pass_and_another_protocol_does_not(code: grpc.StatusCode, passes: bool) -> None:
+    with pytest.raises(GatewayUnreachable) as caught, translating("h:1"):
+        raise Rpc(code)
+    assert may_pass(caught.value) is passes
+
+
+def test_an_early_end_may_pass_and_an_answer_that_cannot_be_read_does_not() -> None:
+    assert may_pass(ended_early("h:1", CALL_ID))
+    with pytest.raises(GatewayUnreachable) as caught, reading("h:1"):
+        raise ValueError
+    assert not may_pass(caught.value)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from callgate import _wire
-from callgate.types import Answer, CallSummary
+from callgate.types import Answer, CallSummary, Waiting
 from callgate_proto.v1 import gateway_pb2 as pb
 
 
@@ -92,3 +92,37 @@ def test_every_limit_of_the_wire_is_known_here() -> None:
     from callgate.types import Limits
 
     assert [field.name for field in fields(Limits)] == [field.name for field in pb.Limits.DESCRIPTOR.fields]
+
+
+def test_documents_have_the_words_of_the_wire() -> None:
+    read = {
+        pb.CallSummary: _wire.summary(pb.CallSummary()),
+        pb.Approval: _wire.approval(pb.Approval()),
+        pb.CallAttempt: _wire.dead_letter(pb.DeadLetter(attempts=[pb.CallAttempt()])).attempts[0],
+        pb.CallApproval: _wire.summary(pb.CallSummary(approval=pb.CallApproval())).approval,
+    }
+    for message, value in read.items():
+        words = [field.name.removesuffix("_json") for field in message.DESCRIPTOR.fields]
+        assert value is not None
+        assert sorted(value.to_json()) == sorted(words)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"[]", b"1", b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b'{"a":1e400}', b'{"a":NaN}', b"[" * 100_000],
+)
+def test_arguments_that_cannot_be_shown_whole_are_an_error(document: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # whatever the decoder says
+        _wire.approval(pb.Approval(arguments_json=document))
+
+
+def test_arguments_of_an_approval_that_are_left_out_are_told_from_none() -> None:
+    assert _wire.approval(pb.Approval()).arguments is None
+    assert _wire.approval(pb.Approval(arguments_json=b"{}")).arguments == {}
+
+
+def test_waiting_says_for_what() -> None:
+    turn = _wire.event(pb.StreamCallResponse(seq=1, waiting=pb.Waiting(call_id="c1", state="admitted")))
+    assert turn == Waiting(1, "c1", "admitted")
+    approval = _wire.event(pb.StreamCallResponse(seq=2, waiting=pb.Waiting(call_id="c1", state="x", group="g")))
+    assert approval == Waiting(2, "c1", "x", "g")

@@ -1,8 +1,9 @@
 import asyncio
+import time
 
 import pytest
 
-from callgate._async._channel import Channel
+from callgate._async._channel import Channel, pause
 from callgate._dial import Dial
 from callgate._target import parse_target
 from callgate_proto.v1 import gateway_pb2 as pb
@@ -49,3 +50,9 @@ async def test_a_secure_channel_does_not_fall_back_to_plaintext(fake: FakeGatewa
     await channel.close()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert fake.metadata == []
+
+
+async def test_a_pause_lasts() -> None:
+    began = time.monotonic()
+    await pause(0.02)
+    assert time.monotonic() - began >= 0.015

@@ -3,6 +3,7 @@
 
 import socket
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,10 +15,12 @@ from callgate import (
     Answered,
     AsyncCallgate,
     CallFailed,
+    CallPending,
     CallRefused,
     CallSummary,
     GatewayUnreachable,
     OutputChunk,
+    Waiting,
 )
 from callgate._async import client
 from support.examples import code_block
@@ -35,7 +38,7 @@ async def test_the_example_of_the_module_runs(fake: FakeGateway, capsys: pytest.
     code = textwrap.indent(code_block(client).replace("127.0.0.1:9090", fake.target), "    ")
     exec("async def example():\n" + code, namespace)  # noqa: S102  # it is our own documentation
     await namespace["example"]()  # type: ignore[operator]
-    assert capsys.readouterr().out == "42\n\nlive\n"
+    assert capsys.readouterr().out == "42\n\nlive\nlater\n\n"
 
 
 async def test_call_returns_the_answer_of_the_tool(gateway: AsyncCallgate) -> None:
@@ -311,3 +314,158 @@ def test_a_token_does_not_leave_in_clear_by_accident() -> None:
 async def test_on_disconnect_takes_only_its_two_words(gateway: AsyncCallgate) -> None:
     with pytest.raises(ValueError, match="on_disconnect"):
         await gateway.call("text.upper", on_disconnect="ignore")  # type: ignore[arg-type]
+
+
+async def submit(gateway: AsyncCallgate, tool: str, *, purpose: str | None = None) -> CallSummary:
+    call = await gateway.submit(tool, purpose=purpose)
+    assert isinstance(call, CallSummary)
+    return call
+
+
+async def test_a_call_that_needs_an_approval_is_pending_and_says_by_whom(gateway: AsyncCallgate) -> None:
+    with pytest.raises(CallPending) as caught:
+        await gateway.call("demo.guarded", {"amount": 1}, task="t1", purpose="because")
+    summary = caught.value.summary
+    assert (summary.state, summary.task) == ("awaiting_approval", "t1")
+    assert summary.approval is not None
+    assert (summary.approval.group, summary.approval.decided_by) == ("finance", None)
+    assert str(caught.value) == (
+        "demo.guarded waits for an approval by finance until 2100-01-02T03:04:05+00:00: "
+        f"ask for it with get() or follow() (call {summary.call_id})"
+    )
+
+
+async def test_what_was_read_is_approved_and_runs(gateway: AsyncCallgate) -> None:
+    call = await submit(gateway, "demo.guarded", purpose="because")
+    listed = await gateway.approvals()
+    assert [(one.call_id, one.state, one.arguments) for one in listed] == [(call.call_id, "waiting", None)]
+    asked = await gateway.approval(call.call_id)
+    assert (asked.arguments, asked.purpose, asked.group, asked.waits) == ({}, "because", "finance", True)
+    decided = await gateway.approve(call.call_id, asked.digest)
+    assert (decided.state, decided.decided_by) == ("approved", "acme/boss")
+    assert (await gateway.wait(call.call_id, timeout_s=10)).stdout.text == "paid\n"
+    with pytest.raises(CallRefused, match="not_possible"):
+        await gateway.approve(call.call_id, asked.digest)
+
+
+async def test_another_digest_decides_nothing(gateway: AsyncCallgate) -> None:
+    call = await submit(gateway, "demo.guarded")
+    for decide in (gateway.approve, gateway.deny):
+        with pytest.raises(CallRefused, match="approval_void"):
+            await decide(call.call_id, "sha256:00")
+    assert (await gateway.approval(call.call_id)).waits
+
+
+async def test_a_denied_call_never_started(gateway: AsyncCallgate) -> None:
+    call = await submit(gateway, "demo.guarded")
+    await gateway.deny(call.call_id, (await gateway.approval(call.call_id)).digest)
+    with pytest.raises(CallRefused) as caught:
+        await gateway.wait(call.call_id, timeout_s=10)
+    assert (caught.value.reason, caught.value.call_id) == ("approval_denied", call.call_id)
+
+
+async def test_a_submitted_call_goes_on_by_itself(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.turns.clear()
+    call = await gateway.submit("text.upper", {"text": "a"}, priority=9, purpose="later", idempotency_key="k1")
+    assert isinstance(call, CallSummary)
+    assert (call.state, call.attempt) == ("admitted", 1)
+    request = fake.calls[0].request
+    assert (request.asynchronous, request.priority, request.purpose) == (True, 9, "later")
+    # The RPC's own deadline counts as the call's, so that it must not be that of a question.
+    fake.turns.set()
+    assert (await gateway.wait(call.call_id)).result == {"text": "A"}
+    again = await gateway.submit("text.upper", {"text": "a"}, idempotency_key="k1")
+    assert isinstance(again, Answer)
+    assert again.replayed
+
+
+async def test_following_shows_what_a_call_waits_for(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.turns.clear()
+    call = await submit(gateway, "demo.speak")
+    events = []
+    async for event in gateway.follow(call.call_id):
+        events.append(event)
+        fake.turns.set()
+    assert events[:2] == [Accepted(0, call.call_id), Waiting(1, call.call_id, "admitted")]
+    assert isinstance(events[-1], Answered)
+    assert [event.text for event in events if isinstance(event, OutputChunk)] == ["one\n", "a warning\n", "two\n"]
+    # A call that has ended has its last event.
+    assert [event async for event in gateway.follow(call.call_id)] == events[-1:]
+
+
+async def test_following_goes_on_after_the_last_event_that_is_known(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.turns.clear()
+    call = await submit(gateway, "demo.flaky")
+    seen = []
+    with pytest.raises(GatewayUnreachable) as caught:
+        async for event in gateway.follow(call.call_id):
+            seen.append(event)  # what came before the connection broke is kept
+            fake.turns.set()
+    assert caught.value.call_id == call.call_id
+    rest = [event async for event in gateway.follow(call.call_id, after=seen[-1].seq)]
+    assert isinstance(rest[-1], Answered)
+    assert rest[-1].answer.stdout.text == "one\ntwo\n"
+    assert not {event.seq for event in seen} & {event.seq for event in rest}
+
+
+async def test_waiting_survives_a_broken_connection(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.turns.clear()
+    call = await submit(gateway, "demo.flaky")
+    threading.Timer(0.2, fake.turns.set).start()
+    assert (await gateway.wait(call.call_id, timeout_s=30)).stdout.text == "one\ntwo\n"
+    assert len(fake.metadata) > 2
+
+
+async def test_waiting_ends_in_time_and_the_call_goes_on(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.turns.clear()
+    call = await submit(gateway, "demo.speak")
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.3 s; it goes on"):
+        await gateway.wait(call.call_id, timeout_s=0.3)
+    assert not fake.calls[0].cancelled.is_set()
+
+
+async def test_waiting_for_a_gateway_that_stays_away_ends(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    fake.stop()
+    with pytest.raises(GatewayUnreachable):
+        await gateway.wait("00000000-0000-0000-0000-000000000000", timeout_s=0.5)
+
+
+async def test_waiting_for_a_call_that_never_started_or_is_unknown_is_refused(gateway: AsyncCallgate) -> None:
+    call = await submit(gateway, "demo.late")
+    for call_id, reason in ((call.call_id, "sandbox_unavailable"), ("no-such-call", "unknown_call")):
+        with pytest.raises(CallRefused, match=reason):
+            await gateway.wait(call_id, timeout_s=10)
+
+
+async def test_waiting_goes_on_while_the_gateway_is_draining(gateway: AsyncCallgate, fake: FakeGateway) -> None:
+    call = await submit(gateway, "demo.speak")
+    fake.refuse_with = Refused("draining", grpc.StatusCode.UNAVAILABLE, "Shutting down.", retry_after_ms=1)
+    with pytest.raises(CallRefused, match="draining"):
+        await gateway.wait(call.call_id, timeout_s=0.5)
+    assert len(fake.metadata) > 2
+
+
+async def test_what_failed_for_good_is_a_dead_letter_and_can_be_redriven(gateway: AsyncCallgate) -> None:
+    call = await submit(gateway, "demo.fail")
+    assert not (await gateway.wait(call.call_id)).ok
+    listed = await gateway.dead_letters()
+    assert (listed.total, [letter.call_id for letter in listed.dead_letters]) == (1, [call.call_id])
+    letter = await gateway.dead_letter(call.call_id)
+    assert [(one.attempt, one.reason) for one in letter.attempts] == [(1, "tool_failed"), (2, "tool_failed")]
+    assert letter.redrivable
+    again = await gateway.redrive(call.call_id)
+    assert (again.follows, again.call_id != call.call_id) == (call.call_id, True)
+    await gateway.wait(again.call_id)
+    assert (await gateway.discard(again.call_id)).call_id == again.call_id
+    assert (await gateway.dead_letters()).total == 0
+    with pytest.raises(CallRefused, match="not_possible"):
+        await gateway.discard(call.call_id)
+
+
+async def test_an_unknown_effect_is_settled(gateway: AsyncCallgate) -> None:
+    for happened, state in ((True, "succeeded"), (False, "failed")):
+        call = await submit(gateway, "demo.unknown")
+        with pytest.raises(CallRefused, match="effect_unknown"):
+            await gateway.wait(call.call_id)
+        assert not (await gateway.dead_letter(call.call_id)).redrivable
+        assert (await gateway.settle(call.call_id, happened=happened)).state == state

@@ -2,7 +2,19 @@ import json
 
 import pytest
 
-from callgate import Accepted, Answer, Answered, CallRefused, CallSummary, Failure, GatewayUnreachable, Tool
+from callgate import (
+    Accepted,
+    Answer,
+    Answered,
+    Approval,
+    CallRefused,
+    CallSummary,
+    DeadLetter,
+    DeadLetters,
+    Failure,
+    GatewayUnreachable,
+    Tool,
+)
 from callgate._cli.documents import Documents, Envelopes
 
 ANSWER = Answer("c1", "a.b", "1.0.0", "succeeded", result=1)
@@ -71,3 +83,24 @@ def test_a_model_gets_the_envelope_and_a_person_the_rest(capsys: pytest.CaptureF
 def test_a_call_without_an_answer_has_no_envelope(capsys: pytest.CaptureFixture[str]) -> None:
     Envelopes().state(CallSummary("c1", "a.b", "1.0.0", "running"))
     assert capsys.readouterr().out == ""
+
+
+def test_approvals_and_dead_letters_are_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    approval = Approval("c1", "a.b", "1.0.0", "waiting", "d", arguments={"n": 1})
+    letter = DeadLetter("c1", "a.b", "1.0.0", "failed")
+    call = CallSummary("c1", "a.b", "1.0.0", "failed")
+    screen = Documents()
+    assert screen.judged(approval)
+    assert capsys.readouterr().out == ""
+    for show, expected in (
+        (lambda: screen.approvals([approval]), {"approvals": [approval.to_json()]}),
+        (lambda: screen.approval(approval), approval.to_json()),
+        (lambda: screen.decided(approval), approval.to_json()),
+        (lambda: screen.dead_letters(DeadLetters((letter,), 7)), {"dead_letters": [letter.to_json()], "total": 7}),
+        (lambda: screen.dead_letter(letter), letter.to_json()),
+        (lambda: screen.settled("Settled.", call), call.to_json()),
+    ):
+        show()
+        shown = capsys.readouterr()
+        assert json.loads(shown.out) == expected
+        assert shown.err == ""

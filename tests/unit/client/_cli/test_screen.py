@@ -6,9 +6,13 @@ import pytest
 
 from callgate import (
     Answer,
+    Approval,
     Artifact,
+    CallApproval,
     CallRefused,
     CallSummary,
+    DeadLetter,
+    DeadLetters,
     Exit,
     Failure,
     Limits,
@@ -17,6 +21,7 @@ from callgate import (
     Tool,
     Usage,
     Violation,
+    Waiting,
 )
 from callgate._cli.screen import Screen, describe
 
@@ -119,6 +124,16 @@ def test_nothing_from_a_tool_reaches_the_terminal_as_a_command(monkeypatch: pyte
     screen.tool(tool)
     screen.refusal(refusal, takes=evil)
     screen.note(evil)
+    screen.event(Waiting(1, evil, evil, evil))
+    approval = Approval(
+        evil, evil, evil, "waiting", evil, evil, evil, evil, evil, evil, evil, (evil,), evil, {evil: evil}
+    )
+    screen.approvals([approval])
+    screen.approval(approval)
+    screen.decided(approval)
+    letter = DeadLetter(evil, evil, evil, evil, evil, evil, evil, Failure(evil, evil, evil), evil)
+    screen.dead_letters(DeadLetters((letter,), 1))
+    screen.dead_letter(letter)
     shown = terminal.getvalue()
     assert "\x1b]" not in shown
     assert "\x9b" not in shown
@@ -161,6 +176,15 @@ def test_lists_fit_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     Screen().calls([CallSummary(CALL_ID, "webhooks.sign", "1.0.0", "timed_out", TOO_LATE, received)])
     Screen().tools([Tool("webhooks.sign", "1.0.0", "Sign a payload with the tenant's webhook key. " * 4, "read")])
     Screen().state(answer(replayed=True, stdout=Output("x", None, 5000, truncated=True)))
+    waiting = CallApproval("finance", datetime.now(UTC) + timedelta(hours=3))
+    Screen().calls([CallSummary(CALL_ID, "webhooks.sign", "1.0.0", "awaiting_approval", None, received)])
+    Screen().state(
+        CallSummary(CALL_ID, "webhooks.sign", "1.0.0", "awaiting_approval", None, received, approval=waiting)
+    )
+    Screen().approval(Approval(CALL_ID, "webhooks.sign", "1.0.0", "waiting", "sha256:" + "0" * 64, purpose="x" * 200))
+    Screen().approvals([Approval(CALL_ID, "webhooks.sign", "1.0.0", "waiting", "d", agent="a" * 30)])
+    letter = DeadLetter(CALL_ID, "webhooks.sign", "1.0.0", "unknown", "acme", "a", None, TOO_LATE, "unsafe", received)
+    Screen().dead_letters(DeadLetters((letter,), 1))
     lines = terminal.getvalue().splitlines()
     assert all(len(line.replace("\x1b[0m", "").replace("\x1b[1m", "").replace("\x1b[2m", "")) <= 80 for line in lines)
     assert any(CALL_ID in line and "3h" in line for line in lines)
@@ -203,3 +227,35 @@ def test_an_unusual_schema_is_described_as_far_as_it_goes(schema: dict[str, obje
 
 def test_alternatives_of_a_type_are_listed() -> None:
     assert describe({"properties": {"a": {"type": ["string", "null"]}}}) == {"a": ("string or null", "", "")}
+
+
+def test_a_call_that_waits_says_for_what_and_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    approval = CallApproval("finance", datetime.now(UTC) + timedelta(hours=2, minutes=1))
+    Screen().state(CallSummary(CALL_ID, "a.b", "1.0.0", "awaiting_approval", approval=approval, task="t1"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("  waits for an approval by finance, until ")
+    assert lines[1].endswith("(in 2h)")
+    assert lines[2:] == ["  task t1", f"  call {CALL_ID}", f"  next: callgate follow {CALL_ID}"]
+
+
+def test_a_call_says_which_attempt_it_is_what_it_follows_and_who_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    decided = CallApproval("finance", decided_by="acme/boss")
+    Screen().state(CallSummary(CALL_ID, "a.b", "1.0.0", "admitted", approval=decided, attempt=2, follows="c0"))
+    shown = capsys.readouterr().err
+    assert shown.startswith("queued · a.b")
+    for fact in ("decided by acme/boss, for finance", "attempt 2", "follows call c0"):
+        assert fact in shown
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("circuit_open", "rate_limited", "budget_exceeded", "loop_stopped", "stopped", "unknown_task", "task_ended"),
+        *("outside_grant", "approval_required", "approval_denied", "approval_expired", "approval_void", "not_possible"),
+    ],
+)
+def test_a_refusal_that_a_person_can_do_something_about_says_what(
+    capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    Screen().refusal(CallRefused(Failure(reason, "C", "No.")))
+    assert "  next: " in capsys.readouterr().err

@@ -45,3 +45,10 @@ def test_json_means_the_same_and_is_printable(document: object) -> None:
     text = to_json_text(document)
     assert json.loads(text) == document
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+@pytest.mark.parametrize("blank", ["\u3164", "\u115f", "\u2800", "\ufe0f", "\uffa0", "\u034f"])
+def test_json_shows_letters_that_look_like_nothing(blank: str) -> None:
+    written = to_json_text({blank: blank})
+    assert blank not in written
+    assert json.loads(written) == {blank: blank}

@@ -1,8 +1,10 @@
+import time
+
 import grpc
 import pytest
 
 from callgate._dial import Dial
-from callgate._sync._channel import Channel
+from callgate._sync._channel import Channel, pause
 from callgate._target import parse_target
 from callgate_proto.v1 import gateway_pb2 as pb
 from support.fake_gateway import TOKEN, FakeGateway
@@ -35,3 +37,9 @@ def test_a_secure_channel_does_not_fall_back_to_plaintext(fake: FakeGateway) -> 
     channel.close()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert fake.metadata == []
+
+
+def test_a_pause_lasts() -> None:
+    began = time.monotonic()
+    pause(0.02)
+    assert time.monotonic() - began >= 0.015

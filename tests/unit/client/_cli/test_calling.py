@@ -1,0 +1,86 @@
+import json
+
+import grpc
+import pytest
+
+from support.command_line import document, run
+from support.fake_gateway import FakeGateway, Refused
+
+
+def test_a_call_that_needs_an_approval_is_left_waiting_and_says_what_to_do(commands: FakeGateway) -> None:
+    result = run("call", "demo.guarded", "--purpose", "because", "--task", "t1")
+    call = commands.calls[0]
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert "waits for an approval by finance, until 2100-01-02 03:04 UTC" in result.stderr
+    assert f"next: callgate follow {call.id}" in result.stderr
+    assert (call.request.purpose, call.request.task, call.cancelled.is_set()) == ("because", "t1", False)
+
+
+def test_a_program_gets_the_summary_of_a_call_that_waits(commands: FakeGateway) -> None:
+    assert document("call", "demo.guarded")["approval"]["group"] == "finance"
+    lines = run("call", "demo.guarded", "--stream", "--json").stdout.splitlines()
+    assert [json.loads(line).get("event") for line in lines] == ["accepted", "waiting", None]
+    assert json.loads(lines[-1])["state"] == "awaiting_approval"
+
+
+def test_an_asynchronous_call_is_not_waited_for(commands: FakeGateway) -> None:
+    commands.turns.clear()
+    result = run("call", "demo.speak", "--async", "--priority", "9")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("queued · demo.speak 1.0.0")
+    assert (commands.calls[0].request.asynchronous, commands.calls[0].request.priority) == (True, 9)
+    assert run("call", "demo.guarded", "--async").exit_code == 75
+
+
+def test_a_call_is_followed_to_its_end(commands: FakeGateway) -> None:
+    run("call", "demo.speak", "--async")
+    call_id = commands.calls[0].id
+    result = run("follow", call_id)
+    assert (result.exit_code, result.stdout) == (0, "one\ntwo\n")
+    assert "succeeded" in result.stderr
+    run("call", "demo.fail")
+    assert run("follow", commands.calls[1].id).exit_code == 1
+    assert run("follow", "no-such-call").exit_code == 3
+
+
+def test_following_says_what_a_call_waits_for(commands: FakeGateway) -> None:
+    run("call", "demo.guarded")
+    call = commands.calls[0]
+    assert call.approval is not None
+    assert run("approve", call.id, "--digest", call.approval.digest).exit_code == 0
+    lines = [json.loads(line) for line in run("follow", call.id, "--json").stdout.splitlines()]
+    assert lines[-1]["answer"]["stdout"]["text"] == "paid\n"
+
+
+def test_a_stream_that_breaks_says_how_to_go_on(commands: FakeGateway) -> None:
+    run("call", "demo.guarded")
+    call = commands.calls[0]
+    call.break_here()
+    result = run("follow", call.id)
+    assert result.exit_code == 4
+    assert "Waits for an approval by finance" in result.stderr
+    assert f"Go on with: callgate follow {call.id} --after 1" in result.stderr
+
+
+@pytest.mark.parametrize("reason", ["rate_limited", "circuit_open"])
+def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGateway, reason: str) -> None:
+    commands.refuse_with = Refused(reason, grpc.StatusCode.UNAVAILABLE, "No.", retry_after_ms=2000)
+    assert "next: Try again in 2.0 s. " in run("call", "demo.speak").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["call", "a.b", "--async", "--stream"],
+        ["call", "a.b", "--async", "--save-artifacts", "d"],
+        ["call", "a.b", "--priority", "3"],
+        ["call", "a.b", "--async", "--priority", "10"],
+        ["call", "a.b", "--purpose", "\udcff"],
+        ["follow"],
+        ["follow", "c1", "--after", "-2"],
+        ["follow", "\udcff"],
+    ],
+)
+def test_a_mistake_is_exit_status_2_and_sends_nothing(commands: FakeGateway, arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+    assert commands.metadata == []
