@@ -60,9 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task that was just made. `token` is its credential: the gateway shows it this once.
-
-    """
+    """A task that was just made. `token` is its credential: the gateway shows it this once."""
 
     task: Task
     token: str = field(repr=False)
