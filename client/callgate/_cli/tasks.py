@@ -113,7 +113,8 @@ def create(
         with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
             made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
     except BaseException:
-        if save_token is not None:
+        if file is not None and save_token is not None:
+            file.close()
             save_token.unlink()
         raise
     if file is None:
