@@ -18,6 +18,8 @@ from callgate.approval import Approval, CallApproval
 from callgate.dead_letter import CallAttempt, DeadLetter, DeadLetters
 from callgate.errors import CallFailed, CallgateError, CallPending, CallRefused, GatewayUnreachable
 from callgate.failure import Failure, Violation
+from callgate.operating import Breaker, Stop, Stopped
+from callgate.task import Amounts, NewTask, Task
 from callgate.types import (
     Accepted,
     Answer,
@@ -39,11 +41,13 @@ from callgate.types import (
 
 __all__ = [
     "Accepted",
+    "Amounts",
     "Answer",
     "Answered",
     "Approval",
     "Artifact",
     "AsyncCallgate",
+    "Breaker",
     "CallApproval",
     "CallAttempt",
     "CallFailed",
@@ -60,10 +64,14 @@ __all__ = [
     "Failure",
     "GatewayUnreachable",
     "Limits",
+    "NewTask",
     "OnDisconnect",
     "Output",
     "OutputChunk",
     "Sandbox",
+    "Stop",
+    "Stopped",
+    "Task",
     "Tool",
     "Usage",
     "Violation",

@@ -18,9 +18,10 @@ from typing import Annotated
 
 import typer
 
-from callgate._cli import approving, calling
+from callgate._cli import approving, calling, operating
 from callgate._cli.connection import FAILED, AsJson, CaFile, InClear, Target, TokenFile, connected, screen_for
 from callgate._cli.dead_letters import dead_letters
+from callgate._cli.tasks import tasks
 
 app = typer.Typer(
     name="callgate",
@@ -112,6 +113,11 @@ app.command()(approving.approvals)
 app.command()(approving.approve)
 app.command()(approving.deny)
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(tasks, name="tasks")
+app.command()(operating.stop)
+app.command()(operating.resume)
+app.command()(operating.stops)
+app.command()(operating.breakers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,18 +14,23 @@ from functools import partial
 from typing import Final, Self
 
 from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.authorize import Administration, is_administrator
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.admission.loops import LoopGuard
+from callgate_server.admission.stops import StopList
+from callgate_server.admission.tasks import LiveTasks, TaskCredentials
 from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas
+from callgate_server.backends.json_schema import CompiledSchemas, compiled
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
-from callgate_server.config import Settings, deployed_catalog
+from callgate_server.breakers import Breakers
+from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
 from callgate_server.endurance import Endurance
@@ -38,9 +43,10 @@ from callgate_server.execution.trial import ForkTrial
 from callgate_server.fallback import Fallbacks
 from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
-from callgate_server.model.call import Caller
+from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import hour_of
 from callgate_server.observe.remarks import Remarks
 from callgate_server.parts import (
     Edges,
@@ -63,6 +69,8 @@ from callgate_server.parts import (
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
 from callgate_server.secrets.broker import Broker
+from callgate_server.stops import Stops
+from callgate_server.tasks import Tasks
 from callgate_server.transports.gate import Gate, Readiness
 from callgate_server.verification import Verification
 
@@ -75,6 +83,7 @@ REVOKE_TIMEOUT_S: Final = 2.0
 VERIFY_EVERY_S: Final = 30.0
 EXPIRY_EVERY_S: Final = 60.0
 SPOOL_EVERY_S: Final = 1.0
+TASKS_EVERY_S: Final = 5.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
 DUPLICATES_WAITING: Final = Ceilings(1024, 512)
 # Without these the gateway cannot serve any call; others fail only the calls that need them.
@@ -106,12 +115,17 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     options = docker_options(settings, catalog)
     rules = lane_rules(settings.execution, catalog, options)
     schemas = CompiledSchemas.of(catalog)
-    authentication = Authentication(
-        *authenticators(settings.auth, purpose), on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {})
-    )
+    known = authenticators(settings.auth, purpose)
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
+        limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule))
+        authentication = Authentication(
+            *known,
+            TaskCredentials(limits.tasks, ledger.digest),
+            on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
+        )
+        administration = Administration(policy, ledger.remark)
         remarks = Remarks(ledger.remark)
         held.push_async_callback(remarks.flush)
         breakers = circuit_breakers(settings.breakers, telemetry, remarks)
@@ -145,6 +159,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             schemas=schemas,
             policy=policy,
             concurrency=Concurrency(ceilings(settings)),
+            limits=limits,
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
             attempts=Fallbacks(endurance, catalog, schemas, policy, ledger, telemetry),
@@ -154,6 +169,19 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
             watch=telemetry,
         )
+        stops = Stops(authentication, administration, ledger.register, limits.stops, running)
+        tasks = Tasks(
+            authentication,
+            catalog,
+            ledger.register,
+            limits.tasks,
+            limits.stops,
+            limits.budgets,
+            compiled,
+            ledger.digest,
+            settings.limits.tasks_per_agent,
+        )
+        await _remember(ledger, limits, tasks, stops, telemetry)
         health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
         rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
@@ -165,15 +193,19 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         rounds.carry("remarks", remarks.write, pause_s=SPOOL_EVERY_S)
         rounds.carry("verify", Verification(catalog, ledger, pipeline.start_for).look, pause_s=VERIFY_EVERY_S)
         rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
+        rounds.carry("tasks", tasks.expire, pause_s=TASKS_EVERY_S)
         rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
         if store is not None:
             rounds.carry("secrets", store.run, pause_s=1)
         resumed = await pipeline.resume()
         gate = Gate(
             calls=pipeline,
-            queries=Queries(authentication, catalog, policy, ledger, running),
+            queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
             approvals=Approvals(authentication, catalog, ledger, running),
-            dead_letters=DeadLetters(authentication, ledger, _nobody, pipeline.redrive),
+            dead_letters=DeadLetters(authentication, ledger, partial(is_administrator, policy), pipeline.redrive),
+            tasks=tasks,
+            stops=stops,
+            breakers=Breakers(authentication, administration, breakers),
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
@@ -285,6 +317,14 @@ async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: Sandbo
         telemetry.warning("containers of an earlier life are not removed yet", detail=error.message)
 
 
+async def _remember(ledger: SqliteLedger, limits: Limits, tasks: Tasks, stops: Stops, telemetry: Telemetry) -> None:
+    """Take over what bounds calls from earlier lives: a restart frees nobody."""
+    await stops.load()
+    for task_id in await tasks.load():
+        telemetry.warning("the grant of a task cannot be used any more; its credential is refused", task=task_id)
+    limits.load(await ledger.register.spending(hour_of(_utc_now()) - MAX_WINDOW_H))
+
+
 async def _give_back(lease: OpenLease, ledger: SqliteLedger, store: OpenBao | None, telemetry: Telemetry) -> None:
     if store is None:
         telemetry.warning("a lease of an earlier life is left to expire: no secret store", call_id=lease.call_id)
@@ -314,10 +354,6 @@ async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:
     report = await asyncio.to_thread(policy.refresh)
     if report.outcome is Refreshed.LOADED:
         telemetry.info("policy reloaded", version=report.version, policies=report.policies)
-
-
-def _nobody(_caller: Caller, _operation: str) -> bool:
-    return False
 
 
 def _utc_now() -> datetime:

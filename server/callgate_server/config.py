@@ -6,6 +6,7 @@ is read here and nowhere else in the server. Defaults are the safe choice; what 
 
 import math
 import os
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from callgate_server.admission.bounds import Bounds, BoundTable
+from callgate_server.admission.loops import LoopRule
+from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.json_schema import fits
@@ -20,10 +24,15 @@ from callgate_server.execution.breaker import BreakerRules
 from callgate_server.model.catalog import Adjustment, Catalog
 from callgate_server.model.egress import EgressRule, InternalService, named_host
 from callgate_server.model.egress_checks import exposed
+from callgate_server.model.identifiers import PRINCIPAL_NAME
 from callgate_server.model.manifest import Effect, Isolation, SecretRef
+from callgate_server.model.spending import Budget, millionths
 
 # A network of fewer fixed bits is no network of one's own any more.
 _WIDEST_PREFIX: Final = 8
+# The longest window of a budget: what was spent before it is forgotten.
+MAX_WINDOW_H: Final = 24 * 31
+_TENANT_AND_AGENT: Final = 2
 # Metadata services and every host's own: no service has such an address on purpose.
 _LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 
@@ -363,8 +372,81 @@ class LedgerSettings(_Strict):
     keep_h: Annotated[float, Field(ge=24, le=24 * 366)] = 72.0
 
 
+class RateSettings(_Strict):
+    """`calls` in `per_s` seconds. They may come at once, and then one by one."""
+
+    calls: Annotated[int, Field(ge=1, le=1_000_000)]
+    per_s: Annotated[float, Field(gt=0, le=86_400)]
+
+    @property
+    def rate(self) -> Rate:
+        return Rate(self.calls, self.per_s)
+
+
+class BudgetSettings(_Strict):
+    """What may be spent in a window of `window_h` hours, counted from the epoch: 24 are a day in UTC.
+
+    Calls and cost (`cost` of the manifests) are exact; processor time and egress are counted when a call has ended, so
+    that calls which run at once may go over these.
+    """
+
+    window_h: Annotated[int, Field(ge=1, le=MAX_WINDOW_H)] = 24
+    calls: Annotated[int, Field(ge=0)] | None = None
+    cpu_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    egress_mb: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    cost: Annotated[float, Field(ge=0, le=1e9)] | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.calls is self.cpu_s is self.egress_mb is self.cost is None:
+            raise ValueError("a budget bounds at least one of `calls`, `cpu_s`, `egress_mb` and `cost`")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(
+            self.calls,
+            None if self.cpu_s is None else millionths(self.cpu_s),
+            None if self.egress_mb is None else round(self.egress_mb * 1024 * 1024),
+            None if self.cost is None else millionths(self.cost),
+            self.window_h,
+        )
+
+
+class TaskBoundSettings(_Strict):
+    """Bounds of each task, beside the budget that it was made with."""
+
+    rate: RateSettings | None = None
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(None if self.rate is None else self.rate.rate, self.concurrent)
+
+
+class BoundSettings(TaskBoundSettings):
+    """Bounds of a tenant or an agent. What is left out is not bounded by itself."""
+
+    budget: BudgetSettings | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        return replace(super().bounds, budget=None if self.budget is None else self.budget.budget)
+
+
+class LoopSettings(_Strict):
+    """The same call of an agent, with the same arguments, is stopped after so many failures within so many seconds."""
+
+    failures: Annotated[int, Field(ge=1, le=1000)] = 5
+    within_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+
+
 class LimitSettings(_Strict):
-    """The server's ceilings. What a caller or a manifest asks for is cut to these."""
+    """The server's ceilings. What a caller or a manifest asks for is cut to these.
+
+    `per_tenant`, `per_agent` and `per_task` hold for each; `tenants` and `agents` (`tenant/agent`) say otherwise for
+    some by name, as far as they say something. `tasks_per_agent` may be alive at once.
+    """
 
     calls: Annotated[int, Field(ge=1)] = 256
     calls_per_tenant: Annotated[int, Field(ge=1)] = 128
@@ -373,6 +455,38 @@ class LimitSettings(_Strict):
     concurrent_requests: Annotated[int, Field(ge=1)] = 256
     receive_s: Annotated[float, Field(gt=0)] = 15.0
     drain_s: Annotated[float, Field(ge=0)] = 20.0
+    per_tenant: BoundSettings = BoundSettings()
+    per_agent: BoundSettings = BoundSettings()
+    per_task: TaskBoundSettings = TaskBoundSettings()
+    tenants: dict[str, BoundSettings] = {}
+    agents: dict[str, BoundSettings] = {}
+    loop: LoopSettings | None = None
+    tasks_per_agent: Annotated[int, Field(ge=0, le=10_000)] = 64
+
+    @model_validator(mode="after")
+    def _names_can_exist(self) -> Self:
+        for name in self.tenants:
+            if not PRINCIPAL_NAME.fullmatch(name):
+                raise ValueError(f"tenants: no tenant can be called {name}")
+        for name in self.agents:
+            parts = name.split("/")
+            if len(parts) != _TENANT_AND_AGENT or not all(map(PRINCIPAL_NAME.fullmatch, parts)):
+                raise ValueError(f"agents: write tenant/agent, like acme/bot, and not {name}")
+        return self
+
+    @property
+    def bounds(self) -> BoundTable:
+        return BoundTable(
+            self.per_tenant.bounds,
+            self.per_agent.bounds,
+            self.per_task.bounds,
+            {name: settings.bounds for name, settings in self.tenants.items()},
+            {name: settings.bounds for name, settings in self.agents.items()},
+        )
+
+    @property
+    def loop_rule(self) -> LoopRule | None:
+        return None if self.loop is None else LoopRule(self.loop.failures, self.loop.within_s)
 
 
 class QueueSettings(_Strict):

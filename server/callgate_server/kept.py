@@ -102,7 +102,8 @@ class KeptCalls:
         """Go on with what waited when an earlier life of the gateway ended; return how many calls that are."""
         waiting = await self.ledger.waiting()
         for kept in waiting:
-            calls.spawn(kept.call_id, partial(self._resumed, kept=kept, readmit=readmit, run=run), _first_seq(kept))
+            carry = partial(self._resumed, kept=kept, readmit=readmit, run=run)
+            calls.spawn(kept.call_id, carry, _first_seq(kept), owner=kept.caller)
         return len(waiting)
 
     async def _resumed(self, running: Running, *, kept: StoredCall, readmit: Readmit, run: Run) -> None:

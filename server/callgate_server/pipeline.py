@@ -1,7 +1,7 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → validate → authorise → duplicate? → limits → breaker → claim + intent → (approval? → turn → breaker →)
-lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
+authenticate → stopped? → validate → grant → authorise → duplicate? → breaker → limits → claim + intent → (approval? →
+turn → breaker →) lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
 before the look at an idempotency key (a revoked caller must not read old answers), that before limits and breaker (a
@@ -24,6 +24,7 @@ from callgate_server.fallback import Fallbacks, may_fall_back
 from callgate_server.kept import KeptCalls, kept_now, request_of
 from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
+from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, to_document
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
@@ -41,6 +42,7 @@ class Pipeline:
     schemas: Schemas
     policy: Policy
     concurrency: Concurrency
+    limits: Limits
     deadlines: DeadlineRule
     ledger: Ledger
     attempts: Fallbacks
@@ -88,7 +90,7 @@ class Pipeline:
         try:
             with ticket.phases.measure("admission"):
                 call = self._admit(ticket)
-            running = self.running.spawn(ticket.id, partial(self._carry, call=call))
+            running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
             raise await self._refused(ticket, refusal) from None
         await running.started()
@@ -96,8 +98,10 @@ class Pipeline:
 
     def _admit(self, ticket: Ticket) -> Admitted:
         """Validate and authorise."""
+        self.limits.admit(ticket)
         ticket.tool = tool = find_tool(self.catalog, ticket.request.tool)
         ticket.arguments, arguments_json = check_arguments(self.schemas, tool, ticket.request.arguments_json)
+        self.limits.confine(ticket)
         ticket.verdict = verdict = self.policy.decide(ticket.caller, tool, ticket.arguments)
         refuse_unless_allowed(verdict)
         deadline = self.deadlines.deadline(ticket.received_s, ticket.request.deadline_ms, tool.manifest.limits.wall_s)
@@ -151,7 +155,9 @@ class Pipeline:
                     call.ticket.passage = place.enter_context(self._passage(call))
                     if keeping is not None:
                         call.ticket.passage.give_up()  # asked for again when its turn has come
-                    holder = await self.ledger.claim(call.intent(self.ledger.digest), keeping)
+                    charges = place.enter_context(self.limits.place(call))
+                    intent = replace(call.intent(self.ledger.digest), charges=charges)
+                    holder = await self.ledger.claim(intent, keeping)
                 return holder
 
     def _passage(self, call: Admitted) -> Passage:
@@ -188,7 +194,9 @@ class Pipeline:
         document = to_document(answer)
         try:
             with call.ticket.phases.measure("record"):
-                await self.ledger.complete(call.completion(answer, encode(document)))
+                await self.ledger.complete(
+                    self.limits.ended(call, call.completion(answer, encode(document)), answer.usage)
+                )
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)
@@ -202,7 +210,7 @@ class Pipeline:
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
             with call.ticket.phases.measure("record"):
-                await self.ledger.complete(end)
+                await self.ledger.complete(self.limits.ended(call, end, None))
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded

@@ -1,7 +1,9 @@
 """What a caller may ask besides making a call: its tools, its calls, and to cancel one of them.
 
 Another caller's call answers exactly like one that does not exist. A tool is listed only to who could be
-allowed to call it, and a stored answer is shown only to who still could call its tool.
+allowed to call it, and a stored answer is shown only to who still could call its tool. A task's credential sees the
+tools of its grant and the calls of its task. Who is stopped may still look: it has no effect, and whoever answers for a
+stopped agent wants to know what became of its calls.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy
+from callgate_server.admission.tasks import LiveTasks
 from callgate_server.admission.validate import find_tool, unknown_tool
 from callgate_server.execution.running import Running, RunningCalls
 from callgate_server.ledger.store import Ledger, StoredCall
@@ -18,6 +21,7 @@ from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import FINISHED, State
+from callgate_server.model.task import is_task_of_ours
 
 MAX_LISTED = 200
 
@@ -29,11 +33,12 @@ class Queries:
     policy: Policy
     ledger: Ledger
     running: RunningCalls
+    tasks: LiveTasks
 
     async def tools(self, token: str | None) -> list[dict[str, Any]]:
         """The tools of which some call by this caller could be allowed, by name."""
         caller = await self.authentication.identify(token)
-        return [_tool_document(tool) for tool in self.catalog if self.policy.could_allow(caller, tool)]
+        return [_tool_document(tool) for tool in self.catalog if self._could_call(caller, tool)]
 
     async def tool(self, token: str | None, name: str) -> dict[str, Any]:
         """One tool with its schemas.
@@ -43,7 +48,7 @@ class Queries:
         """
         caller = await self.authentication.identify(token)
         tool = find_tool(self.catalog, name)
-        if not self.policy.could_allow(caller, tool):
+        if not self._could_call(caller, tool):
             raise unknown_tool()
         return _tool_document(tool)
 
@@ -99,11 +104,19 @@ class Queries:
 
     async def _own(self, caller: Caller, call_id: str) -> StoredCall:
         stored = await self.ledger.get(call_id)
-        if stored is not None and (stored.caller.tenant, stored.caller.agent) == (caller.tenant, caller.agent):
+        if stored is not None and _is_by(caller, stored):
             tool = self.catalog.tools.get(stored.tool)
-            if stored.answer_json is None or (tool is not None and self.policy.could_allow(caller, tool)):
+            if stored.answer_json is None or (tool is not None and self._could_call(caller, tool)):
                 return stored
         raise CallError(Reason.UNKNOWN_CALL, "No such call.")
+
+    def _could_call(self, caller: Caller, tool: Tool) -> bool:
+        return self.tasks.may_call(caller, tool.name) and self.policy.could_allow(caller, tool)
+
+
+def _is_by(caller: Caller, stored: StoredCall) -> bool:
+    within = not is_task_of_ours(caller.task) or stored.caller.task == caller.task
+    return within and (stored.caller.tenant, stored.caller.agent) == (caller.tenant, caller.agent)
 
 
 def _ended(stored: StoredCall, after: int) -> Running:

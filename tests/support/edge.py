@@ -41,7 +41,9 @@ from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits
+from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import decode
+from callgate_server.tasks import TaskWish
 from callgate_server.transports.gate import Access, Gate, Readiness
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
@@ -364,6 +366,85 @@ def _arguments(document: bytes) -> Any:
         raise CallError(Reason.INVALID_REQUEST, "The arguments are not acceptable JSON.") from None
 
 
+TASK = {
+    "task_id": "task-0190a6e4-8f5e-7000-8000-000000000000",
+    "name": "tidy up",
+    "agent": "bot",
+    "grant": {"tools": {"text.echo": {"required": ["n"]}}},
+    "budget": {"calls": 3, "cpu_s": 1.5, "egress_bytes": None, "cost": None},
+    "spent": {"calls": 1, "cpu_s": 0.25, "egress_bytes": 0, "cost": 1.0},
+    "created_at": "2026-03-04T05:06:07+00:00",
+    "expires_at": "2026-03-04T06:06:07+00:00",
+    "ended_at": None,
+}
+STOP = {"agent": "other", "reason": "it loops", "at": "2026-03-04T05:06:07+00:00", "by": "bot"}
+BREAKER = {"name": "tool:acme/text.echo", "state": "closed", "calls": 9, "failures": 2, "slow": 1}
+
+
+@dataclass
+class Tasks:
+    """Keeps what was asked for; knows `TASK`."""
+
+    played: Played
+    wishes: list[TaskWish] = field(default_factory=list)
+
+    async def create(self, token: str | None, wish: TaskWish) -> tuple[dict[str, Any], Sealed]:
+        await self.played.identify(token)
+        self.wishes.append(wish)
+        return TASK, Sealed(b"cgt_secret")
+
+    async def list(self, token: str | None, limit: int) -> list[dict[str, Any]]:
+        await self.played.identify(token)
+        return [TASK][:limit]
+
+    async def show(self, token: str | None, task_id: str) -> dict[str, Any]:
+        await self.played.identify(token)
+        if task_id != TASK["task_id"]:
+            raise CallError(Reason.UNKNOWN_TASK, "No such task.")
+        return TASK
+
+    async def end(self, token: str | None, task_id: str) -> dict[str, Any]:
+        return {**await self.show(token, task_id), "ended_at": "2026-03-04T05:30:00+00:00"}
+
+
+@dataclass
+class Stops:
+    """Stops everybody but the whole tenant, which policy does not allow here."""
+
+    played: Played
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def list(self, token: str | None) -> list[dict[str, Any]]:
+        await self.played.identify(token)
+        return [STOP]
+
+    async def stop(self, token: str | None, agent: str, reason: str) -> tuple[dict[str, Any], int]:
+        await self.played.identify(token)
+        if not agent:
+            raise CallError(Reason.POLICY_DENIED, "No.")
+        self.asked.append(("stop", agent, reason))
+        return {**STOP, "agent": agent, "reason": reason}, 2
+
+    async def resume(self, token: str | None, agent: str) -> None:
+        await self.played.identify(token)
+        if agent == "nobody":
+            raise CallError(Reason.NOT_POSSIBLE, "It is not stopped.")
+        self.asked.append(("resume", agent))
+
+
+@dataclass
+class Breakers:
+    played: Played
+
+    async def list(self, token: str | None) -> list[dict[str, Any]]:
+        await self.played.identify(token)
+        return [BREAKER]
+
+    async def set(self, token: str | None, name: str, *, open_it: bool) -> dict[str, Any]:
+        await self.played.identify(token)
+        return {**BREAKER, "name": name, "state": "forced_open" if open_it else "closed"}
+
+
 @dataclass
 class Edge:
     """A gate with its calls, and what it was told."""
@@ -401,6 +482,9 @@ async def edge(limits: TransportLimits | None = None) -> AsyncIterator[Edge]:
             queries=played,
             approvals=played.asked,
             dead_letters=played.dead,
+            tasks=Tasks(played),
+            stops=Stops(played),
+            breakers=Breakers(played),
             ready=ready,
             metrics=lambda: b"# HELP callgate_calls Calls\n",
             unexpected=lambda error_id, error: unexpected.append((error_id, error)),

@@ -44,6 +44,7 @@ from google.rpc.status_pb2 import Status
 
 from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_proto.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServicer_to_server
+from support.fake_bounds import FakeBounds
 from support.fake_desk import Call, arguments_of
 
 TOKEN = "cg_fake_0123456789abcdef"
@@ -84,10 +85,11 @@ class Refused(Exception):
     call_id: str | None = None
 
 
-class FakeGateway(GatewayServicer):
+class FakeGateway(FakeBounds, GatewayServicer):
     """A context manager that serves on a free port of loopback, see `target`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[Call] = []
         self.artifacts: list[tuple[str, bytes]] = []
         self.metadata: list[dict[str, str | bytes]] = []

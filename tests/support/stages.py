@@ -11,8 +11,13 @@ from datetime import UTC, datetime
 
 from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.authorize import Operation
+from callgate_server.admission.bounds import BoundTable
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
+from callgate_server.admission.loops import LoopGuard, LoopRule
 from callgate_server.admission.queue import Queue, QueueRules
+from callgate_server.admission.stops import StopList
+from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
 from callgate_server.endurance import Endurance
@@ -36,6 +41,7 @@ from callgate_server.ledger.store import (
     Step,
     StoredCall,
 )
+from callgate_server.limits import Limits
 from callgate_server.model.answer import SandboxInfo, Usage
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
@@ -112,6 +118,10 @@ class Rulings:
         self.journal.append(f"consent:{ask.host}")
         return Verdict(self.ruling, ("p2",), "v1")
 
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        self.journal.append(f"administer:{operation}")
+        return Verdict(self.ruling, ("p3",), "v1")
+
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         return self.ruling in (Ruling.ALLOW, Ruling.NEEDS_APPROVAL)
 
@@ -128,6 +138,7 @@ class MemoryLedger:
     failing: set[str] = field(default_factory=set)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     completions: list[Completion] = field(default_factory=list)
+    intents: list[Intent] = field(default_factory=list)
 
     def _write(self, what: str) -> None:
         if what in self.failing:
@@ -166,6 +177,7 @@ class MemoryLedger:
                 return holder
             self.keys[key] = intent.call_id
         self._write("claim")
+        self.intents.append(intent)
         self.rows[intent.call_id] = StoredCall(
             intent.call_id, intent.caller, intent.tool, intent.version, State.RUNNING, intent.arguments_digest, None,
             "", intent.policies, intent.received_at, None, None, intent.effect,
@@ -490,6 +502,8 @@ class World:
         calls: int = 8,
         waiting: int = 64,
         max_s: float = 60,
+        bounds: BoundTable = BoundTable(),  # noqa: B008  # it is frozen
+        loop: LoopRule | None = None,
         kept: QueueRules = TWO_AT_ONCE,
         patience: Patience = HALF_A_MINUTE,
         rules: Mapping[Kind, BreakerRules] | None = None,
@@ -503,6 +517,7 @@ class World:
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
+        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop))
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
         self.breakers = Breakers(rules or {}, lambda _: None)
         attempts = Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate)
@@ -513,6 +528,7 @@ class World:
             schemas=schemas,
             policy=self.policy,
             concurrency=Concurrency(Ceilings(calls, calls)),
+            limits=self.limits,
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
             attempts=Fallbacks(self.endurance, self.catalog, schemas, self.policy, self.ledger, self.watch),

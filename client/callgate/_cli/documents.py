@@ -9,6 +9,11 @@ The documents are those of the gateway's HTTP interface:
     dead-letters                          {"dead_letters": […], "total": n}
     approvals ID, approve, deny           the approval
     dead-letters ID                       the dead letter
+    tasks, stops, breakers                {"tasks": […]}, {"stops": […]}, {"breakers": […]}
+    tasks show, tasks end                 the task
+    tasks create                          {"task", "token"}
+    stop, resume                          {"stopped", "cancelled"}, {"resumed"}
+    breakers open, breakers close         the breaker
     dead-letters redrive, discard, settle the summary of the call, of the new one for `redrive`
     any of them that is refused           {"call_id", "error", "policies", "violations"}
 
@@ -24,6 +29,8 @@ from callgate._cli.text import clean, to_json_text
 from callgate.approval import Approval
 from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallRefused, GatewayUnreachable
+from callgate.operating import Breaker, Stop, Stopped
+from callgate.task import NewTask, Task
 from callgate.types import Answer, Answered, CallSummary, Event, Tool
 
 
@@ -69,6 +76,30 @@ class Documents(Screen):
 
     def decided(self, approval: Approval) -> None:
         self.document(approval.to_json())
+
+    def tasks(self, tasks: Sequence[Task]) -> None:
+        self.document({"tasks": [task.to_json() for task in tasks]})
+
+    def task(self, task: Task) -> None:
+        self.document(task.to_json())
+
+    def new_task(self, made: NewTask) -> None:
+        self.document(made.to_json())
+
+    def stops(self, stops: Sequence[Stop]) -> None:
+        self.document({"stops": [stop.to_json() for stop in stops]})
+
+    def stopped(self, stopped: Stopped) -> None:
+        self.document(stopped.to_json())
+
+    def resumed(self, agent: str) -> None:
+        self.document({"resumed": agent})
+
+    def breakers(self, breakers: Sequence[Breaker]) -> None:
+        self.document({"breakers": [breaker.to_json() for breaker in breakers]})
+
+    def breaker(self, breaker: Breaker) -> None:
+        self.document(breaker.to_json())
 
     def dead_letters(self, letters: DeadLetters) -> None:
         self.document(letters.to_json())

@@ -19,6 +19,8 @@ from callgate._cli.times import age, duration, until
 from callgate.approval import Approval, CallApproval
 from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallRefused, GatewayUnreachable
+from callgate.operating import Breaker, Stop, Stopped
+from callgate.task import NewTask, Task
 from callgate.types import Answer, Artifact, CallSummary, Event, Fallback, Output, OutputChunk, Tool, Waiting
 
 _STYLES: Final = {
@@ -229,6 +231,74 @@ class Screen:
         self.note(what)
         self.state(summary)
 
+    def tasks(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            self.note("No tasks yet. Make one: callgate tasks create NAME --tool TOOL")
+            return
+        table = _table("task", "name", "calls", "ends")
+        for task in tasks:
+            ends = "over" if task.is_over else until(task.expires_at)
+            table.add_row(
+                Text(one_line(task.task_id), no_wrap=True),
+                Text(one_line(task.name)),
+                Text(_spent(task.spent.calls, task.budget.calls)),
+                Text(ends),
+            )
+        _console(sys.stdout).print(table)
+
+    def task(self, task: Task) -> None:
+        """Show one task: its grant, and what it has spent of its budget."""
+        sheet = Sheet()
+        sheet.fact("task", task.task_id)
+        sheet.fact("name", task.name)
+        sheet.fact("agent", task.agent)
+        for tool, schema in sorted(task.tools.items()):
+            sheet.fact("may call", tool)
+            if schema:
+                sheet.quote("", schema)
+        sheet.fact("calls", _spent(task.spent.calls, task.budget.calls))
+        sheet.fact("cpu", f"{_spent(task.spent.cpu_s, task.budget.cpu_s)} s")
+        sheet.fact("egress", f"{_spent(task.spent.egress_bytes, task.budget.egress_bytes)} bytes")
+        sheet.fact("cost", _spent(task.spent.cost, task.budget.cost))
+        sheet.fact("ends", "over" if task.is_over else until(task.expires_at))
+        sheet.write(sys.stdout)
+
+    def new_task(self, made: NewTask) -> None:
+        """Show a task that was just made. Its credential alone goes to standard output."""
+        self.note(f"Task {made.task.task_id} is made. This is its credential; it is shown this once.")
+        sys.stdout.write(one_line(made.token) + "\n")
+
+    def stops(self, stops: Sequence[Stop]) -> None:
+        if not stops:
+            self.note("Nothing is stopped.")
+            return
+        table = _table("agent", "by", "age", "reason")
+        for stop in stops:
+            cells = (stop.agent or "(the whole tenant)", stop.by, age(stop.at), stop.reason)
+            table.add_row(*(Text(one_line(cell)) for cell in cells))
+        _console(sys.stdout).print(table)
+
+    def stopped(self, stopped: Stopped) -> None:
+        whom = stopped.stop.agent
+        self.note(f"{f'Agent {whom}' if whom else 'The whole tenant'} is stopped; {stopped.cancelled} calls cancelled.")
+        self.note(f"To go on: callgate resume {whom or '--tenant'}")
+
+    def resumed(self, agent: str) -> None:
+        self.note(f"{f'Agent {agent}' if agent else 'The tenant'} goes on.")
+
+    def breakers(self, breakers: Sequence[Breaker]) -> None:
+        if not breakers:
+            self.note("No circuit breaker has been needed yet.")
+            return
+        table = _table("breaker", "state", "calls", "failed", "slow")
+        for breaker in breakers:
+            cells = (breaker.name, breaker.state, str(breaker.calls), str(breaker.failures), str(breaker.slow))
+            table.add_row(*(Text(one_line(cell)) for cell in cells))
+        _console(sys.stdout).print(table)
+
+    def breaker(self, breaker: Breaker) -> None:
+        self.note(f"{breaker.name} is {breaker.state}.")
+
     def document(self, document: Any) -> None:  # noqa: ANN401  # any JSON value
         """Show a JSON document on standard output."""
         sys.stdout.write(to_json_text(document) + "\n")
@@ -383,6 +453,10 @@ def _advice(refusal: CallRefused) -> str | None:
         wait = f" in {duration(refusal.retry_after_ms)}" if refusal.retry_after_ms else ""
         return f"Try again{wait}." if advice is None else f"Try again{wait}. {advice}"
     return advice
+
+
+def _spent(spent: float | None, most: float | None) -> str:
+    return f"{spent or 0:g}" if most is None else f"{spent or 0:g} of {most:g}"
 
 
 def _size(count: int) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final, Self, TypeVar
 
 import grpc
 
-from callgate import _wire
+from callgate import _bounds, _wire
 from callgate._dial import Dial, read_ca
 from callgate._status import ended_early, from_rpc_error, may_pass, reading, translating
 from callgate._sync._channel import Channel, pause
@@ -32,6 +32,8 @@ from callgate._target import choose_tls, parse_target
 from callgate.approval import Approval
 from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallgateError, CallPending, CallRefused
+from callgate.operating import Breaker, Stop, Stopped
+from callgate.task import Amounts, NewTask, Task
 from callgate.types import Accepted, Answer, Answered, CallSummary, Event, OnDisconnect, Tool, Waiting
 from callgate_proto.v1 import gateway_pb2 as pb
 
@@ -336,6 +338,65 @@ class Callgate:
         with reading(self._target, response.answer.call_id or response.summary.call_id):
             return _wire.call_state(response)
 
+    def create_task(
+        self,
+        name: str,
+        tools: Mapping[str, Mapping[str, Any]],
+        *,
+        lifetime_s: float,
+        budget: Amounts | None = None,
+    ) -> NewTask:
+        """Make a task with a grant: the `tools`, each with a JSON Schema that arguments must fit as well, {} for any.
+
+        Its `token` is a credential that is narrower than this one, for whoever works on the task. It is shown this
+        once.
+
+        Raises:
+            ValueError, TypeError: a schema that JSON cannot hold.
+        """
+        request = _bounds.task_request(name, tools, lifetime_s, budget)
+        return self._ask(self._channel.stub.CreateTask, request, _bounds.new_task)
+
+    def tasks(self, limit: int = 50) -> list[Task]:
+        """List this caller's tasks, newest first; never more than 200."""
+        request = pb.ListTasksRequest(limit=limit)
+        response = self._ask(self._channel.stub.ListTasks, request, _tasks_of)
+        return list(response)
+
+    def task(self, task_id: str) -> Task:
+        """Show one task of this caller with what it has spent."""
+        request = pb.GetTaskRequest(task_id=task_id)
+        return self._ask(self._channel.stub.GetTask, request, _task_of)
+
+    def end_task(self, task_id: str) -> Task:
+        """End a task: its credential is worthless from then on. One that is over stays as it is."""
+        request = pb.EndTaskRequest(task_id=task_id)
+        return self._ask(self._channel.stub.EndTask, request, _task_of)
+
+    def stops(self) -> list[Stop]:
+        """List what is stopped in this administrator's tenant."""
+        response = self._ask(self._channel.stub.ListStops, pb.ListStopsRequest(), _stops_of)
+        return list(response)
+
+    def stop(self, agent: str, reason: str = "") -> Stopped:
+        """Refuse every call of an agent of this tenant, and cancel what runs. An empty `agent` is the whole tenant."""
+        request = pb.StopRequest(agent=agent, reason=reason)
+        return self._ask(self._channel.stub.Stop, request, _bounds.stopped)
+
+    def resume(self, agent: str) -> None:
+        """Take a stop back. No stop applies to this: who stopped its whole tenant can resume it."""
+        self._ask(self._channel.stub.Resume, pb.ResumeRequest(agent=agent), bool)
+
+    def breakers(self) -> list[Breaker]:
+        """List the circuit breakers of this administrator's tenant, and those that all tenants share."""
+        response = self._ask(self._channel.stub.ListBreakers, pb.ListBreakersRequest(), _breakers_of)
+        return list(response)
+
+    def set_breaker(self, name: str, *, open: bool) -> Breaker:  # noqa: A002  # the word for it
+        """Open a circuit breaker until it is closed by hand, or close it."""
+        request = pb.SetBreakerRequest(name=name, open=open)
+        return self._ask(self._channel.stub.SetBreaker, request, _breaker_of)
+
     def _ask(
         self, rpc: Callable[..., Any], request: object, read: Callable[[Any], _ReadT], call_id: str | None = None
     ) -> _ReadT:
@@ -391,3 +452,23 @@ def _summary_of(
     response: pb.RedriveDeadLetterResponse | pb.DiscardDeadLetterResponse | pb.SettleCallResponse,
 ) -> CallSummary:
     return _wire.summary(response.call)
+
+
+def _tasks_of(response: pb.ListTasksResponse) -> tuple[Task, ...]:
+    return tuple(map(_bounds.task, response.tasks))
+
+
+def _task_of(response: pb.GetTaskResponse | pb.EndTaskResponse) -> Task:
+    return _bounds.task(response.task)
+
+
+def _stops_of(response: pb.ListStopsResponse) -> tuple[Stop, ...]:
+    return tuple(map(_bounds.stop, response.stops))
+
+
+def _breakers_of(response: pb.ListBreakersResponse) -> tuple[Breaker, ...]:
+    return tuple(map(_bounds.breaker, response.breakers))
+
+
+def _breaker_of(response: pb.SetBreakerResponse) -> Breaker:
+    return _bounds.breaker(response.breaker)

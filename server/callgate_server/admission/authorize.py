@@ -1,6 +1,8 @@
 """Does policy allow it. Only an explicit allow is an allow: no policy, no decision and errors are denials."""
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, get_args
 
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Tool
@@ -8,6 +10,10 @@ from callgate_server.model.egress import EgressAsk
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Ruling, Verdict
+
+# What `administer` may be about. `shared_breakers` are those that all tenants share.
+Operation = Literal["stop", "resume", "breakers", "shared_breakers", "dead_letters", "settle"]
+OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
 
 class Policy(Protocol):
@@ -25,6 +31,9 @@ class Policy(Protocol):
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """Whether some call of this caller to this tool could be allowed (or parked for approval)."""
+
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        """Rule on one act of an operator: action `administer` on the caller's own tenant. Never raises."""
 
 
 def refuse_unless_allowed(verdict: Verdict) -> None:
@@ -65,3 +74,54 @@ def refuse_unless_still_allowed(verdict: Verdict, approved_by: str | None) -> No
         f"Policy {deciding} now asks for an approval by {verdict.group}; make the call again.",
         policies=verdict.policies,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Administration:
+    """Who may do what operators do. `remark` records each refusal, as every refused call is."""
+
+    policy: Policy
+    remark: Callable[[str, Mapping[str, Json]], Awaitable[None]]
+
+    async def permit(self, caller: Caller, operation: Operation) -> None:
+        """Let only administrators of the caller's tenant pass. A credential that is confined to a task is none.
+
+        Raises:
+            CallError: `policy_denied`, `policy_error`, or `audit_unavailable` instead of either.
+        """
+        try:
+            refuse_unless_administrator(self.policy, caller, operation)
+        except CallError as refusal:
+            body: dict[str, Json] = {
+                "tenant": caller.tenant,
+                "agent": caller.agent,
+                "task": caller.task,
+                "operation": operation,
+                "reason": refusal.reason.value,
+                "policies": list(refusal.policies),
+            }
+            await self.remark("administration_refused", body)
+            raise
+
+
+def is_administrator(policy: Policy, caller: Caller, operation: Operation) -> bool:
+    """Whether policy lets this caller do this for its whole tenant."""
+    return caller.task is None and policy.may_administer(caller, operation).ruling is Ruling.ALLOW
+
+
+def refuse_unless_administrator(policy: Policy, caller: Caller, operation: Operation) -> None:
+    """Let only administrators of the caller's tenant pass; an approval cannot be asked for here.
+
+    Raises:
+        CallError: `policy_denied` or `policy_error`.
+    """
+    if caller.task is not None:
+        raise CallError(Reason.POLICY_DENIED, "A credential that is bound to a task administers nothing.")
+    verdict = policy.may_administer(caller, operation)
+    if verdict.ruling is Ruling.ALLOW:
+        return
+    if verdict.ruling is Ruling.ERROR:
+        raise CallError(
+            Reason.POLICY_ERROR, "Policy could not be evaluated, so it is refused.", policies=verdict.policies
+        )
+    raise CallError(Reason.POLICY_DENIED, "No policy lets you administer this tenant.", policies=verdict.policies)

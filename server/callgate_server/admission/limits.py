@@ -1,12 +1,13 @@
 """Is there room. Pure bookkeeping of running calls: a full gateway says so at once instead of queueing."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from callgate_server.model.call import Caller, Deadline
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,38 @@ class Concurrency:
             self._by_tenant[caller.tenant] -= 1
             if not self._by_tenant[caller.tenant]:
                 del self._by_tenant[caller.tenant]
+
+
+class Shares:
+    """Counts the running calls of those who may have only so many at once."""
+
+    def __init__(self) -> None:
+        self._held: Counter[Scope] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def hold(self, wanted: Sequence[tuple[Scope, int]]) -> Iterator[None]:
+        """Hold a place for one call in each.
+
+        Raises:
+            CallError: `overloaded`.
+        """
+        for scope, most in wanted:
+            if self._held[scope] >= most:
+                raise CallError(
+                    Reason.OVERLOADED, f"All {most} places of {scope} are in use; try again.", retry_after_ms=1000
+                )
+        scopes = [scope for scope, _ in wanted]
+        self._held.update(scopes)
+        try:
+            yield
+        finally:
+            self._held.subtract(scopes)
+            for scope in scopes:
+                if not self._held[scope]:
+                    del self._held[scope]
 
 
 @dataclass(frozen=True, slots=True)

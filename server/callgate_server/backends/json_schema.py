@@ -13,6 +13,7 @@ of what the schema says. The only words of a caller that appear are names of key
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NoReturn
 
@@ -131,6 +132,15 @@ def fits(schema: Mapping[str, Any], value: Json) -> bool:
         ValueError: the schema is not one that a manifest may declare, or stands on definitions beside it.
     """
     return not _violations(_compile(schema), value)
+
+
+def compiled(schema: Mapping[str, Any]) -> Callable[[Json], Sequence[Violation]]:
+    """Return what says where a value does not fit a schema. The same schemas are acceptable as in manifests.
+
+    Raises:
+        ValueError: see `check_schema`.
+    """
+    return partial(_violations, _compile(schema))
 
 
 def _compile(schema: Mapping[str, Any]) -> _Compiled:

@@ -11,6 +11,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
+from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 
@@ -75,8 +76,9 @@ class Running:
     `first_seq` is above every event that an earlier life of the gateway published of this call.
     """
 
-    def __init__(self, call_id: str, first_seq: int = 0) -> None:
+    def __init__(self, call_id: str, first_seq: int = 0, *, owner: Caller | None = None) -> None:
         self.call_id = call_id
+        self.owner = owner
         self._first_seq = first_seq
         # Whether nothing of it runs: it waits for its turn or for an approval, and would do so after a restart.
         self.waiting = False
@@ -201,7 +203,22 @@ class RunningCalls:
     def get(self, call_id: str) -> Running | None:
         return self._by_id.get(call_id)
 
-    def spawn(self, call_id: str, carry: Callable[[Running], Awaitable[None]], first_seq: int = 0) -> Running:
+    def of(self, tenant: str, agent: str = "") -> list[Running]:
+        """The calls of an agent, or without one of a whole tenant."""
+        return [
+            running
+            for running in self._by_id.values()
+            if running.owner is not None and running.owner.tenant == tenant and agent in ("", running.owner.agent)
+        ]
+
+    def spawn(
+        self,
+        call_id: str,
+        carry: Callable[[Running], Awaitable[None]],
+        first_seq: int = 0,
+        *,
+        owner: Caller | None = None,
+    ) -> Running:
         """Start `carry` as a task of its own that outlives the handler which asked for it.
 
         Raises:
@@ -209,7 +226,7 @@ class RunningCalls:
         """
         if self.draining:
             raise CallError(Reason.DRAINING, "The gateway is shutting down; ask another one.", retry_after_ms=2000)
-        running = Running(call_id, first_seq)
+        running = Running(call_id, first_seq, owner=owner)
         self._by_id[call_id] = running
         self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
         return running

@@ -12,6 +12,7 @@ from typing import Protocol
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import Json
 
 
@@ -40,7 +41,8 @@ class Intent:
     """An admitted call, written before its first effect.
 
     `arguments` is the record form of the arguments (keyed hashes but for fields marked clear),
-    `arguments_digest` the keyed hash of their canonical bytes, `deadline_at` wall time.
+    `arguments_digest` the keyed hash of their canonical bytes, `deadline_at` wall time. `charges` are what it spends by
+    being admitted; they are written where the claim is won.
     """
 
     call_id: str
@@ -58,6 +60,7 @@ class Intent:
     received_at: datetime
     deadline_at: datetime
     transport: str
+    charges: tuple[Charge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,8 @@ class Completion:
     """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started.
 
     `sandbox` is the backend's own name for the sandbox the call had, empty when it had none. `fallback` is the kind of
-    fallback that a success is; `reason` and `message` then say why the call's own tool failed.
+    fallback that a success is; `reason` and `message` then say why the call's own tool failed. `charges` are what it
+    spent by running, or gives back where it did not.
     """
 
     call_id: str
@@ -114,6 +118,7 @@ class Completion:
     answer_json: bytes | None
     sandbox: str = ""
     fallback: str | None = None
+    charges: tuple[Charge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +272,8 @@ class Ledger(Protocol):
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
         """The newest calls of this caller, newest first, at most `limit`; refused ones among them.
+
+        Of a caller that is confined to a task of ours, the calls of that task.
 
         Their `answer_json` is left out: a list is no place for outputs of any size.
         """

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from callgate_server.execution.running import Running
 from callgate_server.model.call import Caller, CallRequest
+from callgate_server.model.sealed import Sealed
+from callgate_server.tasks import TaskWish
 
 
 class Calls(Protocol):
@@ -64,6 +66,36 @@ class Failures(Protocol):
     async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]: ...
 
 
+class TaskDesk(Protocol):
+    """What an agent does with its tasks. Everything raises CallError for a refusal."""
+
+    async def create(self, token: str | None, wish: TaskWish) -> tuple[dict[str, Any], Sealed]: ...
+
+    async def list(self, token: str | None, limit: int) -> list[dict[str, Any]]: ...
+
+    async def show(self, token: str | None, task_id: str) -> dict[str, Any]: ...
+
+    async def end(self, token: str | None, task_id: str) -> dict[str, Any]: ...
+
+
+class StopDesk(Protocol):
+    """The kill switch of administrators. Everything raises CallError for a refusal."""
+
+    async def list(self, token: str | None) -> list[dict[str, Any]]: ...
+
+    async def stop(self, token: str | None, agent: str, reason: str) -> tuple[dict[str, Any], int]: ...
+
+    async def resume(self, token: str | None, agent: str) -> None: ...
+
+
+class BreakerDesk(Protocol):
+    """The circuit breakers as administrators see them. Everything raises CallError for a refusal."""
+
+    async def list(self, token: str | None) -> list[dict[str, Any]]: ...
+
+    async def set(self, token: str | None, name: str, *, open_it: bool) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether the gateway can serve, and which of its parts work. Names only: anybody may read it."""
@@ -94,6 +126,8 @@ def _unseen(_access: Access) -> None:
 class Gate:
     """Everything behind the transports.
 
+    A part that is None has no pages and no methods.
+
     `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives the text exposition of Prometheus.
     `unexpected` takes the id that the client was told and the error that it was not. `accessed` sees every request
     that came as far as a handler; neither may raise.
@@ -107,3 +141,6 @@ class Gate:
     metrics: Callable[[], bytes]
     unexpected: Callable[[str, BaseException], None]
     accessed: Callable[[Access], None] = _unseen
+    tasks: TaskDesk | None = None
+    stops: StopDesk | None = None
+    breakers: BreakerDesk | None = None

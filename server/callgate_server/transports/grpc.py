@@ -23,6 +23,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.transports import wire
 from callgate_server.transports.gate import Access, Gate
+from callgate_server.transports.grpc_bounds import BoundsMethods
 from callgate_server.transports.grpc_kept import Context, KeptMethods, listed, token_of
 from callgate_server.transports.limits import TransportLimits
 
@@ -34,7 +35,7 @@ _OPEN: Final = frozenset({f"/{_HEALTH}/Check"})
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-class GatewayService(KeptMethods, gateway_pb2_grpc.GatewayServicer):
+class GatewayService(BoundsMethods, KeptMethods, gateway_pb2_grpc.GatewayServicer):
     """The methods. Each raises CallError for a refusal; the door renders it."""
 
     def __init__(self, gate: Gate) -> None:

@@ -43,6 +43,8 @@ from callgate_server.transports.documents import (
 from callgate_server.transports.gate import Gate
 from callgate_server.transports.guard import Guard
 from callgate_server.transports.http_kept import KeptPages
+from callgate_server.transports.http_operators import add_operator_pages
+from callgate_server.transports.http_tasks import add_task_pages
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.openapi import CALL_HEADERS, body_of, describe, refusals
 from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
@@ -75,6 +77,8 @@ def http_app(
         redirect_slashes=False,
     )
     KeptPages(gate, limits).add_to(app)
+    add_task_pages(app, gate, limits)
+    add_operator_pages(app, gate, limits)
     _Pages(gate, limits).add_to(app)
     _add_refusals(app, gate)
     return Guard(app, gate, limits, hosts, origins)

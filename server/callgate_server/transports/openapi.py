@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from callgate_server.transports.documents import CallBody, DecisionBody, Problem, SettlementBody
+from callgate_server.transports.documents_bounds import BreakerBody, ResumeBody, StopBody, TaskBody
 from callgate_server.transports.replies import PROBLEM
 
 _MEANINGS: Final = {
@@ -26,6 +27,10 @@ _MEANINGS: Final = {
 }
 # What any request may meet, whatever it asks for.
 _ANYWHERE: Final = (400, 403, 413, 431, 500, 503)
+BODIES: Final[tuple[type[BaseModel], ...]] = (
+    *(CallBody, DecisionBody, SettlementBody),
+    *(TaskBody, StopBody, ResumeBody, BreakerBody),
+)
 _OPEN: Final = frozenset({"/healthz", "/readyz"})
 CALL_HEADERS: Final[list[dict[str, Any]]] = [
     {
@@ -58,7 +63,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Return the finished description."""
     document = app.openapi()
     schemas = document["components"]["schemas"]
-    for model in (CallBody, DecisionBody, SettlementBody, Problem):
+    models: tuple[type[BaseModel], ...] = (*BODIES, Problem)
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -4,11 +4,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from callgate_server.admission.bounds import Bounds
+from callgate_server.admission.loops import LoopRule
+from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import Lock, write_lock
 from callgate_server.backends.catalog.manifests import declarations, image_folders
 from callgate_server.config import deployed_catalog, environment, load
 from callgate_server.execution.breaker import BreakerRules
+from callgate_server.model.call import Caller
 from callgate_server.model.egress import InternalService
+from callgate_server.model.spending import Budget, Scope
 
 MINIMAL = {
     "auth": {"api_keys_file": "keys.json"},
@@ -75,6 +80,12 @@ def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
         ({"polcy": {}}, "polcy"),
         ({"limits": {"call": 3}}, "limits.call"),
         ({"limits": {"calls": 0}}, "limits.calls"),
+        ({"limits": {"per_agent": {"rate": {"calls": 1}}}}, "limits.per_agent.rate.per_s"),
+        ({"limits": {"per_agent": {"budget": {"window_h": 24}}}}, "bounds at least one"),
+        ({"limits": {"per_agent": {"budget": {"calls": 1, "window_h": 1000}}}}, "window_h"),
+        ({"limits": {"per_task": {"budget": {"calls": 1}}}}, "limits.per_task.budget"),
+        ({"limits": {"agents": {"bot": {"concurrent": 1}}}}, "tenant/agent"),
+        ({"limits": {"tenants": {"a/b": {"concurrent": 1}}}}, "no tenant"),
         ({"auth": {}}, "auth"),
         ({"http": None, "grpc": None}, "off"),
         ({"http": {"listen": "8080"}}, "http.listen"),
@@ -287,6 +298,28 @@ def test_a_fixed_argument_is_taken_from_callers_and_must_fit_what_the_tool_takes
         with pytest.raises(ValueError, match=r"tools\.probe\.reach\.fixed\.name: does not fit") as caught:
             deployed_catalog(load(deployment(tmp_path, "", tools=tools)))
         assert str(value) not in str(caught.value)
+
+
+def test_without_a_word_nothing_is_bounded_by_itself_and_no_loop_is_stopped(tmp_path: Path) -> None:
+    limits = load(written(tmp_path, MINIMAL)).limits
+    assert [bounds for _, bounds in limits.bounds.of(Caller("acme", "bot"))] == [Bounds(), Bounds()]
+    assert limits.loop_rule is None
+
+
+def test_bounds_are_as_they_are_written(tmp_path: Path) -> None:
+    written_bounds = {
+        "per_agent": {
+            "rate": {"calls": 60, "per_s": 10},
+            "concurrent": 32,
+            "budget": {"calls": 10, "cpu_s": 1.5, "egress_mb": 2, "cost": 0.1},
+        },
+        "agents": {"acme/bot": {"concurrent": 4}},
+        "loop": {"failures": 3},
+    }
+    limits = load(written(tmp_path, MINIMAL | {"limits": written_bounds})).limits
+    found = dict(limits.bounds.of(Caller("acme", "bot")))[Scope("acme", "bot")]
+    assert found == Bounds(Rate(60, 10), 4, Budget(10, 1_500_000, 2 * 1024 * 1024, 100_000, 24))
+    assert limits.loop_rule == LoopRule(3, 300)
 
 
 def test_breakers_have_sensible_rules_of_their_own_and_keep_those_that_are_not_given(tmp_path: Path) -> None:

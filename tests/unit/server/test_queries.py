@@ -13,7 +13,9 @@ REQUEST = CallRequest("text.echo", b'{"text":"hi"}', "http")
 
 
 def queries(world: World) -> Queries:
-    return Queries(Authentication(Tokens()), world.catalog, world.policy, world.ledger, world.running)
+    return Queries(
+        Authentication(Tokens()), world.catalog, world.policy, world.ledger, world.running, world.limits.tasks
+    )
 
 
 async def refused(awaitable: object) -> CallError:

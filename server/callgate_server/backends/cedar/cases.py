@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from callgate_server.admission.authorize import Policy
+from callgate_server.admission.authorize import OPERATIONS, Operation, Policy
 from callgate_server.admission.validate import Schemas
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
@@ -45,7 +45,8 @@ class Connection(BaseModel):
 class PolicyCase(BaseModel):
     """One case. `expect` is a ruling; `policies`, where given, are the policies that must have decided.
 
-    With `connect` it is about what the running tool may reach, otherwise about the call.
+    With `connect` it is about what the running tool may reach, with `administer` (and no tool) about an act of an
+    operator, otherwise about the call.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -54,9 +55,10 @@ class PolicyCase(BaseModel):
     tenant: str
     agent: str
     roles: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    tool: str
+    tool: str = ""
     arguments: dict[str, Any] = {}
     connect: Connection | None = None
+    administer: Operation | None = None
     expect: Annotated[Ruling, Field(strict=False)]
     policies: Annotated[tuple[str, ...], Field(strict=False)] | None = None
 
@@ -64,6 +66,8 @@ class PolicyCase(BaseModel):
     def _one_question(self) -> Self:
         if self.connect is not None and self.arguments:
             raise ValueError("a case about a connection has no `arguments`; write another one for the call")
+        if (self.administer is None) == (not self.tool) or (self.administer and (self.arguments or self.connect)):
+            raise ValueError(f"a case is about a `tool`, or it has `administer`, one of {', '.join(OPERATIONS)}")
         return self
 
 
@@ -101,13 +105,19 @@ def run_cases(cases: Sequence[PolicyCase], policy: Policy, schemas: Schemas, cat
 
 
 def _fault(case: PolicyCase, policy: Policy, schemas: Schemas, catalog: Catalog) -> str:
+    if case.administer is not None:
+        return _difference(case, policy.may_administer(Caller(case.tenant, case.agent, case.roles), case.administer))
     tool = catalog.tools.get(case.tool)
     if tool is None:
         return f"there is no tool {case.tool}"
     violations = () if case.connect else schemas.input_violations(tool, case.arguments)
     if violations:
         return f"the arguments do not fit the tool: at {violations[0].path or '/'}: {violations[0].message}"
-    verdict = _verdict(case, policy, tool)
+    return _difference(case, _verdict(case, policy, tool))
+
+
+def _difference(case: PolicyCase, verdict: Verdict) -> str:
+    """What is not as the case expects it; empty when all is."""
     decided = f" by {', '.join(verdict.policies)}" if verdict.policies else ""
     if verdict.ruling is not case.expect:
         return f"expected {case.expect}, got {verdict.ruling}{decided}"

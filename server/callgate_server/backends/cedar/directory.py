@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from callgate_server.admission.authorize import Operation
 from callgate_server.backends.cedar.policy import Alarm, CedarPolicy, Clock, Explanation, digest
 from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
@@ -79,6 +80,10 @@ class PolicyDirectory:
     def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
         """See `admission.authorize.Policy`."""
         return self._live.consent(caller, tool, ask)
+
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        """See `admission.authorize.Policy`."""
+        return self._live.may_administer(caller, operation)
 
     def explain(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Explanation:
         """See `CedarPolicy.explain`."""

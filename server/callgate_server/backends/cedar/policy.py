@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import cedarpy
 
+from callgate_server.admission.authorize import Operation
 from callgate_server.backends.cedar.arguments import convert
 from callgate_server.backends.cedar.relax import policy_set, scopes, without_context
 from callgate_server.backends.cedar.sight import visible
 from callgate_server.backends.cedar.source import Source, read_sources
 from callgate_server.backends.cedar.vocabulary import (
+    ADMINISTER,
     CONNECT,
     USE,
     Uid,
@@ -30,6 +32,7 @@ from callgate_server.backends.cedar.vocabulary import (
     host_uid,
     schema_text,
     secret_uid,
+    tenant_uid,
     uid,
 )
 from callgate_server.model.call import Caller
@@ -108,12 +111,23 @@ class CedarPolicy:
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         """See `admission.authorize.Policy`."""
         return self._ruled(
-            caller, tool, lambda: self._ask(self._requests(caller, tool, arguments), self._entities_of(caller, tool))
+            _about(caller, tool),
+            lambda: self._ask(self._requests(caller, tool, arguments), self._entities_of(caller, tool)),
         )
 
     def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
         """See `admission.authorize.Policy`."""
-        return self._ruled(caller, tool, lambda: self._ask(*self._connection(caller, tool, ask)))
+        return self._ruled(_about(caller, tool), lambda: self._ask(*self._connection(caller, tool, ask)))
+
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        """See `admission.authorize.Policy`."""
+
+        def ask() -> list[Part]:
+            context = self._circumstances(caller) | {"operation": operation}
+            request = _request(caller, ADMINISTER, tenant_uid(caller), context)
+            return self._ask([request], self._entities(_without_task(caller)))
+
+        return self._ruled(f"{operation} by {caller.tenant}/{caller.agent}", ask)
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """See `admission.authorize.Policy`."""
@@ -142,16 +156,16 @@ class CedarPolicy:
         """
         return self._explained(*self._connection(caller, tool, ask))
 
-    def _ruled(self, caller: Caller, tool: Tool, ask: Callable[[], list[Part]]) -> Verdict:
+    def _ruled(self, about: str, ask: Callable[[], list[Part]]) -> Verdict:
         try:
             verdict = _combine(ask(), self.version)
         except Exception as error:
             # Whatever went wrong, nothing gets past. The error's text may hold arguments, its type does not.
-            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {type(error).__name__}")
+            self._alarm(f"policy could not be evaluated for {about}: {type(error).__name__}")
             return Verdict(Ruling.ERROR, (), self.version)
         if verdict.ruling is Ruling.ERROR:
             failed = ", ".join(verdict.policies) or "the request itself"
-            self._alarm(f"policy could not be evaluated for {_about(caller, tool)}: {failed}")
+            self._alarm(f"policy could not be evaluated for {about}: {failed}")
         return verdict
 
     def _explained(self, requests: list[dict[str, Any]], entities: cedarpy.Entities) -> Explanation:

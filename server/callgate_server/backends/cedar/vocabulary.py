@@ -23,6 +23,7 @@ from callgate_server.model.strict_json import encode
 CALL: Final = "call"
 USE: Final = "use"
 CONNECT: Final = "connect"
+ADMINISTER: Final = "administer"
 # For the question whether a path exists any type will do in place of a datetime or an entity.
 _COMMON: Final = {"now": Attribute(Scalar.STRING, required=True), "task": Attribute(Scalar.STRING, required=False)}
 _CONNECTION: Final = {
@@ -30,6 +31,7 @@ _CONNECTION: Final = {
     "method": Attribute(Scalar.STRING, required=False),
     "path": Attribute(Scalar.STRING, required=False),
 }
+_ADMINISTRATION: Final = {"operation": Attribute(Scalar.STRING, required=True)}
 
 Uid = dict[str, str]
 
@@ -58,7 +60,11 @@ class Vocabulary:
         schema = cedarpy.Schema.from_str(text)
         entities = [entity for tool in catalog for entity in _tool_entities(tool)]
         unique = {(entity["uid"]["type"], entity["uid"]["id"]): entity for entity in entities}
-        contexts = {USE: Record(_COMMON), CONNECT: Record(_COMMON | _CONNECTION)}
+        contexts = {
+            USE: Record(_COMMON),
+            CONNECT: Record(_COMMON | _CONNECTION),
+            ADMINISTER: Record(_COMMON | _ADMINISTRATION),
+        }
         for name, record in arguments.items():
             contexts[action_of(name)] = Record(_COMMON | {"arguments": Attribute(record, required=True)})
         return cls(
@@ -109,6 +115,10 @@ def uid(kind: str, name: str) -> Uid:
 
 def agent_uid(caller: Caller) -> Uid:
     return uid("Agent", f"{caller.tenant}/{caller.agent}")
+
+
+def tenant_uid(caller: Caller) -> Uid:
+    return uid("Tenant", caller.tenant)
 
 
 def secret_uid(tool: Tool, secret: SecretRef) -> Uid:

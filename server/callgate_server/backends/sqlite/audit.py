@@ -1,8 +1,8 @@
 """Reading the record: is it whole, and what does it say. Works on a ledger that a gateway is writing, or on a copy.
 
-Three things are checked in one snapshot: SQLite's own structure, the chain of events, and every call's row against
-the last event that changed it. A cut tail leaves rows without events or, where rows were cut too, needs an
-expected head.
+Three things are checked in one snapshot: SQLite's own structure, the chain of events, and the row of every call, task
+and stop against the last event that changed it. What was spent is counted beside the chain, and not checked. A cut tail
+leaves rows without events or, where rows were cut too, needs an expected head.
 """
 
 import sqlite3
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from callgate_server.backends.sqlite import schema
+from callgate_server.backends.sqlite import register, schema
 from callgate_server.backends.sqlite.entries import OF_STATE
 from callgate_server.backends.sqlite.files import check_readable
 from callgate_server.backends.sqlite.rows import COLUMNS, CallRow, fingerprint
@@ -93,7 +93,7 @@ def _verify(connection: sqlite3.Connection, keys: Keys, expected: Head | None) -
         return report
     if report.events == 0:
         return replace(report, fault="the record has no first event: its events were removed")
-    return replace(report, fault=_row_fault(connection, keys))
+    return replace(report, fault=_row_fault(connection, keys) or register.fault(connection, keys))
 
 
 def _row_fault(connection: sqlite3.Connection, keys: Keys) -> str | None:

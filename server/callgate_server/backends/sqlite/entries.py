@@ -22,6 +22,7 @@ from callgate_server.backends.sqlite.rows import (
     read_open,
     timestamp,
 )
+from callgate_server.backends.sqlite.spending import charge
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import keyed_hash
 from callgate_server.ledger.claims import holds_key, may_run_again
@@ -38,14 +39,16 @@ OF_STATE: Final = frozenset(
         *("began", "approved", "denied", "requeued", "redriven", "discarded"),
     )
 )
-# How often a call that the gateway carries is begun: one whose gateway dies each time is perhaps why.
-BEGUN_AT_MOST: Final = 3
-_FAILED_FOR_GOOD: Final = frozenset({State.FAILED, State.TIMED_OUT, State.LOST})
 GENESIS: Final = "genesis"
+# Kinds that bind a row of `register.py`.
+OF_REGISTER: Final = frozenset({"task_created", "task_ended", "stopped", "resumed"})
 # Whom an event belongs to that belongs to no call.
 NO_CALL: Final = ""
 # What is looked for by its call.
 _OF_CALLS: Final = frozenset({"secret_leased", "secret_revoked"})
+# How often a call that the gateway carries is begun: one whose gateway dies each time is perhaps why.
+BEGUN_AT_MOST: Final = 3
+_FAILED_FOR_GOOD: Final = frozenset({State.FAILED, State.TIMED_OUT, State.LOST})
 _RUNS_AGAIN: Final = frozenset({"read", "idempotent"})
 _OPEN_LEASES: Final = """
     SELECT call_id FROM events WHERE kind IN ('secret_leased', 'secret_revoked')
@@ -125,6 +128,7 @@ def claim(
     if keeping is not None:
         body |= {"approval": row.approval, "expires_at": row.expires_at, "follows": row.follows}
     insert(transaction.connection, row, append_state(transaction, "intent", row, _who(row) | body | again))
+    charge(transaction.connection, intent.charges)
     return None
 
 
@@ -160,7 +164,7 @@ def remark(transaction: Transaction, kind: str, body: dict[str, Json]) -> None:
     Raises:
         ValueError: events of this kind belong to one, or begin the record.
     """
-    if kind in OF_STATE or kind in _OF_CALLS or kind == GENESIS:
+    if kind in OF_STATE or kind in OF_REGISTER or kind in _OF_CALLS or kind == GENESIS:
         raise ValueError("this kind of event is not for remarks")
     transaction.append(NO_CALL, kind, body)
 
@@ -201,6 +205,7 @@ def complete(transaction: Transaction, completion: Completion) -> None:
         end["fallback"] = completion.fallback
     reason, answer = completion.reason, completion.answer_json
     end_call(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
+    charge(transaction.connection, completion.charges)
 
 
 def complete_late(transaction: Transaction, completion: Completion) -> None:

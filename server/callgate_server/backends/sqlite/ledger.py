@@ -20,6 +20,7 @@ from typing import Final, Self, TypeVar
 from callgate_server.backends.sqlite import carried, entries, parcels, rows, schema
 from callgate_server.backends.sqlite.audit import verify_file
 from callgate_server.backends.sqlite.files import LedgerFiles
+from callgate_server.backends.sqlite.register import SqliteRegister
 from callgate_server.backends.sqlite.rows import CallRow
 from callgate_server.backends.sqlite.spool import Spool
 from callgate_server.backends.sqlite.writer import Transaction, Writer, unavailable
@@ -41,6 +42,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
+from callgate_server.model.task import is_task_of_ours
 
 T = TypeVar("T")
 MAX_LISTED: Final = 1000
@@ -92,6 +94,11 @@ class SqliteLedger:
         except BaseException:
             files.release()
             raise
+
+    @property
+    def register(self) -> SqliteRegister:
+        """The tasks, the stops and the spending that are in the same file."""
+        return SqliteRegister(self._write, self._read)
 
     async def close(self) -> None:
         """Write what waits, then let go of the file. Idempotent."""
@@ -237,8 +244,9 @@ class SqliteLedger:
 
     async def recent(self, caller: Caller, limit: int) -> list[StoredCall]:
         """See `Ledger`. `answer_json` is left out: a list is no place for outputs of any size."""
+        task = caller.task if is_task_of_ours(caller.task) else None
         found = await self._read(
-            lambda connection: rows.read_recent(connection, caller.tenant, caller.agent, min(limit, MAX_LISTED))
+            lambda connection: rows.read_recent(connection, caller.tenant, caller.agent, min(limit, MAX_LISTED), task)
         )
         return [replace(stored, answer_json=None) for stored in self._all_stored(found)]
 

@@ -165,11 +165,15 @@ def read_expired(connection: sqlite3.Connection, before: str, most: int) -> list
     return [CallRow(*values) for values in found]
 
 
-def read_recent(connection: sqlite3.Connection, tenant: str, agent: str, limit: int) -> list[CallRow]:
-    """The newest calls of an agent, newest first, without their answers."""
+def read_recent(
+    connection: sqlite3.Connection, tenant: str, agent: str, limit: int, task: str | None = None
+) -> list[CallRow]:
+    """The newest calls of an agent, or of one of its tasks, newest first, without their answers."""
     found = connection.execute(
-        SELECT_WITHOUT_ANSWER + " WHERE tenant = ? AND agent = ? ORDER BY received_at DESC, call_id DESC LIMIT ?",
-        (tenant, agent, max(0, limit)),
+        SELECT_WITHOUT_ANSWER
+        + " WHERE tenant = ? AND agent = ? AND task IS coalesce(?, task)"
+        + " ORDER BY received_at DESC, call_id DESC LIMIT ?",
+        (tenant, agent, task, max(0, limit)),
     ).fetchall()
     return [CallRow(*values) for values in found]
 

@@ -77,6 +77,43 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE INDEX calls_good ON calls (tenant, agent, tool, arguments_digest, finished_at)
             WHERE state = 'succeeded' AND reason IS NULL AND answer IS NOT NULL""",
     ),
+    (
+        # Tasks with their grants, and stops: each row is bound by its last event.
+        """CREATE TABLE tasks (
+            task_id TEXT PRIMARY KEY,
+            tenant TEXT NOT NULL,
+            agent TEXT NOT NULL,
+            roles TEXT NOT NULL,
+            name TEXT NOT NULL,
+            granted TEXT NOT NULL,
+            budget TEXT NOT NULL,
+            credential TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL,
+            ended_at TEXT
+        ) STRICT""",
+        "CREATE INDEX tasks_of_an_agent ON tasks (tenant, agent, created_at)",
+        """CREATE TABLE stops (
+            tenant TEXT NOT NULL,
+            agent TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            stopped_by TEXT NOT NULL,
+            stopped_at TEXT NOT NULL,
+            PRIMARY KEY (tenant, agent)
+        ) STRICT, WITHOUT ROWID""",
+        # What was spent, by hour since the epoch; of a task, which has one budget for its life, hour 0.
+        """CREATE TABLE spending (
+            tenant TEXT NOT NULL,
+            agent TEXT NOT NULL,
+            task TEXT NOT NULL,
+            hour INTEGER NOT NULL,
+            calls INTEGER NOT NULL,
+            cpu_us INTEGER NOT NULL,
+            egress_bytes INTEGER NOT NULL,
+            cost INTEGER NOT NULL,
+            PRIMARY KEY (tenant, agent, task, hour)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -22,7 +22,8 @@ from callgate_server.ledger.store import Completion
 from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.sealed import Sealed
-from callgate_server.model.strict_json import decode, encode
+from callgate_server.model.spending import Amounts, Charge, Scope
+from callgate_server.model.strict_json import Json, decode, encode
 
 SPOOL_BYTES: Final = 4 * 1024 * 1024
 _SIZE: Final = struct.Struct(">I")
@@ -140,6 +141,7 @@ def _to_bytes(completion: Completion) -> bytes:
             "sandbox": completion.sandbox,
             "fallback": completion.fallback,
             "answered": completion.answer_json is not None,
+            "charges": [_charge_to_json(charge) for charge in completion.charges],
         }
     )
     return _SIZE.pack(len(head)) + head + (completion.answer_json or b"")
@@ -151,6 +153,10 @@ def _from_bytes(payload: bytes) -> Completion:
     head = decode(payload[_SIZE.size : _SIZE.size + size])
     if not isinstance(head, dict):
         raise TypeError("an entry of the spool is not one")
+    # An entry of an older version has none.
+    charges = head.get("charges", [])
+    if not isinstance(charges, list):
+        raise TypeError("charges in the spool are none")
     return Completion(
         call_id=str(head["call_id"]),
         state=State(str(head["state"])),
@@ -160,4 +166,18 @@ def _from_bytes(payload: bytes) -> Completion:
         sandbox=str(head["sandbox"]),
         # Absent in entries of before.
         fallback=None if (kind := head.get("fallback")) is None else str(kind),
+        charges=tuple(map(_charge_from_json, charges)),
     )
+
+
+def _charge_to_json(charge: Charge) -> Json:
+    scope, amounts = charge.scope, charge.amounts
+    spent = (amounts.calls, amounts.cpu_us, amounts.egress_bytes, amounts.cost)
+    return [scope.tenant, scope.agent, scope.task, charge.hour, *spent]
+
+
+def _charge_from_json(value: Json) -> Charge:
+    if not isinstance(value, list):
+        raise TypeError("a charge in the spool is not one")
+    tenant, agent, task, hour, *amounts = value
+    return Charge(Scope(str(tenant), str(agent), str(task)), int(str(hour)), Amounts(*(int(str(n)) for n in amounts)))

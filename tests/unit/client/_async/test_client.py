@@ -23,6 +23,7 @@ from callgate import (
     Waiting,
 )
 from callgate._async import client
+from callgate.task import Amounts
 from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway, Refused
 
@@ -469,3 +470,39 @@ async def test_an_unknown_effect_is_settled(gateway: AsyncCallgate) -> None:
             await gateway.wait(call.call_id)
         assert not (await gateway.dead_letter(call.call_id)).redrivable
         assert (await gateway.settle(call.call_id, happened=happened)).state == state
+
+
+async def test_a_task_is_made_shown_and_ended(gateway: AsyncCallgate) -> None:
+    grant = {"text.diff": {"properties": {"before": {"const": "a"}}}, "text.upper": {}}
+    made = await gateway.create_task("compare", grant, lifetime_s=60, budget=Amounts(calls=3, cost=2.5))
+    assert made.token == "cgt_fake_credential"
+    assert made.token not in repr(made)
+    assert (made.task.tools, made.task.budget) == (grant, Amounts(calls=3, cost=2.5))
+    assert not made.task.is_over
+    assert await gateway.tasks() == [made.task] == [await gateway.task(made.task.task_id)]
+    assert (await gateway.end_task(made.task.task_id)).is_over
+    with pytest.raises(CallRefused):
+        await gateway.task("task-nobodys")
+    with pytest.raises(ValueError, match="JSON"):
+        await gateway.create_task("x", {"text.diff": {"const": float("nan")}}, lifetime_s=60)
+
+
+async def test_an_agent_is_stopped_and_goes_on(gateway: AsyncCallgate) -> None:
+    stopped = await gateway.stop("bot", "it loops")
+    assert (stopped.stop.agent, stopped.stop.reason, stopped.cancelled) == ("bot", "it loops", 2)
+    assert await gateway.stops() == [stopped.stop]
+    await gateway.resume("bot")
+    assert await gateway.stops() == []
+    with pytest.raises(CallRefused):
+        await gateway.resume("bot")
+
+
+async def test_breakers_are_listed_and_set(gateway: AsyncCallgate) -> None:
+    assert [(one.name, one.state, one.failures) for one in await gateway.breakers()] == [
+        ("engine", "closed", 2),
+        ("tool:acme/text.diff", "closed", 2),
+    ]
+    assert (await gateway.set_breaker("engine", open=True)).state == "forced_open"
+    assert (await gateway.set_breaker("engine", open=False)).state == "closed"
+    with pytest.raises(CallRefused):
+        await gateway.set_breaker("nonsense", open=True)

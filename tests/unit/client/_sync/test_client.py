@@ -25,6 +25,7 @@ from callgate import (
     Waiting,
 )
 from callgate._sync import client
+from callgate.task import Amounts
 from support.examples import code_block
 from support.fake_gateway import TOKEN, FakeGateway, Refused
 
@@ -471,3 +472,39 @@ def test_an_unknown_effect_is_settled(gateway: Callgate) -> None:
             gateway.wait(call.call_id)
         assert not (gateway.dead_letter(call.call_id)).redrivable
         assert (gateway.settle(call.call_id, happened=happened)).state == state
+
+
+def test_a_task_is_made_shown_and_ended(gateway: Callgate) -> None:
+    grant = {"text.diff": {"properties": {"before": {"const": "a"}}}, "text.upper": {}}
+    made = gateway.create_task("compare", grant, lifetime_s=60, budget=Amounts(calls=3, cost=2.5))
+    assert made.token == "cgt_fake_credential"
+    assert made.token not in repr(made)
+    assert (made.task.tools, made.task.budget) == (grant, Amounts(calls=3, cost=2.5))
+    assert not made.task.is_over
+    assert gateway.tasks() == [made.task] == [gateway.task(made.task.task_id)]
+    assert (gateway.end_task(made.task.task_id)).is_over
+    with pytest.raises(CallRefused):
+        gateway.task("task-nobodys")
+    with pytest.raises(ValueError, match="JSON"):
+        gateway.create_task("x", {"text.diff": {"const": float("nan")}}, lifetime_s=60)
+
+
+def test_an_agent_is_stopped_and_goes_on(gateway: Callgate) -> None:
+    stopped = gateway.stop("bot", "it loops")
+    assert (stopped.stop.agent, stopped.stop.reason, stopped.cancelled) == ("bot", "it loops", 2)
+    assert gateway.stops() == [stopped.stop]
+    gateway.resume("bot")
+    assert gateway.stops() == []
+    with pytest.raises(CallRefused):
+        gateway.resume("bot")
+
+
+def test_breakers_are_listed_and_set(gateway: Callgate) -> None:
+    assert [(one.name, one.state, one.failures) for one in gateway.breakers()] == [
+        ("engine", "closed", 2),
+        ("tool:acme/text.diff", "closed", 2),
+    ]
+    assert (gateway.set_breaker("engine", open=True)).state == "forced_open"
+    assert (gateway.set_breaker("engine", open=False)).state == "closed"
+    with pytest.raises(CallRefused):
+        gateway.set_breaker("nonsense", open=True)

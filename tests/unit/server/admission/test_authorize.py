@@ -1,8 +1,15 @@
 import pytest
 
-from callgate_server.admission.authorize import refuse_unless_allowed, refuse_unless_still_allowed
+from callgate_server.admission.authorize import (
+    Administration,
+    is_administrator,
+    refuse_unless_allowed,
+    refuse_unless_still_allowed,
+)
+from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.verdict import Ruling, Verdict
+from support.stages import Rulings
 
 
 def refusal(verdict: Verdict) -> CallError:
@@ -71,3 +78,52 @@ def test_absence_of_a_permit_is_said() -> None:
 
 def test_failed_evaluation_says_nothing_of_the_failure() -> None:
     assert "operator has been alerted" in refusal(Verdict(Ruling.ERROR, ("failing",), "v")).message
+
+
+class Remarks:
+    def __init__(self) -> None:
+        self.made: list[tuple[str, dict[str, object]]] = []
+
+    async def __call__(self, kind: str, body: object) -> None:
+        self.made.append((kind, dict(body)))  # type: ignore[call-overload]
+
+
+async def administer(ruling: Ruling, caller: Caller) -> tuple[CallError | None, Remarks]:
+    policy, remarks = Rulings([]), Remarks()
+    policy.ruling = ruling
+    try:
+        await Administration(policy, remarks).permit(caller, "stop")
+    except CallError as refused:
+        return refused, remarks
+    return None, remarks
+
+
+async def test_an_administrator_passes_and_leaves_no_remark() -> None:
+    refused, remarks = await administer(Ruling.ALLOW, Caller("acme", "root"))
+    assert refused is None
+    assert remarks.made == []
+
+
+@pytest.mark.parametrize(
+    ("ruling", "caller", "reason"),
+    [
+        (Ruling.DENY, Caller("acme", "bot"), Reason.POLICY_DENIED),
+        (Ruling.ERROR, Caller("acme", "bot"), Reason.POLICY_ERROR),
+        (Ruling.NEEDS_APPROVAL, Caller("acme", "bot"), Reason.POLICY_DENIED),
+        (Ruling.ALLOW, Caller("acme", "root", (), "some-task"), Reason.POLICY_DENIED),
+    ],
+)
+async def test_everybody_else_is_refused_and_that_is_recorded(ruling: Ruling, caller: Caller, reason: Reason) -> None:
+    refused, remarks = await administer(ruling, caller)
+    assert refused is not None
+    assert refused.reason is reason
+    [(kind, body)] = remarks.made
+    assert (kind, body["operation"], body["agent"]) == ("administration_refused", "stop", caller.agent)
+
+
+def test_an_administrator_is_who_policy_lets_and_no_task() -> None:
+    policy = Rulings([])
+    assert is_administrator(policy, Caller("acme", "root"), "settle")
+    assert not is_administrator(policy, Caller("acme", "root", (), "t"), "settle")
+    policy.ruling = Ruling.NEEDS_APPROVAL
+    assert not is_administrator(policy, Caller("acme", "root"), "settle")

@@ -1,8 +1,27 @@
 from callgate_server.approvals import Approvals
+from callgate_server.breakers import Breakers
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
-from callgate_server.transports.gate import Access, Approving, Calls, Failures, Gate, Lookups, Readiness
+from callgate_server.stops import Stops
+from callgate_server.tasks import Tasks
+from callgate_server.transports.gate import (
+    Access,
+    Approving,
+    BreakerDesk,
+    Calls,
+    Failures,
+    Gate,
+    Lookups,
+    Readiness,
+    StopDesk,
+    TaskDesk,
+)
+
+PARTS = (
+    *((Calls, Pipeline), (Lookups, Queries), (Approving, Approvals), (Failures, DeadLetters)),
+    *((TaskDesk, Tasks), (StopDesk, Stops), (BreakerDesk, Breakers)),
+)
 
 
 def _is_calls(pipeline: Pipeline) -> Calls:
@@ -14,7 +33,7 @@ def _is_lookups(queries: Queries) -> Lookups:
 
 
 def test_the_pipeline_and_the_queries_have_every_method_that_a_transport_uses() -> None:
-    for wanted, given in ((Calls, Pipeline), (Lookups, Queries), (Approving, Approvals), (Failures, DeadLetters)):
+    for wanted, given in PARTS:
         names = [name for name in vars(wanted) if not name.startswith("_")]
         assert names
         for name in names:

@@ -78,3 +78,32 @@ def test_case_that_is_not_as_expected_says_what_came_instead(case: dict[str, obj
 def test_unfit_document_is_refused_with_its_place(document: object, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         parse_cases(document)
+
+
+def test_case_may_be_about_what_an_operator_does() -> None:
+    text = (
+        '@id("ops") permit(principal in Role::"operator", action == Action::"administer", resource)'
+        ' when { principal.tenant == resource && context.operation == "stop" };'
+    )
+    admin = {"name": "n", "tenant": "acme", "agent": "root", "roles": ["operator"], "administer": "stop"}
+    cases = [
+        admin | {"expect": "allow", "policies": ["ops"]},
+        admin | {"expect": "deny"},
+        admin | {"administer": "resume", "expect": "deny", "policies": []},
+    ]
+    results = run_cases(parse_cases({"cases": cases}), policy(text), SCHEMAS, CATALOG)
+    assert [result.fault for result in results] == ["", "expected deny, got allow by ops", ""]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"administer": "stop", "tool": "shell.run"},
+        {"administer": "stop", "tool": "", "arguments": {"a": 1}},
+        {"administer": "everything", "tool": ""},
+        {"tool": ""},
+    ],
+)
+def test_case_about_two_things_or_none_is_refused(case: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="case 1"):
+        parse_cases({"cases": [CASE | case]})

@@ -447,3 +447,32 @@ def test_explanation_of_a_connection_names_what_decided_and_what_nearly_did() ->
     assert [source.id for source in part.deciding] == ["only-reading"]
     (part,) = rules.explain_consent(DEVELOPER, FETCH, dataclasses.replace(API, port=8443)).parts
     assert [source.id for source in part.nearly] == ["developers-read-example"]
+
+
+ADMINISTRATORS = (
+    '@id("ops") permit(principal in Role::"operator", action == Action::"administer", resource)'
+    ' when { principal.tenant == resource && context.operation != "shared_breakers" };'
+)
+
+
+def test_who_administers_is_a_matter_of_permits_and_absent_means_refuse() -> None:
+    live = policy(ADMINISTRATORS)
+    assert live.may_administer(OPERATOR, "stop") == dataclasses.replace(
+        live.may_administer(OPERATOR, "resume"), ruling=Ruling.ALLOW, policies=("ops",)
+    )
+    assert live.may_administer(OPERATOR, "shared_breakers").ruling is Ruling.DENY
+    assert live.may_administer(DEVELOPER, "stop").ruling is Ruling.DENY
+    assert policy(SET).may_administer(OPERATOR, "stop").ruling is Ruling.DENY
+
+
+def test_the_resource_is_always_the_operators_own_tenant() -> None:
+    live = policy('@id("acme") permit(principal, action == Action::"administer", resource == Tenant::"acme");')
+    assert live.may_administer(OPERATOR, "stop").ruling is Ruling.ALLOW
+    assert live.may_administer(Caller("rival", "root", ("operator",)), "stop").ruling is Ruling.DENY
+
+
+def test_an_administrator_who_cannot_be_judged_is_refused_and_the_operator_alarmed() -> None:
+    alarms: list[str] = []
+    verdict = policy(ADMINISTRATORS, alarms).may_administer(Caller("a/b", "root", ("operator",)), "stop")
+    assert verdict.ruling is Ruling.ERROR
+    assert len(alarms) == 1

@@ -51,7 +51,7 @@ def test_a_connection_is_judged_among_its_tool_its_caller_and_its_host_alone() -
 
 
 def test_empty_catalog_has_a_vocabulary() -> None:
-    assert Vocabulary.of(Catalog.of()).contexts.keys() == {"use", "connect"}
+    assert Vocabulary.of(Catalog.of()).contexts.keys() == {"use", "connect", "administer"}
 
 
 def test_caller_is_added_to_the_catalog() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from callgate_server.backends.sqlite.spool import SPOOL_BYTES, Spool
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.spending import Amounts, Charge, Scope
 from support.records import never_started, success
 
 KEY = Sealed(b"k" * 32)
@@ -107,3 +108,10 @@ def test_a_link_is_refused(path, tmp_path):
     with pytest.raises(PermissionError, match="symbolic link"):
         Spool.open(path, KEY)
     assert not os.path.lexists(tmp_path / "elsewhere")
+
+
+def test_what_a_call_spent_is_kept_with_its_outcome(spool, path):
+    charges = (Charge(Scope("acme", "bot"), 7, Amounts(-1, 2, 3, -4)), Charge(Scope("acme"), 0, Amounts(cpu_us=5)))
+    spent = replace(success("c1"), charges=charges)
+    spool.keep(spent)
+    assert reopened(path) == (spent,)

@@ -1,0 +1,165 @@
+"""Tasks: `callgate tasks` lists them, shows one, makes one with a grant, and ends one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from callgate._cli.connection import (
+    AsJson,
+    CaFile,
+    InClear,
+    Target,
+    TokenFile,
+    connected,
+    screen_for,
+    usage,
+    usage_errors,
+)
+from callgate.task import Amounts
+
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task, as `callgate tasks` shows it.")]
+_HOUR_S: Final = 3600.0
+
+
+class _Listing(TyperGroup):
+    """A group that lists where no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # of the click inside typer
+        first = args[0] if args else "-"
+        if first.startswith("-") and first not in ctx.help_option_names:
+            args = ["list", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+tasks = typer.Typer(
+    cls=_Listing,
+    help="List your tasks, or make, show and end one.\n\nA task has a grant that narrows its calls, a budget, and a "
+    "credential of its own for whoever works on it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@tasks.command("list")
+def list_them(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many to list.")] = 20,
+    as_json: AsJson = False,
+    target: Target = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    send_token_in_clear: InClear = False,
+) -> None:
+    """List them, newest first."""
+    screen = screen_for(as_json)
+    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+        screen.tasks(gateway.tasks(limit))
+
+
+@tasks.command()
+def show(
+    *,
+    task_id: TaskId,
+    as_json: AsJson = False,
+    target: Target = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    send_token_in_clear: InClear = False,
+) -> None:
+    """Show one with what it has spent."""
+    screen = screen_for(as_json)
+    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+        screen.task(gateway.task(task_id))
+
+
+@tasks.command(epilog="Example: callgate tasks create 'compare texts' --tool text.diff --calls 20")
+def create(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One line for people.")],
+    tool: Annotated[
+        list[str] | None, typer.Option("--tool", metavar="TOOL", help="A tool that its calls may use, however.")
+    ] = None,
+    grant_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON: tools by name, each with a JSON Schema that arguments must fit."),
+    ] = None,
+    lifetime: Annotated[float, typer.Option(metavar="SECONDS", help="When it ends by itself.")] = _HOUR_S,
+    calls: Annotated[int | None, typer.Option(metavar="N", help="At most so many calls.")] = None,
+    cpu: Annotated[float | None, typer.Option(metavar="SECONDS", help="At most so much processor time.")] = None,
+    egress: Annotated[int | None, typer.Option(metavar="BYTES", help="At most so much egress.")] = None,
+    cost: Annotated[float | None, typer.Option(metavar="UNITS", help="At most so much cost.")] = None,
+    save_token: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write its credential to a new file instead of showing it.")
+    ] = None,
+    as_json: AsJson = False,
+    target: Target = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    send_token_in_clear: InClear = False,
+) -> None:
+    """Make a task, and show its credential this once."""
+    if save_token is not None and as_json:
+        usage("--save-token goes without --json, whose document has the credential")
+    with usage_errors():
+        grant = {**_grant(grant_file), **{each: {} for each in tool or ()}}
+        # Before anything is asked for: a credential that could not be written would be lost.
+        file = None if save_token is None else _new_file(save_token)
+    screen = screen_for(as_json)
+    try:
+        with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+            made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
+    except BaseException:
+        if file is not None and save_token is not None:
+            file.close()
+            save_token.unlink()
+        raise
+    if file is None:
+        screen.new_task(made)
+        return
+    with file:
+        file.write(made.token + "\n")
+    screen.task(made.task)
+
+
+@tasks.command()
+def end(
+    *,
+    task_id: TaskId,
+    as_json: AsJson = False,
+    target: Target = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    send_token_in_clear: InClear = False,
+) -> None:
+    """End one: its credential is worthless from then on."""
+    screen = screen_for(as_json)
+    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+        screen.task(gateway.end_task(task_id))
+
+
+def _grant(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Read a grant.
+
+    Raises:
+        ValueError: it is not an object of objects.
+        OSError: it cannot be read.
+    """
+    if path is None:
+        return {}
+    grant = json.loads(path.read_text("utf-8"))
+    if not isinstance(grant, dict) or not all(isinstance(schema, dict) for schema in grant.values()):
+        raise ValueError(f"{path} is not a JSON object with a schema for each tool")
+    return grant
+
+
+def _new_file(path: Path) -> TextIO:
+    """Make a file that nobody else may read.
+
+    Raises:
+        OSError: it exists, or cannot be made.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from support.command_line import document, run
+from support.fake_gateway import FakeGateway
+
+CREATE = ("tasks", "create", "compare texts", "--tool", "text.diff", "--calls", "3")
+
+
+def test_a_task_is_made_and_its_credential_alone_is_on_standard_output(commands: FakeGateway) -> None:
+    assert "No tasks yet" in run("tasks").stderr
+    result = run(*CREATE, "--lifetime", "60")
+    assert (result.exit_code, result.stdout) == (0, "cgt_fake_credential\n")
+    [task] = commands.made
+    assert (task.name, list(task.grant.tools_json), task.budget.calls) == ("compare texts", ["text.diff"], 3)
+    assert "shown this once" in result.stderr
+
+
+def test_tasks_are_listed_shown_and_ended_in_80_columns(commands: FakeGateway) -> None:
+    run(*CREATE)
+    task_id = commands.made[0].task_id
+    listed = run("tasks").stdout
+    assert task_id in listed
+    assert "0 of 3" in listed
+    shown = run("tasks", "show", task_id).stdout
+    assert "may call   text.diff" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "over" in run("tasks", "end", task_id).stdout
+    assert run("tasks", "show", "task-none").exit_code == 3
+
+
+def test_documents_for_programs_are_those_of_http(commands: FakeGateway) -> None:
+    made = document(*CREATE)
+    assert made["token"] == "cgt_fake_credential"
+    assert document("tasks") == {"tasks": [made["task"]]}
+    assert document("tasks", "show", made["task"]["task_id"]) == made["task"]
+    assert document("tasks", "end", made["task"]["task_id"])["ended_at"] is not None
+
+
+def test_a_grant_comes_from_a_file(commands: FakeGateway, tmp_path: Path) -> None:
+    schema = {"properties": {"before": {"const": "a"}}}
+    (tmp_path / "grant.json").write_text(json.dumps({"text.diff": schema}))
+    run("tasks", "create", "x", "--grant-file", "grant.json", "--tool", "text.upper")
+    grant = commands.made[0].grant.tools_json
+    assert {tool: json.loads(one) for tool, one in grant.items()} == {"text.diff": schema, "text.upper": {}}
+
+
+def test_the_credential_goes_to_a_new_private_file(commands: FakeGateway, tmp_path: Path) -> None:
+    result = run(*CREATE, "--save-token", "token")
+    path = tmp_path / "token"
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("cgt_fake_credential\n", 0o600)
+    assert "cgt_" not in result.stdout + result.stderr
+    assert run(*CREATE, "--save-token", "token").exit_code == 2
+    assert len(commands.made) == 1
+
+
+def test_where_nothing_was_made_no_file_is_left(commands: FakeGateway, tmp_path: Path) -> None:
+    assert run("tasks", "create", "x", "--save-token", "token").exit_code == 3
+    assert not (tmp_path / "token").exists()
+
+
+@pytest.mark.parametrize("grant", ["[]", "{", '{"a.b": 1}'])
+def test_a_grant_that_is_none_is_a_mistake(commands: FakeGateway, tmp_path: Path, grant: str) -> None:
+    (tmp_path / "grant.json").write_text(grant)
+    assert run("tasks", "create", "x", "--grant-file", "grant.json").exit_code == 2
+    assert run(*CREATE, "--json", "--save-token", "token").exit_code == 2
+    assert commands.made == []
