@@ -33,6 +33,7 @@ from callgate_server.breakers import Breakers
 from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
+from callgate_server.endings import Endings
 from callgate_server.endurance import Endurance
 from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
 from callgate_server.execution.lanes import Lanes
@@ -167,7 +168,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             running=running,
             duplicates=duplicates,
             kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
-            watch=telemetry,
+            endings=Endings(ledger, limits, telemetry),
         )
         stops = Stops(authentication, administration, ledger.register, limits.stops, running)
         tasks = Tasks(

@@ -18,20 +18,18 @@ from callgate_server.admission.authorize import Policy, refuse_unless_allowed, r
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.duplicates import Duplicates
+from callgate_server.endings import Endings
 from callgate_server.execution.breakers import Breakers, Passage, report
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.fallback import Fallbacks, may_fall_back
 from callgate_server.kept import KeptCalls, kept_now, request_of
-from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
+from callgate_server.ledger.store import Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.limits import Limits
-from callgate_server.model.answer import Answer, to_document
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.model.strict_json import encode
-from callgate_server.observe.watch import Watch
 from callgate_server.ticket import Admitted, Redrive, Ticket
 
 
@@ -50,7 +48,7 @@ class Pipeline:
     running: RunningCalls
     duplicates: Duplicates
     kept: KeptCalls
-    watch: Watch
+    endings: Endings
     turns: Turns = field(default_factory=Turns)
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
@@ -92,7 +90,7 @@ class Pipeline:
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
-            raise await self._refused(ticket, refusal) from None
+            raise await self.endings.refuse(ticket, refusal) from None
         await running.started()
         return running
 
@@ -141,7 +139,7 @@ class Pipeline:
                     return await self.kept.carry(running, kept_now(call, keeping), self._readmit, self._run)
             running.answer(await self.duplicates.answer(running, call, holder))
         except CallError as refusal:
-            running.fail(await self._refused(call.ticket, refusal))
+            running.fail(await self.endings.refuse(call.ticket, refusal))
 
     async def _claim(self, call: Admitted, keeping: Keeping | None, place: ExitStack) -> StoredCall | None:
         """Take a place and claim the call, or return the call that holds its key."""
@@ -182,49 +180,10 @@ class Pipeline:
                 answer = await contained(self.attempts.make(running, call, cleanup))
             except CallError as failure:
                 late = failure.reason is Reason.DEADLINE_EXCEEDED
-                await self._fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)
+                await self.endings.fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)
             except Exception as error:  # whatever it was, the claim must not stay open
-                self.watch.unexpected(running.call_id, error)
-                await self._fail(running, call, internal(running.call_id), call.state_after_a_defect)
+                self.endings.watch.unexpected(running.call_id, error)
+                await self.endings.fail(running, call, internal(running.call_id), call.state_after_a_defect)
             else:
                 report(call.ticket.passage, call.tool, answer)
-                await self._answer(running, call, answer)
-
-    async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
-        document = to_document(answer)
-        try:
-            with call.ticket.phases.measure("record"):
-                await self.ledger.complete(
-                    self.limits.ended(call, call.completion(answer, encode(document)), answer.usage)
-                )
-        except CallError as unrecorded:
-            unrecorded.call_id = running.call_id
-            running.fail(unrecorded)
-            return
-        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
-        running.answer(document)
-
-    async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
-        """End a claimed call that has no answer."""
-        failure.call_id = running.call_id
-        try:
-            end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
-            with call.ticket.phases.measure("record"):
-                await self.ledger.complete(self.limits.ended(call, end, None))
-        except CallError as unrecorded:
-            unrecorded.call_id = running.call_id
-            failure = unrecorded
-        self.watch.refused(call.tool.name, failure.reason, call.ticket.phases.ms)
-        running.fail(failure)
-
-    async def _refused(self, ticket: Ticket, refusal: CallError) -> CallError:
-        """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
-        refusal.call_id = ticket.id
-        try:
-            with ticket.phases.measure("record"):
-                await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
-        except CallError as unrecorded:
-            unrecorded.call_id = ticket.id
-            refusal = unrecorded
-        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
-        return refusal
+                await self.endings.answer(running, call, answer)

@@ -20,6 +20,7 @@ from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.endings import Endings
 from callgate_server.endurance import Endurance
 from callgate_server.execution.breaker import BreakerRules
 from callgate_server.execution.breakers import Breakers, Kind
@@ -536,7 +537,7 @@ class World:
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             kept=KeptCalls(self.ledger, Queue(kept), patience),
-            watch=self.watch,
+            endings=Endings(self.ledger, self.limits, self.watch),
         )
 
     async def __aenter__(self) -> "World":
