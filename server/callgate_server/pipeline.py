@@ -9,6 +9,7 @@ answer costs nothing), and the intent is durable before the first side effect. G
 destroying the sandbox happen whatever comes, and the answer does not wait for them.
 """
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
@@ -171,8 +172,10 @@ class Pipeline:
             unrecorded.call_id = running.call_id
             running.fail(unrecorded)
             return
-        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
         running.answer(document)
+        # Whoever waits for the answer goes first, and what is counted and logged of it does not keep them.
+        await asyncio.sleep(0)
+        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
 
     async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
         """End a claimed call that has no answer."""
