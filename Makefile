@@ -19,6 +19,7 @@ demo: setup engine ## Run the main job end to end on the embedded default and pr
 
 test: setup engine ## Run all tests, on a real engine and a real OpenBao
 	@deploy/scripts/test-services.sh
+	@PYTHONPATH=tests $(BIN)/python -m support.prepare
 	@$(BIN)/pytest
 
 test-unit: setup ## Run the tests that need no engine
@@ -26,6 +27,7 @@ test-unit: setup ## Run the tests that need no engine
 
 test-kills: setup engine ## Kill the gateway at 200 random moments under load, and check what it leaves
 	@deploy/scripts/test-services.sh
+	@PYTHONPATH=tests $(BIN)/python -m support.prepare
 	@CALLGATE_KILLS=200 $(BIN)/pytest tests/integration/test_random_kills.py
 
 check: setup ## Format, lint, types, layers, drift of generated code, mirror of tests

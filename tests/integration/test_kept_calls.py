@@ -328,3 +328,24 @@ def test_what_is_kept_shows_no_argument_to_who_reads_the_file(tmp_path: Path) ->
         gateway.kill()
     for file in deployment.ledger.parent.iterdir():
         assert b"the-argument-that-nobody-may-read" not in file.read_bytes()
+
+
+def test_what_became_of_an_unknown_effect_is_found_out_by_the_tool_that_can_tell(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway")
+    words = {"it happened": "succeeded", "it did not": "failed", "cannot tell": "unknown"}
+    with deployment.start() as first:
+        calls = {word: later(first, "probe.transfer", f"# {word}\n{READY_THEN_SLEEP}") for word in words}
+        for call in calls.values():
+            in_state(first, call["call_id"], "running")
+        first.kill()
+    with deployment.start() as second:
+        for word in ("it happened", "it did not"):
+            settled = in_state(second, calls[word]["call_id"], words[word])
+            assert (settled["error"] is None) is (word == "it happened")
+        assert shown(second, calls["cannot tell"]["call_id"])["state"] == "unknown"
+        with second.web() as web:
+            dead = {letter["call_id"] for letter in web.get("/v1/dead-letters").json()["dead_letters"]}
+        assert dead == {calls["it did not"]["call_id"], calls["cannot tell"]["call_id"]}
+    told = deployment.events(calls["it happened"]["call_id"])[-1]
+    assert (told["kind"], told["by"].startswith("probe.look in call ")) == ("settled", True)
+    assert deployment.verify().fault is None

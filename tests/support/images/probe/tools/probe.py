@@ -16,3 +16,9 @@ def unavailable(code: str) -> None:
 def conditional(code: str, version: str) -> object:
     """Run code that changes a version."""
     return run(code.replace("VERSION", repr(version)))
+
+
+def look(call_id: str, idempotency_key: str, arguments: dict[str, str]) -> dict[str, bool | None]:
+    """Tell whether a transfer took effect: as its code says, or not at all."""
+    code = arguments["code"]
+    return {"happened": None if "cannot tell" in code else "it happened" in code}
