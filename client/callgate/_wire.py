@@ -100,6 +100,9 @@ def answer(message: pb.Answer) -> types.Answer:
         replayed=message.replayed,
         untrusted=message.untrusted,
         nonce=message.content.nonce,
+        # An older gateway does not count.
+        attempt=message.attempt or 1,
+        fallback=_fallback(message.fallback) if message.HasField("fallback") else None,
     )
 
 
@@ -297,6 +300,16 @@ def _refusal(message: pb.Error) -> CallRefused:
     violations = [Violation(field.path, field.rule, field.message) for field in message.violations]
     return CallRefused(
         failure(message.failure), violations=violations, policies=message.policies, call_id=message.call_id or None
+    )
+
+
+def _fallback(message: pb.Fallback) -> types.Fallback:
+    return types.Fallback(
+        message.kind,
+        failure(message.error),
+        _optional(message, "tool"),
+        _optional(message, "call_id"),
+        _optional(message, "age_s"),
     )
 
 

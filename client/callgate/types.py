@@ -114,12 +114,41 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """Where a result comes from that is not the called tool's, and `error`, why that tool could not do it.
+
+    `kind` is tool, constant or last_good. `tool` and `call_id` name the call whose result it is, where there is one;
+    `age_s` is how old a last good answer is.
+
+    Example:
+        >>> Fallback("constant", Failure("tool_unavailable", "UNAVAILABLE", "Not now.")).to_json()["kind"]
+        'constant'
+    """
+
+    kind: str
+    error: Failure
+    tool: str | None = None
+    call_id: str | None = None
+    age_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "error": self.error.to_json(),
+            "tool": self.tool,
+            "call_id": self.call_id,
+            "age_s": self.age_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer of a call whose tool was started, whatever became of it.
 
     `state` is succeeded, failed, timed_out, cancelled or lost; `error` says why it is not succeeded. What the
     tool wrote until then is kept. `replayed` says that this is the answer of an earlier call with the same
-    idempotency key, and that nothing ran now.
+    idempotency key, and that nothing ran now. `attempt` says which attempt of the call this is the answer of.
+    Where `fallback` is not None, the tool could not do it and `result` comes from elsewhere.
 
     To show an answer to a model, give it `envelope()`: one text in which everything that a tool wrote stands
     between lines that hold `nonce`, which no tool could know.
@@ -153,6 +182,8 @@ class Answer:
     replayed: bool = False
     untrusted: bool = True
     nonce: str = ""
+    attempt: int = 1
+    fallback: Fallback | None = None
 
     @property
     def ok(self) -> bool:
@@ -205,6 +236,8 @@ class Answer:
             "untrusted": self.untrusted,
             "content": {"nonce": self.nonce, "untrusted": True, "text": None},
             "replayed": self.replayed,
+            "attempt": self.attempt,
+            "fallback": None if self.fallback is None else self.fallback.to_json(),
             "usage": {**asdict(self.usage), "phases_ms": dict(self.usage.phases_ms)},
             "sandbox": asdict(self.sandbox),
             "decision": {"id": self.decision.id, "policies": list(self.decision.policies)},

@@ -32,6 +32,19 @@ def render(answer: Mapping[str, Any]) -> str:
 def _parts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if answer["error"] is not None:
         yield "error", f"{answer['error']['reason']}: {answer['error']['message']}"
+    fallback = answer.get("fallback")
+    if fallback is not None:
+        age = "" if fallback["age_s"] is None else f", {fallback['age_s']:.0f} s old"
+        whose = {
+            "tool": f"the result of {fallback['tool']}",
+            "constant": "a constant",
+            "last_good": "an earlier result",
+        }
+        yield (
+            "fallback",
+            f"The tool could not do it ({fallback['error']['reason']}: {fallback['error']['message']}). "
+            f"What follows as result is {whose.get(fallback['kind'], fallback['kind'])}{age}.",
+        )
     if answer["state"] == "succeeded":
         yield "result (JSON)", _json(answer["result"])
     for stream in ("stdout", "stderr"):

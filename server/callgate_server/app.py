@@ -33,12 +33,15 @@ from callgate_server.breakers import Breakers
 from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
+from callgate_server.endings import Endings
+from callgate_server.endurance import Endurance
 from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.execution.trial import ForkTrial
+from callgate_server.fallback import Fallbacks
 from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
 from callgate_server.limits import Limits
@@ -147,8 +150,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             await held.enter_async_context(out)
         rounds = await held.enter_async_context(_Rounds(telemetry))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
-        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         broker = Broker(guarded_store(store, breakers))
+        attempts = Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out)
+        endurance = Endurance(attempts, ledger, telemetry)
+        duplicates = Duplicates(ledger, running, Concurrency(DUPLICATES_WAITING))
         pipeline = Pipeline(
             authentication=authentication,
             catalog=catalog,
@@ -158,12 +163,12 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits=limits,
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            attempts=Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out),
+            attempts=Fallbacks(endurance, catalog, schemas, policy, ledger, telemetry),
             breakers=breakers,
             running=running,
             duplicates=duplicates,
             kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
-            watch=telemetry,
+            endings=Endings(ledger, limits, telemetry),
         )
         stops = Stops(authentication, administration, ledger.register, limits.stops, running)
         tasks = Tasks(

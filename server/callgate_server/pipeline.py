@@ -17,21 +17,19 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Policy, refuse_unless_allowed, refuse_unless_still_allowed
 from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
-from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
-from callgate_server.execution.breakers import Breakers, report
+from callgate_server.endings import Endings
+from callgate_server.execution.breakers import Breakers, Passage, report
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
+from callgate_server.fallback import Fallbacks, may_fall_back
 from callgate_server.kept import KeptCalls, kept_now, request_of
-from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
+from callgate_server.ledger.store import Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.limits import Limits
-from callgate_server.model.answer import Answer, to_document
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.model.strict_json import encode
-from callgate_server.observe.watch import Watch
 from callgate_server.ticket import Admitted, Redrive, Ticket
 
 
@@ -45,12 +43,12 @@ class Pipeline:
     limits: Limits
     deadlines: DeadlineRule
     ledger: Ledger
-    attempts: Attempts
+    attempts: Fallbacks
     breakers: Breakers
     running: RunningCalls
     duplicates: Duplicates
     kept: KeptCalls
-    watch: Watch
+    endings: Endings
     turns: Turns = field(default_factory=Turns)
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
@@ -92,7 +90,7 @@ class Pipeline:
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
-            raise await self._refused(ticket, refusal) from None
+            raise await self.endings.refuse(ticket, refusal) from None
         await running.started()
         return running
 
@@ -116,14 +114,14 @@ class Pipeline:
             CallError: policy or a breaker is against it now, its tool is another, or it cannot be recorded.
         """
         ticket = Ticket(kept.caller, request_of(kept, parcel), id=kept.call_id, received_at=kept.received_at)
-        call = replace(self._admit(ticket), known_as=parcel.known_as)
+        call = replace(self._admit(ticket), known_as=parcel.known_as, attempt=kept.attempt or 1)
         refuse_unless_still_allowed(call.verdict, kept.approval)
         if kept.approval is not None and call.tool.digest != parcel.tool_digest:
             raise CallError(
                 Reason.APPROVAL_VOID, "The tool is another than the one that was approved; make a new call."
             )
         with ExitStack() as place:
-            call.ticket.passage = place.enter_context(self.breakers.tool(kept.caller.tenant, call.tool))
+            call.ticket.passage = place.enter_context(self._passage(call))
             await self.ledger.begin(call.beginning())
             place.pop_all()  # from here on `_run` sees to it
         return call
@@ -141,7 +139,7 @@ class Pipeline:
                     return await self.kept.carry(running, kept_now(call, keeping), self._readmit, self._run)
             running.answer(await self.duplicates.answer(running, call, holder))
         except CallError as refusal:
-            running.fail(await self._refused(call.ticket, refusal))
+            running.fail(await self.endings.refuse(call.ticket, refusal))
 
     async def _claim(self, call: Admitted, keeping: Keeping | None, place: ExitStack) -> StoredCall | None:
         """Take a place and claim the call, or return the call that holds its key."""
@@ -152,12 +150,26 @@ class Pipeline:
                     caller = call.ticket.caller
                     room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
                     place.enter_context(room)
-                    call.ticket.passage = place.enter_context(self.breakers.tool(caller.tenant, call.tool))
+                    call.ticket.passage = place.enter_context(self._passage(call))
                     if keeping is not None:
                         call.ticket.passage.give_up()  # asked for again when its turn has come
                     charges = place.enter_context(self.limits.place(call))
                     holder = await self.ledger.claim(call.intent(self.ledger.digest, charges), keeping)
                 return holder
+
+    def _passage(self, call: Admitted) -> Passage:
+        """Ask the tool's breaker. A call that has a fallback goes on to that where the breaker refuses.
+
+        Raises:
+            CallError: `circuit_open`.
+        """
+        try:
+            return self.breakers.tool(call.ticket.caller.tenant, call.tool)
+        except CallError as stopped:
+            if not may_fall_back(call.tool, stopped.reason, started=False):
+                raise
+            call.ticket.stopped = stopped
+            return Passage()
 
     async def _run(self, running: Running, call: Admitted) -> None:
         """Run a claimed call. Nothing is raised from here on: every end is recorded, then published."""
@@ -167,49 +179,10 @@ class Pipeline:
                 answer = await contained(self.attempts.make(running, call, cleanup))
             except CallError as failure:
                 late = failure.reason is Reason.DEADLINE_EXCEEDED
-                await self._fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)
+                await self.endings.fail(running, call, failure, State.TIMED_OUT if late else State.FAILED)
             except Exception as error:  # whatever it was, the claim must not stay open
-                self.watch.unexpected(running.call_id, error)
-                await self._fail(running, call, internal(running.call_id), call.state_after_a_defect)
+                self.endings.watch.unexpected(running.call_id, error)
+                await self.endings.fail(running, call, internal(running.call_id), call.state_after_a_defect)
             else:
                 report(call.ticket.passage, call.tool, answer)
-                await self._answer(running, call, answer)
-
-    async def _answer(self, running: Running, call: Admitted, answer: Answer) -> None:
-        document = to_document(answer)
-        try:
-            with call.ticket.phases.measure("record"):
-                await self.ledger.complete(
-                    self.limits.ended(call, call.completion(answer, encode(document)), answer.usage)
-                )
-        except CallError as unrecorded:
-            unrecorded.call_id = running.call_id
-            running.fail(unrecorded)
-            return
-        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
-        running.answer(document)
-
-    async def _fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
-        """End a claimed call that has no answer."""
-        failure.call_id = running.call_id
-        try:
-            end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
-            with call.ticket.phases.measure("record"):
-                await self.ledger.complete(self.limits.ended(call, end, None))
-        except CallError as unrecorded:
-            unrecorded.call_id = running.call_id
-            failure = unrecorded
-        self.watch.refused(call.tool.name, failure.reason, call.ticket.phases.ms)
-        running.fail(failure)
-
-    async def _refused(self, ticket: Ticket, refusal: CallError) -> CallError:
-        """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
-        refusal.call_id = ticket.id
-        try:
-            with ticket.phases.measure("record"):
-                await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
-        except CallError as unrecorded:
-            unrecorded.call_id = ticket.id
-            refusal = unrecorded
-        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
-        return refusal
+                await self.endings.answer(running, call, answer)

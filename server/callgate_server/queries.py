@@ -20,7 +20,7 @@ from callgate_server.model.answer import Failure, failure_document, from_stored
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.lifecycle import FINISHED
+from callgate_server.model.lifecycle import FINISHED, State
 from callgate_server.model.task import is_task_of_ours
 
 MAX_LISTED = 200
@@ -149,7 +149,9 @@ def _tool_document(tool: Tool) -> dict[str, Any]:
 
 def call_document(stored: StoredCall) -> dict[str, Any]:
     """A call without its result, in its public JSON shape."""
-    failure = None if stored.reason is None else Failure(stored.reason, stored.message)
+    # A success with a reason is a fallback: what failed was answered, and the answer says so.
+    failed = stored.state is not State.SUCCEEDED
+    failure = Failure(stored.reason, stored.message) if failed and stored.reason is not None else None
     return {
         "call_id": stored.call_id,
         "tool": stored.tool,

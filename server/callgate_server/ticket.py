@@ -70,6 +70,8 @@ class Ticket:
     redrive: Redrive | None = None
     # Its way through the circuit breaker of its tool.
     passage: Passage = field(default_factory=Passage)
+    # Why its tool is not to be run, where its fallback answers instead.
+    stopped: CallError | None = None
 
     @property
     def tool_name(self) -> str:
@@ -113,6 +115,8 @@ class Admitted:
     decision_id: str = field(default_factory=new_call_id)
     # What its tool knows the call by, where an earlier attempt of it has settled that.
     known_as: str | None = None
+    # Which attempt of the call is made, or the first to make: higher than 1 where an earlier life made some.
+    attempt: int = 1
 
     @property
     def key(self) -> tuple[str, str, str, str] | None:
@@ -129,7 +133,7 @@ class Admitted:
         if self.known_as is not None:
             return CallNames(self.ticket.id, self.known_as)
         same: list[Json] = [self.ticket.id] if self.key is None else [*self.key, self.arguments_digest]
-        return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32])
+        return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32], self.attempt)
 
     @property
     def approval(self) -> str | None:
@@ -252,13 +256,27 @@ class Admitted:
     def blank(self, sandbox: SandboxInfo) -> Answer:
         """The answer as far as it is known before the end."""
         decision = Decision(self.decision_id, self.verdict.policies)
-        return Answer(self.ticket.id, self.tool.name, self.tool.manifest.version, State.RUNNING, decision, sandbox)
+        return Answer(
+            self.ticket.id,
+            self.tool.name,
+            self.tool.manifest.version,
+            State.RUNNING,
+            decision,
+            sandbox,
+            attempt=self.attempt,
+        )
 
     def completion(self, answer: Answer, document: bytes) -> Completion:
         """What the record keeps of the answer, which is `document` in its public shape."""
-        reason = answer.error.reason if answer.error else None
-        message = answer.error.message if answer.error else ""
-        return Completion(self.ticket.id, answer.state, reason, message, document, self.ticket.sandbox)
+        error = answer.fallback.error if answer.fallback else answer.error
+        reason, message = (error.reason, error.message) if error else (None, "")
+        kind = answer.fallback.kind if answer.fallback else None
+        return Completion(self.ticket.id, answer.state, reason, message, document, self.ticket.sandbox, kind)
+
+    def nothing_ran(self) -> Answer:
+        """The answer of a call that got as far as its claim and no further, to be given a state."""
+        blank = self.blank(SandboxInfo("", "", self.tool.manifest.isolation))
+        return replace(blank, nonce=new_nonce()).timed(self.ticket.queue_ms, dict(self.ticket.phases.ms))
 
     def cancelled_early(self) -> Answer:
         """The answer of a call that was cancelled while it waited for a sandbox."""

@@ -53,6 +53,9 @@ class Verification:
             return False
         try:
             running = await self.start(call.caller, CallRequest(verify, _question(call, parcel), "verify"))
+            await running.settled()
+            if not running.ended:
+                running.cancel()  # it needs an approval, and then a person may as well look by himself
             answer = await running.wait()
         except CallError:
             return False  # it is in the record why: policy, no sandbox, no such tool any more

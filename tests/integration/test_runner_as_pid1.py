@@ -116,6 +116,7 @@ async def test_the_environment_is_fixed_and_holds_no_secret(run_tool: RunTool) -
         Run(command=("/usr/bin/env",)), secrets=(DeliveredSecret("key", "stdin", Sealed(b"hunter2hunter2")),)
     )
     assert sorted(outcome.stdout.head.decode().splitlines()) == [
+        "CALLGATE_ATTEMPT=3",
         "CALLGATE_CALL_ID=call-1",
         "CALLGATE_IDEMPOTENCY_KEY=key-1",
         "CALLGATE_RESULT_FD=3",

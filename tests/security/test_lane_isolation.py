@@ -103,6 +103,7 @@ async def test_the_environment_is_as_in_a_container(lane: LaneRig) -> None:
     assert environment == {
         "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8",
         "CALLGATE_RESULT_FD": "3", "CALLGATE_CALL_ID": NAMES.call_id, "CALLGATE_IDEMPOTENCY_KEY": NAMES.idempotency_key,
+        "CALLGATE_ATTEMPT": str(NAMES.attempt),
     }  # fmt: skip
     assert (folder, pid, parent, host) == ("/tmp", 2, 1, "sandbox")
 

@@ -21,8 +21,8 @@ from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite import entries
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.cli.main import main
+from callgate_server.endings import Endings
 from callgate_server.execution import supervise
-from callgate_server.pipeline import Pipeline
 from callgate_server.secrets.broker import Broker
 
 Async = Callable[..., Awaitable[Any]]
@@ -114,13 +114,13 @@ POINTS: dict[str, Callable[[Trap], None]] = {
     "before effect": lambda trap: before(supervise._Run, "follow", trap.die_together),
     "after effect": lambda trap: after(DockerSandbox, "receive", trap.die_together, tells_of_a_deed),
     "before result": lambda trap: after(supervise._Run, "follow", trap.die_together),
-    "after result": lambda trap: before(Pipeline, "_answer", trap.die_together),
+    "after result": lambda trap: before(Endings, "answer", trap.die_together),
     "before outcome": lambda trap: before(SqliteLedger, "complete", trap.die_together),
     "after outcome, before its commit": lambda trap: in_transaction(
         trap.go_on_together, "complete", "complete", written=True
     ),
     "after outcome, before answer": lambda trap: after(SqliteLedger, "complete", trap.die_together),
-    "after answer": lambda trap: after(Pipeline, "_answer", trap.die_together),
+    "after answer": lambda trap: after(Endings, "answer", trap.die_together),
 }
 
 # What comes between the claim and the rest of a call that the gateway carries on by itself.

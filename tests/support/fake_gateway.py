@@ -254,7 +254,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
         call.dead, call.state = False, "succeeded" if request.happened else "failed"
         return pb.SettleCallResponse(call=call.summary())
 
-    def call_of(self, tool: str, *, within_s: float = 10) -> Call:
+    def call_of(self, tool: str, *, within_s: float = 60) -> Call:
         """Wait until a call of `tool` is accepted, and return it."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:

@@ -2,4 +2,4 @@
 
 from callgate_server.model.run import CallNames
 
-NAMES = CallNames("call-1", "key-1")
+NAMES = CallNames("call-1", "key-1", 3)

@@ -20,12 +20,15 @@ from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
 from callgate_server.duplicates import Duplicates
+from callgate_server.endings import Endings
+from callgate_server.endurance import Endurance
 from callgate_server.execution.breaker import BreakerRules
 from callgate_server.execution.breakers import Breakers, Kind
 from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import ExitReport, Health, SandboxRequest
+from callgate_server.fallback import Fallbacks
 from callgate_server.kept import KeptCalls, Patience
 from callgate_server.ledger.claims import holds_key, may_run_again
 from callgate_server.ledger.store import (
@@ -153,6 +156,19 @@ class MemoryLedger:
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         holder = self.keys.get((caller.tenant, caller.agent, tool, idempotency_key))
         return self.rows[holder] if holder else None
+
+    async def last_good(self, like: StoredCall, since: datetime) -> StoredCall | None:
+        good = [
+            row
+            for row in self.rows.values()
+            if (row.caller.tenant, row.caller.agent, row.tool, row.version, row.arguments_digest)
+            == (like.caller.tenant, like.caller.agent, like.tool, like.version, like.arguments_digest)
+            and row.state is State.SUCCEEDED
+            and row.reason is None
+            and row.finished_at is not None
+            and row.finished_at >= since
+        ]
+        return good[-1] if good else None
 
     async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         if intent.idempotency_key is not None:
@@ -368,6 +384,10 @@ def success(result: object, stdout: bytes = b"") -> list[bytes]:
 class Sandboxes:
     journal: list[str]
     frames: list[bytes] = field(default_factory=lambda: success("done", b"hello\n"))
+    # What the first ones play instead, in turn.
+    first: list[list[bytes]] = field(default_factory=list)
+    # What the first openings raise, in turn.
+    errors: list[CallError] = field(default_factory=list)
     error: CallError | None = None
     gate: asyncio.Event | None = None
     # Set: a call waits here before it gets its sandbox.
@@ -384,9 +404,13 @@ class Sandboxes:
             await self.turn.wait()
         if self.error:
             raise self.error
+        if self.errors:
+            raise self.errors.pop(0)
         self.journal.append("acquire")
         self.requests.append(request)
-        sandbox = ScriptedSandbox(self.journal, list(self.frames), self.gate, number=len(self.opened) + 1)
+        sandbox = ScriptedSandbox(
+            self.journal, list(self.first.pop(0) if self.first else self.frames), self.gate, number=len(self.opened) + 1
+        )
         sandbox.alive = len(self.opened) >= self.dead
         self.opened.append(sandbox)
         return sandbox
@@ -442,6 +466,8 @@ class Seen:
     defects: list[str] = field(default_factory=list)
     connections: list[tuple[str, str]] = field(default_factory=list)
     starts: list[tuple[str, str]] = field(default_factory=list)
+    retries: list[tuple[str, Reason]] = field(default_factory=list)
+    fallbacks: list[tuple[str, str, Reason]] = field(default_factory=list)
     phases: list[set[str]] = field(default_factory=list)
 
     def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
@@ -454,6 +480,12 @@ class Seen:
     def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
         self.ends.append((tool, state))
         self.phases.append(set(phases_ms))
+
+    def retried(self, tool: str, reason: Reason) -> None:
+        self.retries.append((tool, reason))
+
+    def fell_back(self, tool: str, kind: str, reason: Reason) -> None:
+        self.fallbacks.append((tool, kind, reason))
 
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
         self.connections.append((tool, event))
@@ -489,6 +521,8 @@ class World:
         self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop))
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
         self.breakers = Breakers(rules or {}, lambda _: None)
+        attempts = Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate)
+        self.endurance = Endurance(attempts, self.ledger, self.watch)
         self.pipeline = Pipeline(
             authentication=Authentication(Tokens()),
             catalog=self.catalog,
@@ -498,12 +532,12 @@ class World:
             limits=self.limits,
             deadlines=DeadlineRule(max_s),
             ledger=self.ledger,
-            attempts=Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate),
+            attempts=Fallbacks(self.endurance, self.catalog, schemas, self.policy, self.ledger, self.watch),
             breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
             kept=KeptCalls(self.ledger, Queue(kept), patience),
-            watch=self.watch,
+            endings=Endings(self.ledger, self.limits, self.watch),
         )
 
     async def __aenter__(self) -> "World":

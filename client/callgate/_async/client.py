@@ -170,8 +170,7 @@ class AsyncCallgate:
             asynchronous=True,
             priority=priority,
         )
-        # The RPC's own deadline counts as the call's: it must not be the shorter one.
-        return await self._call(request, _wait_s(deadline_s))
+        return await self._call(request, self._timeout_s)
 
     def stream(
         self,

@@ -32,6 +32,8 @@ from callgate.errors import GatewayUnreachable
 from callgate.types import Accepted, Answer, Answered, CallSummary, Event, Waiting
 
 AWAITING_APPROVAL: Final = "awaiting_approval"
+# As numbers of events are on the wire.
+_LAST_EVENT: Final = 2**63 - 1
 CALL_HELP: Final = (
     "Call a tool and show what came of it.\n\nThe tool's output goes to standard output and standard error, and "
     "its result to standard output if it printed nothing. Ctrl-C cancels the call and shows what it wrote until then. "
@@ -136,7 +138,7 @@ def follow(
     *,
     call_id: Annotated[str, typer.Argument(metavar="ID", help="The call, as `callgate calls` shows it.")],
     after: Annotated[
-        int, typer.Option(min=-1, max=2**63 - 1, metavar="N", help="Only what came after event N of the call.")
+        int, typer.Option(metavar="N", show_default=False, help="Only what came after event N of the call.")
     ] = -1,
     as_json: AsJson = False,
     target: Target = None,
@@ -144,6 +146,8 @@ def follow(
     ca_file: CaFile = None,
     send_token_in_clear: InClear = False,
 ) -> None:
+    if not -1 <= after <= _LAST_EVENT:
+        usage("--after takes the number of an event, from 0")
     screen = screen_for(as_json, lines=True)
     with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
         answer = _follow(gateway, call_id, after, screen)

@@ -21,7 +21,7 @@ from callgate.dead_letter import DeadLetter, DeadLetters
 from callgate.errors import CallRefused, GatewayUnreachable
 from callgate.operating import Breaker, Stop, Stopped
 from callgate.task import NewTask, Task
-from callgate.types import Answer, Artifact, CallSummary, Event, Output, OutputChunk, Tool, Waiting
+from callgate.types import Answer, Artifact, CallSummary, Event, Fallback, Output, OutputChunk, Tool, Waiting
 
 _STYLES: Final = {
     "succeeded": "green",
@@ -307,6 +307,7 @@ class Screen:
         line = Text().append(one_line(answer.state), style=_STYLES.get(answer.state, "red"))
         line.append(f"{_cause(answer)} in {duration(answer.usage.wall_ms)}")
         notes = ["replayed, nothing ran now"] if answer.replayed else []
+        notes += [f"attempt {answer.attempt}"] if answer.attempt > 1 else []
         notes += _truncations(answer)
         if answer.result is not None and answer.stdout.total_bytes:
             notes.append("result in --json")
@@ -315,6 +316,8 @@ class Screen:
         self._say(line)
         if answer.error is not None:
             self._say(Text(one_line(answer.error.message), style="red"))
+        if answer.fallback is not None:
+            self._say(Text(_fallback_line(answer.fallback), style="bold yellow"))
         for artifact in answer.artifacts:
             self._say(Text(_artifact_line(artifact), style="dim"))
 
@@ -422,6 +425,15 @@ def _cause(answer: Answer) -> str:
     elif answer.exit.code:
         parts.append(f"exit code {answer.exit.code}")
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _fallback_line(fallback: Fallback) -> str:
+    """Say that the result is not the tool's, whose it is, and why."""
+    old = "" if fallback.age_s is None else f", {duration(fallback.age_s * 1000)} old"
+    tool = "" if fallback.tool is None else f" of {one_line(fallback.tool)}"
+    call = "" if fallback.call_id is None else f", call {one_line(fallback.call_id)}"
+    why = f"{one_line(fallback.error.reason)}: {one_line(fallback.error.message)}"
+    return f"fallback ({one_line(fallback.kind)}{tool}{old}{call}), not the tool's own result: {why}"
 
 
 def _truncations(answer: Answer) -> list[str]:

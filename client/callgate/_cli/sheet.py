@@ -41,7 +41,8 @@ class Sheet:
         lines = [BAR + part for line in indented for part in self._folded(line, LABEL + len(BAR))]
         if self.width is not None and len(lines) > MOST_LINES:
             left_out = len(lines) - MOST_LINES
-            lines = [*lines[:MOST_LINES], f"({left_out} more lines are left out; all of it is in --json)"]
+            remark = f"({left_out} more lines are left out; all of it is in --json)"
+            lines = [*lines[:MOST_LINES], *self._folded(remark, LABEL)]
             self.whole = False
         self._add(label, lines)
 

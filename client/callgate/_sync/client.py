@@ -171,8 +171,7 @@ class Callgate:
             asynchronous=True,
             priority=priority,
         )
-        # The RPC's own deadline counts as the call's: it must not be the shorter one.
-        return self._call(request, _wait_s(deadline_s))
+        return self._call(request, self._timeout_s)
 
     def stream(
         self,

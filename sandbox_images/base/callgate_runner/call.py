@@ -50,6 +50,7 @@ class Call:
         self.names = {
             "CALLGATE_CALL_ID": text(head["call_id"]),
             "CALLGATE_IDEMPOTENCY_KEY": text(head["idempotency_key"]),
+            "CALLGATE_ATTEMPT": str(number(head["attempt"])),
         }
         self.deadline_s = number(head["deadline_ms"]) / 1000
         self.output_bytes = number(head["output_bytes"])

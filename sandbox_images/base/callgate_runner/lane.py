@@ -29,6 +29,9 @@ _CELL_S = 5.0
 _WARM_S = 12.0
 _FRAMES_S = 30.0
 _TICK_S = 5.0
+# How long after a call's last word, or until the gateway speaks. That word is on its way through the engine to the
+# gateway, which records the answer and sends it: what the next cell takes of the processors, it would take from these.
+_REST_S = 0.003
 _IN_COMMON = ("function", "command", "result_from_stdout", "artifacts", "memory_bytes", "pids", "open_files")
 
 
@@ -95,6 +98,7 @@ class _Lane:
         run = Run(self._link, call, stdin, self._waking, deadline, lambda: ready, self._watch)
         run.supervise()
         run.account()
+        self._link.has_news(_REST_S)
         buried = ready.bury()
         if not (run.regular and ready.left_nothing and buried):
             return None

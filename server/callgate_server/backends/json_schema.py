@@ -90,6 +90,7 @@ class CompiledSchemas:
                     compiled[tool.digest] = _compile(schema)
                 except ValueError as error:
                     raise ValueError(f"the {side} schema of {tool.name}: {error}") from None
+            _check_constant(tool, outputs[tool.digest])
         return cls(inputs, outputs)
 
     def input_violations(self, tool: Tool, arguments: Json) -> Sequence[Violation]:
@@ -99,6 +100,18 @@ class CompiledSchemas:
     def output_violations(self, tool: Tool, result: Json) -> Sequence[Violation]:
         """See `admission.validate.Schemas`. A tool that is not of this catalog raises KeyError."""
         return _violations(self._outputs[tool.digest], result)
+
+
+def _check_constant(tool: Tool, output: _Compiled) -> None:
+    """See that what is answered instead of a tool's result fits where that result would have to."""
+    fallback = tool.manifest.fallback
+    if fallback is None or fallback.constant is None:
+        return
+    if found := _violations(output, fallback.constant):
+        raise ValueError(
+            f"{tool.name}: `fallback.constant` does not fit the tool's `output` at {found[0].path or '/'}: "
+            f"{found[0].message}; change one of them"
+        )
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from hvac.adapters import RawAdapter  # type: ignore[import-untyped]
 from requests.adapters import HTTPAdapter
 
 from callgate_server.backends.private_files import read_private
+from callgate_server.backends.threads import full_pool
 from callgate_server.execution.sandbox import Health
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.sealed import Sealed
@@ -100,7 +101,7 @@ class OpenBao:
         self._now = now
         self._jitter = jitter
         self._session = _session(ca_file)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="openbao")
+        self._pool = full_pool(_THREADS, "openbao")
         self._token: _Token | None = None
         self._login = asyncio.Lock()
         self._login_failure: tuple[float, ConnectionError] = (-math.inf, ConnectionError())

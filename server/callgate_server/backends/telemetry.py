@@ -93,6 +93,8 @@ class Telemetry:
         self._connections = self._counter("egress_allowed", "Connections and requests that were allowed", "tool")
         self._kept_in = self._counter("egress_refused", "Connections and requests that were refused", "tool", "why")
         self._carried = self._counter("egress_bytes", "Bytes to and from the outside", "tool", "direction")
+        self._retries = self._counter("retries", "Attempts after a first one", "tool", "reason")
+        self._fallbacks = self._counter("fallbacks", "Calls answered by a fallback", "tool", "kind", "reason")
         phases = Histogram(
             "callgate_phase_ms",
             "Milliseconds per phase of a call",
@@ -130,6 +132,14 @@ class Telemetry:
         self._calls.labels(tool, state.value).inc()
         self._observe(phases_ms)
         self._log.info("finished", tool=tool, state=state.value, wall_ms=usage.wall_ms, queue_ms=usage.queue_ms)
+
+    def retried(self, tool: str, reason: Reason) -> None:
+        self._retries.labels(tool, reason.value).inc()
+        self._log.info("retried", tool=tool, reason=reason.value)
+
+    def fell_back(self, tool: str, kind: str, reason: Reason) -> None:
+        self._fallbacks.labels(tool, kind, reason.value).inc()
+        self._log.warning("fallback", tool=tool, kind=kind, reason=reason.value)
 
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
         """Count only: hosts are many and in the record. `why` is one of the gate's own words."""

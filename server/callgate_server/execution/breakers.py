@@ -183,19 +183,19 @@ class Breakers:
             except CallError as error:
                 passage.report(Outcome.NOTHING if error.particular else kinds.get(error.reason, Outcome.NOTHING))
                 raise
-            except BaseException:
-                # Also its cancellation: it says nothing.
-                passage.report(Outcome.NOTHING)
-                raise
             passage.report(Outcome.SUCCEEDED)
 
     def tool(self, tenant: str, tool: Tool) -> Passage:
-        """Ask for leave to run a tool. Where its manifest wants no breaker, everybody has it and nothing counts.
+        """Ask for leave to run a tool. Where its manifest wants no breaker, only an operator's hand opens one.
 
         Raises:
             CallError: `circuit_open`.
         """
-        return self.enter(BreakerKey("tool", tenant, tool.name)) if tool.manifest.breaker else Passage()
+        key = BreakerKey("tool", tenant, tool.name)
+        if tool.manifest.breaker:
+            return self.enter(key)
+        self.refuse_if_stopped(key)
+        return Passage()
 
     def failed(self, key: BreakerKey) -> None:
         """Count a failure that came to light outside of any passage. Only while closed: probes are asked for news."""
@@ -209,8 +209,8 @@ class Breakers:
         Raises:
             CallError: `circuit_open`: the breaker was opened by hand.
         """
-        breaker = self._of(key)
-        if breaker.state is State.FORCED_OPEN:
+        breaker = self._group(key).get(key)
+        if breaker is not None and breaker.state is State.FORCED_OPEN:
             self._refusals[key.kind] += 1
             raise CallError(Reason.CIRCUIT_OPEN, _BY_HAND, retry_after_ms=round(self._rules[key.kind].open_s * 1000))
 

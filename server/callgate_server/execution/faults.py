@@ -31,11 +31,12 @@ _OWN_SHARE: Final = 0.9
 
 
 def of_answer(answer: Answer, limits: Limits) -> Outcome:
-    """What a call's answer says of its tool."""
-    if answer.error is None:
+    """What a call's answer says of its tool: also one whose result is a fallback's, which says why its tool failed."""
+    error = answer.fallback.error if answer.fallback else answer.error
+    if error is None:
         return Outcome.SUCCEEDED if answer.state is State.SUCCEEDED else Outcome.NOTHING
-    if answer.error.reason is Reason.TIMED_OUT:
+    if error.reason is Reason.TIMED_OUT:
         # By the runner's own clock: where a caller had less patience, or the call had waited, it is not the tool's.
         own = answer.usage.wall_ms >= limits.wall_s * 1000 * _OWN_SHARE
         return Outcome.FAILED if own else Outcome.NOTHING
-    return _OF_TOOL.get(answer.error.reason, Outcome.NOTHING)
+    return _OF_TOOL.get(error.reason, Outcome.NOTHING)

@@ -212,6 +212,7 @@ def encode_call(
     head = _common(run, limits) | {
         "call_id": names.call_id,
         "idempotency_key": names.idempotency_key,
+        "attempt": names.attempt,
         "deadline_ms": deadline_ms,
         "output_bytes": limits.output_kb * 1024,
         "result_bytes": limits.result_kb * 1024,

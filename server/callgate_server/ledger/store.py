@@ -106,7 +106,8 @@ class Beginning:
 class Completion:
     """The end of an admitted call. `answer_json` is the redacted document, None when the tool never started.
 
-    `sandbox` is the backend's own name for the sandbox the call had, empty when it had none. `charges` are what it
+    `sandbox` is the backend's own name for the sandbox the call had, empty when it had none. `fallback` is the kind of
+    fallback that a success is; `reason` and `message` then say why the call's own tool failed. `charges` are what it
     spent by running, or gives back where it did not.
     """
 
@@ -116,6 +117,7 @@ class Completion:
     message: str
     answer_json: bytes | None
     sandbox: str = ""
+    fallback: str | None = None
     charges: tuple[Charge, ...] = ()
 
 
@@ -183,6 +185,12 @@ class Ledger(Protocol):
 
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         """The call that holds this key for this tenant, agent and tool. Refused calls hold no key."""
+
+    async def last_good(self, like: StoredCall, since: datetime) -> StoredCall | None:
+        """The newest success since then with the tenant, agent, tool, version and arguments of `like`, and its answer.
+
+        One that was itself a fallback is none.
+        """
 
     async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         """Write claim and intent in one transaction: the row in state `running`, and its event.

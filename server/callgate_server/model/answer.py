@@ -77,6 +77,21 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Substitute:
+    """Where the result of an answer comes from whose own tool could not do it, and `error`, why it could not.
+
+    `kind` is tool, constant or last_good. `tool` and `call_id` name the call whose result it is, where there is one;
+    `age_s` is how old a last good answer is.
+    """
+
+    kind: str
+    error: Failure
+    tool: str | None = None
+    call_id: str | None = None
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer of a call that ran. `result` is decoded JSON, present only when `state` is succeeded.
 
@@ -99,6 +114,8 @@ class Answer:
     replayed: bool = False
     untrusted: bool = True
     nonce: str = ""
+    attempt: int = 1
+    fallback: Substitute | None = None
 
     def timed(self, queue_ms: float, phases_ms: dict[str, float]) -> "Answer":
         """The same answer with the gateway's own measurements."""
@@ -122,6 +139,8 @@ def to_document(answer: Answer) -> dict[str, Any]:
         # `text` is made where somebody asks for it: kept here, it would be a second copy of everything.
         "content": {"nonce": answer.nonce, "untrusted": True, "text": None},
         "replayed": answer.replayed,
+        "attempt": answer.attempt,
+        "fallback": None if answer.fallback is None else _fallback_document(answer.fallback),
         "usage": {
             "queue_ms": answer.usage.queue_ms,
             "wall_ms": answer.usage.wall_ms,
@@ -161,6 +180,16 @@ def failure_document(failure: Failure) -> dict[str, Any]:
         "message": failure.message,
         "retryable": spec.retryable,
         "retry_after_ms": failure.retry_after_ms,
+    }
+
+
+def _fallback_document(fallback: Substitute) -> dict[str, Any]:
+    return {
+        "kind": fallback.kind,
+        "error": failure_document(fallback.error),
+        "tool": fallback.tool,
+        "call_id": fallback.call_id,
+        "age_s": fallback.age_s,
     }
 
 

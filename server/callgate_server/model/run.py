@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from callgate_server.model.answer import Exit
 from callgate_server.model.call import Deadline
@@ -12,6 +12,9 @@ from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.sealed import Sealed
+
+# EX_TEMPFAIL of sysexits.h: by it a tool says that it could not do it for now, and that another attempt may.
+EXIT_UNAVAILABLE: Final = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,12 @@ class CallNames:
     """What a tool may call its call. `idempotency_key` is the same for each attempt of the same call.
 
     It is for an upstream that tells repetitions by a key, and is never the caller's own, which is nobody else's affair.
+    `attempt` counts from 1: a tool with a condition (`if_match`) sees by it that what it finds changed may be its own.
     """
 
     call_id: str
     idempotency_key: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,10 @@ def judge(outcome: RunOutcome) -> tuple[State, Reason | None]:
     """Map the end of a run to a state and a reason. Only exit status 0 can become a success."""
     match outcome.cause:
         case Cause.EXITED:
-            return (State.SUCCEEDED, None) if outcome.exit.code == 0 else (State.FAILED, Reason.TOOL_FAILED)
+            if outcome.exit.code == 0:
+                return State.SUCCEEDED, None
+            unavailable = outcome.exit.code == EXIT_UNAVAILABLE
+            return State.FAILED, Reason.TOOL_UNAVAILABLE if unavailable else Reason.TOOL_FAILED
         case Cause.SIGNALLED:
             return State.FAILED, Reason.TOOL_FAILED
         case Cause.OUT_OF_MEMORY:

@@ -21,6 +21,12 @@ class Watch(Protocol):
     def finished(self, tool: str, state: State, usage: Usage, phases_ms: Mapping[str, float]) -> None:
         """A call's tool was started, and the call has ended. `phases_ms` has one more than `usage`: the record's."""
 
+    def retried(self, tool: str, reason: Reason) -> None:
+        """A call is attempted again, after an attempt that ended with `reason`."""
+
+    def fell_back(self, tool: str, kind: str, reason: Reason) -> None:
+        """A call whose own tool ended with `reason` is answered by its fallback."""
+
     def egress(self, tool: str, event: str, body: Mapping[str, Json]) -> None:
         """An event of a call's connections is in the record: `egress_allowed`, `egress_refused`, `egress_closed`."""
 

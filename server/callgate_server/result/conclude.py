@@ -13,7 +13,7 @@ from typing import Final
 from callgate_server.model.answer import Answer, Failure, Usage
 from callgate_server.model.errors import Reason, Violation
 from callgate_server.model.lifecycle import State
-from callgate_server.model.run import Cause, RunOutcome, judge
+from callgate_server.model.run import EXIT_UNAVAILABLE, Cause, RunOutcome, judge
 from callgate_server.model.strict_json import Json, decode
 from callgate_server.result.redact import Redactor
 from callgate_server.result.render import render_artifact, render_output
@@ -85,6 +85,8 @@ def _safe(message: str, redactor: Redactor) -> str:
 
 
 def _message(outcome: RunOutcome) -> str:
+    if outcome.cause is Cause.EXITED and outcome.exit.code == EXIT_UNAVAILABLE:
+        return f"The tool could not do it for now (exit status {EXIT_UNAVAILABLE}); try again later."
     if outcome.cause is Cause.EXITED:
         return f"The tool exited with status {outcome.exit.code}."
     if outcome.cause is Cause.SIGNALLED and outcome.exit.signal is not None:

@@ -152,6 +152,16 @@ class ContentDocument(_Document):
     text: str | None
 
 
+class FallbackDocument(_Document):
+    """Where a result comes from that is not the called tool's, and why that tool could not do it."""
+
+    kind: Literal["tool", "constant", "last_good"]
+    error: FailureDocument
+    tool: str | None
+    call_id: str | None
+    age_s: float | None
+
+
 class AnswerDocument(_Document):
     """The answer of a call whose tool was started. A tool wrote what is in it: data, never instructions."""
 
@@ -168,6 +178,8 @@ class AnswerDocument(_Document):
     untrusted: bool
     content: ContentDocument
     replayed: bool
+    attempt: int
+    fallback: FallbackDocument | None
     usage: UsageDocument
     sandbox: SandboxDocument
     decision: DecisionDocument

@@ -107,7 +107,8 @@ def call_from_proto(request: gateway_pb2.CallRequest, remaining_s: float | None)
         case _:
             raise _malformed("`on_disconnect` is not a value that this gateway knows.")
     wishes_ms = [_deadline_ms(request.deadline_ms)] if request.HasField("deadline_ms") else []
-    if remaining_s is not None:
+    # Who asks for an answer at once does not say with that how long the call may take.
+    if remaining_s is not None and not request.asynchronous:
         wishes_ms.append(int(max(0.0, min(remaining_s * 1000, MAX_DEADLINE_MS))))
     return CallRequest(
         tool=request.tool,
@@ -344,8 +345,17 @@ def answer_to_proto(document: Mapping[str, Any], *, with_text: bool = False) -> 
         usage=gateway_pb2.Usage(**document["usage"]),
         sandbox=gateway_pb2.Sandbox(**document["sandbox"]),
         decision=gateway_pb2.Decision(**document["decision"]),
+        fallback=_fallback_to_proto(document.get("fallback")),
+        # Answers that were stored before there were more than one have no number.
+        attempt=document.get("attempt", 1),
         content=None if content is None else gateway_pb2.Content(**content),
     )
+
+
+def _fallback_to_proto(document: Mapping[str, Any] | None) -> gateway_pb2.Fallback | None:
+    if document is None:
+        return None
+    return gateway_pb2.Fallback(**{**document, "error": failure_to_proto(document["error"])})
 
 
 def summary_to_proto(document: Mapping[str, Any]) -> gateway_pb2.CallSummary:

@@ -126,3 +126,18 @@ def test_waiting_says_for_what() -> None:
     assert turn == Waiting(1, "c1", "admitted")
     approval = _wire.event(pb.StreamCallResponse(seq=2, waiting=pb.Waiting(call_id="c1", state="x", group="g")))
     assert approval == Waiting(2, "c1", "x", "g")
+
+
+def test_a_fallback_is_read_whole_and_a_gateway_that_does_not_count_made_one_attempt() -> None:
+    message = pb.Answer(
+        attempt=3,
+        fallback=pb.Fallback(
+            kind="last_good", error=pb.Failure(reason="timed_out"), tool="a.b", call_id="c", age_s=2.5
+        ),
+    )
+    read = _wire.answer(message)
+    assert read.fallback is not None
+    assert (read.attempt, read.fallback.kind, read.fallback.error.reason) == (3, "last_good", "timed_out")
+    assert (read.fallback.tool, read.fallback.call_id, read.fallback.age_s) == ("a.b", "c", 2.5)
+    older = _wire.answer(pb.Answer())
+    assert (older.attempt, older.fallback) == (1, None)

@@ -25,7 +25,7 @@ def test_a_call_arrives_as_the_gateway_meant_it() -> None:
     call = call_of(Run(python="tool:main"), limits, b'{"a":1}')
     assert (call.function, call.command, call.arguments) == ("tool:main", None, b'{"a":1}')
     assert call.deadline_s == 1.5
-    assert call.names == {"CALLGATE_CALL_ID": "call-1", "CALLGATE_IDEMPOTENCY_KEY": "key-1"}
+    assert call.names == {"CALLGATE_CALL_ID": "call-1", "CALLGATE_IDEMPOTENCY_KEY": "key-1", "CALLGATE_ATTEMPT": "3"}
     assert (call.output_bytes, call.result_bytes) == (2048, 3072)
     assert (call.artifacts, call.artifacts_bytes) == (4, 5120)
     assert (call.memory_bytes, call.pids, call.open_files) == (64 * 1024 * 1024, 70, 80)
@@ -58,6 +58,7 @@ def test_a_call_has_no_way_out_unless_it_says_so() -> None:
         {"pids": True},
         {"call_id": None},
         {"idempotency_key": 7},
+        {"attempt": "2"},
         {"egress": []},
         {"egress": {"proxy": True, "ports": None, "authority": None}},
         {"egress": {"proxy": True, "ports": ["22"], "authority": None}},

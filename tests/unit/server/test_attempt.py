@@ -31,7 +31,9 @@ EGRESS = {
 
 
 def without_gate(world: World) -> Pipeline:
-    return replace(world.pipeline, attempts=replace(world.pipeline.attempts, egress=None))
+    attempts = replace(world.endurance.attempts, egress=None)
+    endurance = replace(world.endurance, attempts=attempts)
+    return replace(world.pipeline, attempts=replace(world.pipeline.attempts, endurance=endurance))
 
 
 async def test_a_result_that_does_not_fit_is_a_failure() -> None:

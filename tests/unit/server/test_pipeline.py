@@ -157,7 +157,9 @@ async def test_a_defect_after_an_unsafe_tool_ran_leaves_its_effect_unknown_and_i
 
 async def test_a_finished_call_is_replayed_and_nothing_runs_again() -> None:
     async with World() as world:
-        first = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
+        running = await world.pipeline.start("agent", request(idempotency_key="k"))
+        first = await running.wait()
+        await running.finished.wait()
         world.journal.clear()
         second = await (await world.pipeline.start("agent", request(idempotency_key="k"))).wait()
     assert world.journal == ["authorize", "replayed"]

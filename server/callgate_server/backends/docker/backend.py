@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
-from docker import APIClient
 from docker.errors import DockerException, ImageNotFound
 
 from callgate_server.backends.docker.engine import Engine, EngineClient
@@ -234,16 +234,16 @@ class DockerBackend:
         return limits.get(step, self._options.look_s)
 
 
-def _runtimes(client: APIClient) -> frozenset[str]:
-    return frozenset(client.info().get("Runtimes") or ())
+def _runtimes(client: EngineClient) -> frozenset[str]:
+    return frozenset(json.loads(client.direct.ask("GET", "/info")).get("Runtimes") or ())
 
 
-def _inspect_image(digest: str, client: APIClient) -> dict[str, Any]:
-    image: dict[str, Any] = client.inspect_image(digest)  # type: ignore[no-untyped-call]  # not in the stub
+def _inspect_image(digest: str, client: EngineClient) -> dict[str, Any]:
+    image: dict[str, Any] = json.loads(client.direct.ask("GET", f"/images/{digest}/json"))
     return image
 
 
-def _missing_images(digests: tuple[str, ...], client: APIClient) -> list[str]:
+def _missing_images(digests: tuple[str, ...], client: EngineClient) -> list[str]:
     missing = []
     for digest in digests:
         try:
@@ -268,8 +268,9 @@ def _start(container_id: str, client: EngineClient) -> None:
     client.direct.ask("POST", f"/containers/{container_id}/start")
 
 
-def _of_instance(instance: str, client: APIClient) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = client.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+def _of_instance(instance: str, client: EngineClient) -> list[dict[str, Any]]:
+    wanted = quote(json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]}))
+    found: list[dict[str, Any]] = json.loads(client.direct.ask("GET", f"/containers/json?all=1&filters={wanted}"))
     return found
 
 
@@ -277,5 +278,5 @@ def _remove_late(client: EngineClient, container_id: str) -> None:
     remove(container_id, client)
 
 
-def _close_late(_client: APIClient, raw: socket.socket) -> None:
+def _close_late(_client: EngineClient, raw: socket.socket) -> None:
     raw.close()

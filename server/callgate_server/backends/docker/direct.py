@@ -1,16 +1,17 @@
 """The few small requests that every sandbox costs, without the library's sessions.
 
 docker-py prepares, sends and takes apart a request with more work than the engine has with it, and opens a connection
-for each container. Here they go over connections that are kept, one for each thread. What the engine refuses is
-raised as the library does, so that nobody needs to know which way a request went.
+for each container. Here they go over a fixed number of connections that are kept. What the engine refuses is raised as
+the library does, so that nobody needs to know which way a request went.
 """
 
 import http.client
 import json
+import queue
 import select
 import socket
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Final
 
@@ -22,20 +23,36 @@ _UPGRADED: Final = 101
 
 
 class Direct:
-    """One engine. May be used by any thread; each has a connection of its own, until `close`.
+    """One engine, over `connections`: as many threads may ask at the same time, and others wait for their turn.
 
-    A connection is not waited for, and nothing on it, for longer than `timeout_s`.
+    A connection is not waited for, and nothing on it, for longer than `timeout_s`. Each connects when it is first used,
+    or with `open`.
     """
 
-    def __init__(self, socket_path: str, version: str, timeout_s: float) -> None:
+    def __init__(self, socket_path: str, version: str, timeout_s: float, connections: int = 1) -> None:
         self._socket_path = socket_path
         self._prefix = f"/v{version}"
         self._timeout_s = timeout_s
-        self._own = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[_Connection] = []
-        # Connections of an earlier age are closed by their own threads, when they are next used.
+        # Connections of an earlier age are closed when they are next used.
         self._age = 0
+        self._all = [_Connection(socket_path, timeout_s) for _ in range(connections)]
+        # The one that was used last comes first: it is the likeliest to be whole.
+        self._free: queue.LifoQueue[_Connection] = queue.LifoQueue()
+        for connection in self._all:
+            self._free.put(connection)
+
+    def open(self) -> None:
+        """Connect all, so that no burst of requests does later.
+
+        Raises:
+            OSError: the engine cannot be reached.
+        """
+        try:
+            for connection in self._all:
+                connection.connect()
+        except OSError:
+            self.close()
+            raise
 
     def renew(self) -> None:
         """Use no connection any more that is open now. May be called while requests are under way."""
@@ -50,15 +67,15 @@ class Direct:
             docker.errors.APIError: the engine refused.
             OSError: it cannot be reached, did not answer in time, or spoke no HTTP.
         """
-        connection = self._kept()
-        try:
-            connection.limit(timeout_s or self._timeout_s)
-            response = connection.exchange(method, self._prefix + path, document, {})
-            body = response.read()
-        except BaseException:
-            # What is still to come on it would be taken for the answer to another request.
-            connection.close()
-            raise
+        with self._kept() as connection:
+            try:
+                connection.limit(timeout_s or self._timeout_s)
+                response = connection.exchange(method, self._prefix + path, document, {})
+                body = response.read()
+            except BaseException:
+                # What is still to come on it would be taken for the answer to another request.
+                connection.close()
+                raise
         _raise_refusal(response, body, path)
         return body
 
@@ -85,21 +102,20 @@ class Direct:
 
     def close(self) -> None:
         """Close all connections. No request may be under way."""
-        with self._lock:
-            for connection in self._all:
-                connection.close()
-
-    def _kept(self) -> "_Connection":
-        connection: _Connection | None = getattr(self._own, "connection", None)
-        if connection is None:
-            connection = self._own.connection = _Connection(self._socket_path, self._timeout_s)
-            with self._lock:
-                self._all.append(connection)
-        if connection.age != self._age:
+        for connection in self._all:
             connection.close()
-            connection.age = self._age
-        connection.drop_if_ended()
-        return connection
+
+    @contextmanager
+    def _kept(self) -> Iterator["_Connection"]:
+        connection = self._free.get()
+        try:
+            if connection.age != self._age:
+                connection.close()
+                connection.age = self._age
+            connection.drop_if_ended()
+            yield connection
+        finally:
+            self._free.put(connection)
 
 
 class _Connection(http.client.HTTPConnection):

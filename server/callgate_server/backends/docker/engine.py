@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -19,6 +19,7 @@ from docker.utils.utils import version_gte
 from requests import PreparedRequest, Response
 
 from callgate_server.backends.docker.direct import Direct
+from callgate_server.backends.threads import full_pool
 
 # What engines since December 2020 speak, and what this code is written against.
 API_VERSION: Final = "1.41"
@@ -29,14 +30,14 @@ _log = logging.getLogger(__name__)
 class EngineClient(APIClient):
     """A client whose every request has a time limit, also where the library passes none.
 
-    `direct` is for the requests that every sandbox costs.
+    `direct` is for the requests that a gateway makes all the time.
     """
 
     def __init__(self, socket_url: str, timeout_s: float, *, version: str, connections: int) -> None:
         super().__init__(socket_url, version=version, timeout=math.ceil(timeout_s), max_pool_size=connections)
         # Proxies and credentials of the environment are not for the engine.
         self.trust_env = False
-        self.direct = Direct(socket_url.removeprefix("unix://"), version, timeout_s)
+        self.direct = Direct(socket_url.removeprefix("unix://"), version, timeout_s, connections)
 
     def close(self) -> None:
         self.direct.close()
@@ -85,7 +86,7 @@ class Engine:
         self._timeout_s = timeout_s
         self._connecting = threading.Lock()
         self._shared: EngineClient | None = None
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._pool = full_pool(threads, name)
 
     async def run(
         self,
@@ -145,7 +146,9 @@ class Engine:
             version = spoken(client.version(api_version=False))
         with self._connecting:
             if self._shared is None:
-                self._shared = connect(self._socket_url, self._timeout_s, version=version, connections=self._threads)
+                client = connect(self._socket_url, self._timeout_s, version=version, connections=self._threads)
+                client.direct.open()
+                self._shared = client
         return self._shared
 
     def _give_late(self, late: Callable[[EngineClient, _T], object], waiter: int, future: "Future[_T]") -> None:

@@ -201,6 +201,8 @@ def complete(transaction: Transaction, completion: Completion) -> None:
     if row is None:
         raise ValueError("the end of a call that is not in the record")
     end: dict[str, Json] = {"sandbox": completion.sandbox}
+    if completion.fallback is not None:
+        end["fallback"] = completion.fallback
     reason, answer = completion.reason, completion.answer_json
     end_call(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
     charge(transaction.connection, completion.charges)

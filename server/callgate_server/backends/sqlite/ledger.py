@@ -10,7 +10,6 @@ import queue
 import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +23,7 @@ from callgate_server.backends.sqlite.register import SqliteRegister
 from callgate_server.backends.sqlite.rows import CallRow
 from callgate_server.backends.sqlite.spool import Spool
 from callgate_server.backends.sqlite.writer import Transaction, Writer, unavailable
+from callgate_server.backends.threads import full_pool
 from callgate_server.ledger.chain import Event, Keys, check, keyed_hash
 from callgate_server.ledger.store import (
     Beginning,
@@ -72,9 +72,10 @@ class SqliteLedger:
         self._boot = secrets.token_hex(8)
         self._spool = Spool.open(files.path.with_name(files.path.name + ".spool"), self._keys.spool)
         self._writer = Writer(files, self._keys, now)
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
+        self._readers = full_pool(_READERS, "ledger-reader")
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
-        self._idle.put(_first_reader(files.path))
+        for _ in range(_READERS):
+            self._idle.put(_tried_reader(files.path))
         self._closed = False
 
     @classmethod
@@ -234,6 +235,11 @@ class SqliteLedger:
             )
         )
 
+    async def last_good(self, like: StoredCall, since: datetime) -> StoredCall | None:
+        return self._stored(
+            await self._read(lambda connection: rows.read_last_good(connection, like, rows.timestamp(since)))
+        )
+
     async def get(self, call_id: str) -> StoredCall | None:
         return self._stored(await self._read(lambda connection: rows.read(connection, call_id)))
 
@@ -321,7 +327,7 @@ class SqliteLedger:
         return result
 
 
-def _first_reader(path: Path) -> sqlite3.Connection:
+def _tried_reader(path: Path) -> sqlite3.Connection:
     """Connect a reader that has read: the index of the log, without which nobody reads, needs room while it is made."""
     reader = schema.open_reader(path)
     reader.execute("SELECT 1 FROM events LIMIT 1").fetchone()

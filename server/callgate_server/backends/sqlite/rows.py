@@ -131,6 +131,17 @@ def read_key_holder(
     return None if found is None else CallRow(*found)
 
 
+def read_last_good(connection: sqlite3.Connection, like: StoredCall, since: str) -> CallRow | None:
+    """The newest success since then of the same caller with the same tool, version and arguments; no fallback."""
+    found = connection.execute(
+        SELECT
+        + " WHERE tenant = ? AND agent = ? AND tool = ? AND arguments_digest = ? AND finished_at >= ? AND version = ?"
+        + " AND state = 'succeeded' AND reason IS NULL AND answer IS NOT NULL ORDER BY finished_at DESC LIMIT 1",
+        (like.caller.tenant, like.caller.agent, like.tool, like.arguments_digest, since, like.version),
+    ).fetchone()
+    return None if found is None else CallRow(*found)
+
+
 def read_open(connection: sqlite3.Connection, boot: str) -> list[CallRow]:
     """Calls in the middle of their way that another life of the gateway claimed."""
     found = connection.execute(

@@ -73,6 +73,11 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX calls_dead ON calls (tenant, finished_at) WHERE dead IS NOT NULL",
     ),
     (
+        # A success with a reason is a fallback: the reason is why its own tool failed.
+        """CREATE INDEX calls_good ON calls (tenant, agent, tool, arguments_digest, finished_at)
+            WHERE state = 'succeeded' AND reason IS NULL AND answer IS NOT NULL""",
+    ),
+    (
         # Tasks with their grants, and stops: each row is bound by its last event.
         """CREATE TABLE tasks (
             task_id TEXT PRIMARY KEY,

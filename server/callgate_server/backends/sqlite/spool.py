@@ -139,6 +139,7 @@ def _to_bytes(completion: Completion) -> bytes:
             "reason": None if completion.reason is None else completion.reason.value,
             "message": completion.message,
             "sandbox": completion.sandbox,
+            "fallback": completion.fallback,
             "answered": completion.answer_json is not None,
             "charges": [_charge_to_json(charge) for charge in completion.charges],
         }
@@ -163,6 +164,8 @@ def _from_bytes(payload: bytes) -> Completion:
         message=str(head["message"]),
         answer_json=payload[_SIZE.size + size :] if head["answered"] else None,
         sandbox=str(head["sandbox"]),
+        # Absent in entries of before.
+        fallback=None if (kind := head.get("fallback")) is None else str(kind),
         charges=tuple(map(_charge_from_json, charges)),
     )
 

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import grpc
 import pytest
@@ -53,13 +55,23 @@ def test_following_says_what_a_call_waits_for(commands: FakeGateway) -> None:
 
 
 def test_a_stream_that_breaks_says_how_to_go_on(commands: FakeGateway) -> None:
-    run("call", "demo.guarded")
-    call = commands.calls[0]
-    call.break_here()
-    result = run("follow", call.id)
-    assert result.exit_code == 4
-    assert "Waits for an approval by finance" in result.stderr
-    assert f"Go on with: callgate follow {call.id} --after 1" in result.stderr
+    commands.turns.clear()
+    run("call", "demo.flaky", "--async")
+    call_id = commands.calls[0].id
+
+    def begin_once_it_is_followed() -> None:
+        while len(commands.metadata) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        commands.turns.set()
+
+    beginning = threading.Thread(target=begin_once_it_is_followed)
+    beginning.start()
+    result = run("follow", call_id)
+    beginning.join()
+    assert (result.exit_code, result.stdout) == (4, "one\n")
+    assert "Waits for its turn." in result.stderr
+    assert f"Go on with: callgate follow {call_id} --after 2" in result.stderr
 
 
 @pytest.mark.parametrize("reason", ["rate_limited", "circuit_open"])
@@ -78,6 +90,7 @@ def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGatew
         ["call", "a.b", "--purpose", "\udcff"],
         ["follow"],
         ["follow", "c1", "--after", "-2"],
+        ["follow", "c1", "--after", str(2**63)],
         ["follow", "\udcff"],
     ],
 )

@@ -24,6 +24,7 @@ from callgate import (
     Waiting,
 )
 from callgate._cli.screen import Screen, describe
+from callgate.types import Fallback
 
 CALL_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 TOO_LATE = Failure("timed_out", "DEADLINE_EXCEEDED", "Killed at its deadline.")
@@ -259,3 +260,11 @@ def test_a_refusal_that_a_person_can_do_something_about_says_what(
 ) -> None:
     Screen().refusal(CallRefused(Failure(reason, "C", "No.")))
     assert "  next: " in capsys.readouterr().err
+
+
+def test_a_fallback_is_said_plainly_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    error = Failure("timed_out", "DEADLINE_EXCEEDED", "Killed at its deadline.")
+    Screen().state(answer(attempt=2, fallback=Fallback("last_good", error, "a.b", "c9", 90.0)))
+    shown = capsys.readouterr().err
+    assert "attempt 2" in shown
+    assert "fallback (last_good of a.b, 90.0 s old, call c9), not the tool's own result: timed_out" in shown

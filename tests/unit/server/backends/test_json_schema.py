@@ -333,3 +333,15 @@ def test_one_value_is_held_against_one_schema() -> None:
     assert not fits({"type": "string", "maxLength": 3}, "abcd")
     with pytest.raises(ValueError, match="ref"):
         fits({"$ref": "https://example.com/schema"}, "abc")
+
+
+@pytest.mark.parametrize(("constant", "fits"), [({"rate": 1}, True), ({"rate": "x"}, False), ({}, False)])
+def test_a_constant_fallback_must_fit_the_output(constant: dict[str, Any], fits: bool) -> None:
+    output = {"type": "object", "properties": {"rate": {"type": "integer"}}, "required": ["rate"]}
+    plain = tool(OBJECT, output).manifest.model_dump(by_alias=True)
+    declared = Tool.pin(Manifest.model_validate(plain | {"fallback": {"constant": constant}}), "sha256:" + "0" * 64)
+    if fits:
+        CompiledSchemas.of(Catalog.of(declared))
+        return
+    with pytest.raises(ValueError, match=r"test.tool: `fallback.constant` does not fit .* change one of them"):
+        CompiledSchemas.of(Catalog.of(declared))

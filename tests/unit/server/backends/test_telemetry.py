@@ -120,3 +120,12 @@ def test_a_breaker_that_opens_is_a_warning_and_one_that_closes_is_news(capsys: p
         ("warning", "engine", "open", "failures"),
         ("info", "engine", "closed", "recovered"),
     ]
+
+
+def test_retries_and_fallbacks_are_counted() -> None:
+    telemetry = Telemetry("error")
+    telemetry.retried("web.fetch", Reason.TOOL_UNAVAILABLE)
+    telemetry.fell_back("web.fetch", "constant", Reason.SANDBOX_LOST)
+    text = telemetry.metrics().decode()
+    assert 'callgate_retries_total{reason="tool_unavailable",tool="web.fetch"} 1.0' in text
+    assert 'callgate_fallbacks_total{kind="constant",reason="sandbox_lost",tool="web.fetch"} 1.0' in text

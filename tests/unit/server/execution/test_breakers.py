@@ -210,6 +210,17 @@ def test_a_tool_whose_manifest_wants_none_has_no_breaker():
     assert desk.breakers.list() == {}
 
 
+def test_an_operators_hand_stops_also_a_tool_whose_manifest_wants_no_breaker():
+    desk = Desk()
+    free = tool(breaker=False)
+    desk.breakers.open("tool:acme/text.echo")
+    with pytest.raises(CallError, match="operator"):
+        desk.breakers.tool("acme", free)
+    desk.breakers.tool("rival", free)
+    desk.breakers.close("tool:acme/text.echo")
+    desk.breakers.tool("acme", free)
+
+
 def test_a_tools_answers_are_counted_by_what_they_say_of_it():
     desk = Desk()
     one = tool()

@@ -138,6 +138,7 @@ def test_a_call_holds_what_the_runner_needs_and_no_more() -> None:
     assert set(head) == set(FRAMES["documents"]["call"])
     assert head["deadline_ms"] == 77
     assert (head["call_id"], head["idempotency_key"]) == (NAMES.call_id, NAMES.idempotency_key)
+    assert head["attempt"] == NAMES.attempt == 3
     assert head["memory_bytes"] == 64 * 1024 * 1024
 
 

@@ -54,6 +54,8 @@ def test_the_document_has_every_public_field():
         "untrusted": True,
         "content": {"nonce": "", "untrusted": True, "text": None},
         "replayed": False,
+        "attempt": 1,
+        "fallback": None,
         "usage": {
             "queue_ms": 1.5,
             "wall_ms": 2.5,

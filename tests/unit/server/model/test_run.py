@@ -35,3 +35,8 @@ def test_output_is_truncated_exactly_when_bytes_are_missing():
     assert not Captured(b"ab", b"cd", 4).truncated
     assert Captured(b"ab", b"cd", 5).truncated
     assert not Captured().truncated
+
+
+def test_status_75_says_that_it_could_not_be_done_for_now():
+    assert run.judge(RunOutcome(Cause.EXITED, "", Exit(code=75))) == (State.FAILED, Reason.TOOL_UNAVAILABLE)
+    assert run.judge(RunOutcome(Cause.EXITED, "", Exit(code=74))) == (State.FAILED, Reason.TOOL_FAILED)

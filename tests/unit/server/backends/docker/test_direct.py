@@ -4,6 +4,7 @@ import select
 import socketserver
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class _Handler(socketserver.StreamRequestHandler):
             elif name in LAST_WORDS:
                 self.wfile.write(LAST_WORDS[name])
                 return
+            elif name == "waits":
+                self.server.released.wait(30)  # type: ignore[attr-defined]
+                self.wfile.write(answer("204 No Content"))
             elif name == "attach":
                 self.wfile.write(UPGRADED)
                 self.wfile.write(self.rfile.read(4).upper())
@@ -86,7 +90,7 @@ def engine(server: _Server) -> Iterator[Direct]:
     engine.close()
 
 
-def test_requests_of_a_thread_share_a_connection(engine: Direct, server: _Server) -> None:
+def test_requests_one_after_another_share_a_connection(engine: Direct, server: _Server) -> None:
     for _ in range(3):
         assert engine.ask("POST", "/echo", {"a": 1}) == b'POST /v1.41/echo {"a": 1}'
     assert engine.ask("DELETE", "/echo") == b"DELETE /v1.41/echo "
@@ -94,19 +98,50 @@ def test_requests_of_a_thread_share_a_connection(engine: Direct, server: _Server
     assert server.connections == 1
 
 
-def test_threads_do_not_share_one(engine: Direct, server: _Server) -> None:
-    engine.ask("GET", "/echo")
-    other = threading.Thread(target=engine.ask, args=("GET", "/echo"))
+def test_requests_at_the_same_time_do_not_share_one(server: _Server) -> None:
+    engine = Direct(str(server.server_address), "1.41", 20, connections=2)
+    other = threading.Thread(target=engine.ask, args=("GET", "/waits"))
     other.start()
-    other.join()
+    _wait_for(server, 1)
+    assert engine.ask("GET", "/echo") == b"GET /v1.41/echo "
     assert server.connections == 2
+    server.released.set()
+    other.join()
+    engine.close()
+
+
+def test_once_it_is_open_no_burst_makes_more_connections(server: _Server) -> None:
+    engine = Direct(str(server.server_address), "1.41", 20, connections=3)
+    engine.open()
+    _wait_for(server, 3)
+    others = [threading.Thread(target=engine.ask, args=("GET", "/echo")) for _ in range(20)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert server.connections == 3
+    engine.close()
+
+
+def test_of_an_engine_that_is_away_nothing_is_kept_open(tmp_path: Path) -> None:
+    engine = Direct(str(tmp_path / "s"), "1.41", 1, connections=2)
+    with pytest.raises(FileNotFoundError):
+        engine.open()
+    assert [connection.sock for connection in engine._all] == [None, None]
+
+
+def _wait_for(server: _Server, connections: int) -> None:
+    until = time.monotonic() + 20
+    while server.connections < connections:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_connection_that_the_engine_has_closed_is_made_again(engine: Direct, server: _Server) -> None:
     for _ in range(3):
         assert engine.ask("GET", "/last") == b""
         # Until its end is here.
-        assert select.select([engine._own.connection.sock], [], [], 10)[0]
+        assert select.select([engine._all[0].sock], [], [], 10)[0]
     assert server.connections == 3
 
 

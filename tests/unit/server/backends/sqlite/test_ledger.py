@@ -273,3 +273,30 @@ async def test_a_remark_is_durable_and_one_that_cannot_be_written_says_so(path, 
     path.chmod(0o644)
     assert await reason(ledger.remark("breaker_changed", {})) is Reason.AUDIT_UNAVAILABLE
     path.chmod(0o600)
+
+
+async def test_the_last_good_answer_is_the_newest_success_of_the_same_call_and_no_fallback(ledger):
+    calls = [intent() for _ in range(4)]
+    for made in calls:
+        assert await ledger.claim(made) is None
+    await ledger.complete(success(calls[0].call_id, b'{"result":1}'))
+    await ledger.complete(success(calls[1].call_id, b'{"result":2}'))
+    fallback = replace(success(calls[2].call_id, b'{"result":3}'), reason=Reason.TOOL_UNAVAILABLE, fallback="constant")
+    await ledger.complete(fallback)
+    like = await ledger.get(calls[3].call_id)
+    past = datetime.now(UTC) - timedelta(hours=1)
+    assert (await ledger.last_good(like, past)).answer_json == b'{"result":2}'
+    assert await ledger.last_good(like, datetime.now(UTC) + timedelta(hours=1)) is None
+    for other in (
+        replace(like, caller=Caller("rival", like.caller.agent)),
+        replace(like, caller=Caller(like.caller.tenant, "another")),
+        replace(like, tool="c.d"),
+        replace(like, version="2.0.0"),
+        replace(like, arguments_digest="other"),
+    ):
+        assert await ledger.last_good(other, past) is None
+    told = [json.loads(event.body) for event in events(ledger._files.path) if event.call_id == calls[2].call_id]
+    assert (told[-1]["fallback"], told[-1]["reason"], told[-1]["state"]) == (
+        "constant", "tool_unavailable", "succeeded",
+    )  # fmt: skip
+    assert (await ledger.verify()).fault is None

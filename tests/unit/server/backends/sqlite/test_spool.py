@@ -31,7 +31,7 @@ def reopened(path, key=KEY):
     return waiting
 
 
-ONE = replace(success("c1", bytes(range(256))), sandbox="s1", message="ä")
+ONE = replace(success("c1", bytes(range(256))), sandbox="s1", message="ä", fallback="constant")
 TWO = never_started("c2")
 
 

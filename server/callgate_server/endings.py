@@ -1,0 +1,66 @@
+"""How a call ends in the record, for who follows it, and for who watches: with an answer, without one, or refused.
+
+What cannot be recorded is not told: who asked then learns that instead.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from callgate_server.execution.running import Running
+from callgate_server.ledger.store import Completion, Ledger
+from callgate_server.limits import Limits
+from callgate_server.model.answer import Answer, to_document
+from callgate_server.model.errors import CallError
+from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import encode
+from callgate_server.observe.watch import Watch
+from callgate_server.ticket import Admitted, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    ledger: Ledger
+    limits: Limits
+    watch: Watch
+
+    async def answer(self, running: Running, call: Admitted, answer: Answer) -> None:
+        """End a call whose tool was started, or that has a fallback's answer."""
+        document = to_document(answer)
+        try:
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(
+                    self.limits.ended(call, call.completion(answer, encode(document)), answer.usage)
+                )
+        except CallError as unrecorded:
+            unrecorded.call_id = running.call_id
+            running.fail(unrecorded)
+            return
+        running.answer(document)
+        # Whoever waits for the answer goes first, and what is counted and logged of it does not keep them.
+        await asyncio.sleep(0)
+        self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
+
+    async def fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
+        """End a claimed call that has no answer."""
+        failure.call_id = running.call_id
+        try:
+            end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
+            with call.ticket.phases.measure("record"):
+                await self.ledger.complete(self.limits.ended(call, end, None))
+        except CallError as unrecorded:
+            unrecorded.call_id = running.call_id
+            failure = unrecorded
+        self.watch.refused(call.tool.name, failure.reason, call.ticket.phases.ms)
+        running.fail(failure)
+
+    async def refuse(self, ticket: Ticket, refusal: CallError) -> CallError:
+        """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
+        refusal.call_id = ticket.id
+        try:
+            with ticket.phases.measure("record"):
+                await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
+        except CallError as unrecorded:
+            unrecorded.call_id = ticket.id
+            refusal = unrecorded
+        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
+        return refusal
