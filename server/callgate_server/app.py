@@ -6,12 +6,12 @@ way: admit nothing, let calls finish within the grace, cancel the rest, close th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Administration, is_administrator
@@ -36,12 +36,14 @@ from callgate_server.duplicates import Duplicates
 from callgate_server.endings import Endings
 from callgate_server.endurance import Endurance
 from callgate_server.execution.guarded_starts import GuardedStarts, StoppedByHand
+from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.levels import Levels
 from callgate_server.execution.running import RunningCalls
-from callgate_server.execution.sandbox import Health, SandboxBackend
+from callgate_server.execution.sandbox import SandboxBackend
 from callgate_server.execution.trial import ForkTrial
 from callgate_server.fallback import Fallbacks
+from callgate_server.health import HealthBoard
 from callgate_server.kept import KeptCalls
 from callgate_server.ledger.store import OpenLease
 from callgate_server.limits import Limits
@@ -69,10 +71,11 @@ from callgate_server.parts import (
 )
 from callgate_server.pipeline import Pipeline
 from callgate_server.queries import Queries
+from callgate_server.rounds import Rounds
 from callgate_server.secrets.broker import Broker
 from callgate_server.stops import Stops
 from callgate_server.tasks import Tasks
-from callgate_server.transports.gate import Gate, Readiness
+from callgate_server.transports.gate import Gate
 from callgate_server.verification import Verification
 
 # How long calls may take to end after the grace of a drain, before the process goes anyway.
@@ -87,8 +90,6 @@ SPOOL_EVERY_S: Final = 1.0
 TASKS_EVERY_S: Final = 5.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
 DUPLICATES_WAITING: Final = Ceilings(1024, 512)
-# Without these the gateway cannot serve any call; others fail only the calls that need them.
-ESSENTIAL: Final = ("engine", "runtime", "ledger")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +139,11 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        engine = GuardedStarts(docker, breakers)
-        container: SandboxBackend = engine
-        if settings.execution.pool.enabled:
-            container = pool = await held.enter_async_context(warm_pool(settings, catalog, engine, telemetry))
-            telemetry.readings(partial(pool_readings, pool))
-        lanes = await held.enter_async_context(Lanes(engine, rules, telemetry.unexpected))
-        telemetry.readings(partial(lane_readings, lanes))
-        sandboxes = StoppedByHand(Levels(container=container, fork=lanes), breakers)
+        sandboxes, lanes = await _sandboxes(settings, catalog, GuardedStarts(docker, breakers), rules, held, telemetry)
+        sandboxes = StoppedByHand(sandboxes, breakers)
         if out is not None:
             await held.enter_async_context(out)
-        rounds = await held.enter_async_context(_Rounds(telemetry))
+        rounds = await held.enter_async_context(Rounds(telemetry.unexpected))
         running = await held.enter_async_context(RunningCalls(telemetry.unexpected))
         broker = Broker(guarded_store(store, breakers))
         attempts = Attempts(schemas, policy, ledger, broker, sandboxes, telemetry, out)
@@ -183,21 +178,11 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             settings.limits.tasks_per_agent,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
-        health = _HealthBoard(ledger, store, sandboxes, running, telemetry)
+        health = HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
-        rounds.carry("health", health.look, pause_s=HEALTH_EVERY_S)
-        rounds.carry("policy", partial(_refresh, policy, telemetry), pause_s=settings.policy.reload_s)
-        rounds.carry("reap", partial(_reap, sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
-        rounds.carry("lanes", lanes.tend, pause_s=LANES_EVERY_S)
-        if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
-            rounds.carry("fork", ForkTrial(lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
-        rounds.carry("remarks", remarks.write, pause_s=SPOOL_EVERY_S)
-        rounds.carry("verify", Verification(catalog, ledger, pipeline.start_for).look, pause_s=VERIFY_EVERY_S)
-        rounds.carry("spool", ledger.move_spooled, pause_s=SPOOL_EVERY_S)
-        rounds.carry("tasks", tasks.expire, pause_s=TASKS_EVERY_S)
-        rounds.carry("expiry", partial(_expire, ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
-        if store is not None:
-            rounds.carry("secrets", store.run, pause_s=1)
+        verification = Verification(catalog, ledger, pipeline.start_for)
+        work = _Work(policy, ledger, store, sandboxes, lanes, remarks, tasks, verification, health)
+        work.begin(rounds, settings, catalog, telemetry)
         resumed = await pipeline.resume()
         gate = Gate(
             calls=pipeline,
@@ -223,80 +208,35 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         telemetry.info("drained", cancelled=cancelled)
 
 
-class _Rounds:
-    """Background work: each piece is a task of one group, and a piece that fails is reported and goes on."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The parts that have something to do again and again."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-        self._tasks = asyncio.TaskGroup()
-        self._started: list[asyncio.Task[None]] = []
+    policy: PolicyDirectory
+    ledger: SqliteLedger
+    store: OpenBao | None
+    sandboxes: SandboxBackend
+    lanes: Lanes
+    remarks: Remarks
+    tasks: Tasks
+    verification: Verification
+    health: HealthBoard
 
-    async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        for task in self._started:
-            task.cancel()
-        await self._tasks.__aexit__(None, None, None)
-
-    def carry(self, name: str, work: Callable[[], Awaitable[object]], *, pause_s: float) -> None:
-        """Do `work` again and again, with a pause after each time."""
-        self._started.append(self._tasks.create_task(self._repeat(name, work, pause_s), name=name))
-
-    async def _repeat(self, name: str, work: Callable[[], Awaitable[object]], pause_s: float) -> None:
-        while True:
-            try:
-                await work()
-            except Exception as error:  # a round must not end the gateway
-                self._telemetry.unexpected(name, error)
-            await asyncio.sleep(pause_s)
-
-
-class _HealthBoard:
-    """What `/readyz` shows, looked up in the background so that asking costs nothing.
-
-    Anybody may read that, so that it is names only; why something fails and what to do is in the log.
-    """
-
-    def __init__(
-        self,
-        ledger: SqliteLedger,
-        store: OpenBao | None,
-        sandboxes: SandboxBackend,
-        running: RunningCalls,
-        telemetry: Telemetry,
-    ) -> None:
-        self._ledger = ledger
-        self._store = store
-        self._sandboxes = sandboxes
-        self._running = running
-        self._telemetry = telemetry
-        self._components: dict[str, Health] = {}
-
-    async def look(self) -> None:
-        components = dict(await self._sandboxes.health())
-        if self._store is not None:
-            components |= await self._store.health()
-        components["ledger"] = await self._ledger_health()
-        for name, health in components.items():
-            known = self._components.get(name)
-            if not health.ok and (known is None or known.ok):
-                self._telemetry.warning("a component does not work", component=name, detail=health.detail)
-        self._components = components
-
-    async def readiness(self) -> Readiness:
-        draining = self._running.draining
-        components = {name: health.ok for name, health in self._components.items()} | {"accepting": not draining}
-        essential = all(components.get(name, False) for name in ESSENTIAL)
-        return Readiness(essential and not draining, components)
-
-    async def _ledger_health(self) -> Health:
-        try:
-            await self._ledger.probe()
-        except CallError as error:
-            return Health(ok=False, detail=error.message)
-        return Health(ok=True, detail="writes work")
+    def begin(self, rounds: Rounds, settings: Settings, catalog: Catalog, telemetry: Telemetry) -> None:
+        rounds.carry("health", self.health.look, pause_s=HEALTH_EVERY_S)
+        rounds.carry("policy", partial(_refresh, self.policy, telemetry), pause_s=settings.policy.reload_s)
+        rounds.carry("reap", partial(_reap, self.sandboxes, telemetry), pause_s=settings.engine.reap_every_s)
+        rounds.carry("lanes", self.lanes.tend, pause_s=LANES_EVERY_S)
+        if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
+            rounds.carry("fork", ForkTrial(self.lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
+        rounds.carry("remarks", self.remarks.write, pause_s=SPOOL_EVERY_S)
+        rounds.carry("verify", self.verification.look, pause_s=VERIFY_EVERY_S)
+        rounds.carry("spool", self.ledger.move_spooled, pause_s=SPOOL_EVERY_S)
+        rounds.carry("tasks", self.tasks.expire, pause_s=TASKS_EVERY_S)
+        rounds.carry("expiry", partial(_expire, self.ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
+        if self.store is not None:
+            rounds.carry("secrets", self.store.run, pause_s=1)
+        rounds.carry("time", self.health.keep_time, pause_s=0)
 
 
 async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:
@@ -304,6 +244,23 @@ async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:
     ledger = await asyncio.to_thread(SqliteLedger.open, settings.ledger.file, key)
     held.push_async_callback(ledger.close)
     return ledger
+
+
+async def _sandboxes(
+    settings: Settings,
+    catalog: Catalog,
+    engine: GuardedStarts,
+    rules: LaneRules,
+    held: AsyncExitStack,
+    telemetry: Telemetry,
+) -> tuple[SandboxBackend, Lanes]:
+    container: SandboxBackend = engine
+    if settings.execution.pool.enabled:
+        container = pool = await held.enter_async_context(warm_pool(settings, catalog, engine, telemetry))
+        telemetry.readings(partial(pool_readings, pool))
+    lanes = await held.enter_async_context(Lanes(engine, rules, telemetry.unexpected))
+    telemetry.readings(partial(lane_readings, lanes))
+    return Levels(container=container, fork=lanes), lanes
 
 
 async def _settle(ledger: SqliteLedger, store: OpenBao | None, sandboxes: SandboxBackend, telemetry: Telemetry) -> None:

@@ -1,0 +1,79 @@
+"""What `/readyz` shows: which parts work, looked up in the background so that asking costs nothing."""
+
+import asyncio
+import time
+from typing import Final
+
+from callgate_server.backends.openbao import OpenBao
+from callgate_server.backends.sqlite.ledger import SqliteLedger
+from callgate_server.backends.telemetry import Telemetry
+from callgate_server.execution.running import RunningCalls
+from callgate_server.execution.sandbox import Health, SandboxBackend
+from callgate_server.model.errors import CallError
+from callgate_server.observe.lag import LoopLag
+from callgate_server.transports.gate import Readiness
+
+# Without these the gateway cannot serve any call; others fail only the calls that need them.
+ESSENTIAL: Final = ("engine", "runtime", "ledger")
+_WOKEN_EVERY_S: Final = 0.1
+
+
+class HealthBoard:
+    """Anybody may read that, so that it is names only; why something fails and what to do is in the log."""
+
+    def __init__(
+        self,
+        ledger: SqliteLedger,
+        store: OpenBao | None,
+        sandboxes: SandboxBackend,
+        running: RunningCalls,
+        telemetry: Telemetry,
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._sandboxes = sandboxes
+        self._running = running
+        self._telemetry = telemetry
+        self._components: dict[str, Health] = {}
+        self._lag = LoopLag()
+        telemetry.gauge("loop_stall_seconds", "Worst stall of the event loop lately", self._worst_stall_s)
+        telemetry.gauge("loop_stalls", "Stalls of the event loop since the start", lambda: self._lag.stalls)
+
+    async def look(self) -> None:
+        components = dict(await self._sandboxes.health())
+        if self._store is not None:
+            components |= await self._store.health()
+        components["ledger"] = await self._ledger_health()
+        for name, health in components.items():
+            known = self._components.get(name)
+            if not health.ok and (known is None or known.ok):
+                self._telemetry.warning("a component does not work", component=name, detail=health.detail)
+        self._components = components
+
+    async def keep_time(self) -> None:
+        """Notice when the loop is held by something. Returns after each look."""
+        due_s = time.monotonic() + _WOKEN_EVERY_S
+        await asyncio.sleep(_WOKEN_EVERY_S)
+        before = self._lag.stalls
+        self._lag.woken(due_s, time.monotonic())
+        if self._lag.stalls > before:
+            self._telemetry.warning("the event loop was held", seconds=round(self._worst_stall_s(), 3))
+
+    async def readiness(self) -> Readiness:
+        draining = self._running.draining
+        components = {name: health.ok for name, health in self._components.items()} | {
+            "accepting": not draining,
+            "loop": not self._worst_stall_s(),
+        }
+        essential = all(components.get(name, False) for name in ESSENTIAL)
+        return Readiness(essential and not draining, components)
+
+    def _worst_stall_s(self) -> float:
+        return self._lag.worst_s(time.monotonic())
+
+    async def _ledger_health(self) -> Health:
+        try:
+            await self._ledger.probe()
+        except CallError as error:
+            return Health(ok=False, detail=error.message)
+        return Health(ok=True, detail="writes work")
