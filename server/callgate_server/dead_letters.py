@@ -36,6 +36,9 @@ class DeadLetters:
         caller = await self.authentication.identify(token)
         agent = None if self._is_administrator(caller, "dead_letters") else caller.agent
         found, total = await self.ledger.dead_letters(caller.tenant, agent, min(limit, MAX_LISTED))
+        if caller.task is not None:
+            found = [stored for stored in found if self._may_see(caller, stored)]
+            total = len(found)
         return [await self._document(stored) for stored in found], total
 
     async def show(self, token: str | None, call_id: str) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Limits:
         known = usage is not None or completion.state is State.UNKNOWN
         spent = _used(usage or Usage()) if known else -_reservation(call)
         self._reserved.discard(call.ticket.id)
+        if not budgets:
+            return completion
         self._count(call, budgets, spent)
         return replace(completion, charges=self._charges(call, budgets, spent))
 

@@ -154,8 +154,7 @@ class Pipeline:
                     if keeping is not None:
                         call.ticket.passage.give_up()  # asked for again when its turn has come
                     charges = place.enter_context(self.limits.place(call))
-                    intent = replace(call.intent(self.ledger.digest), charges=charges)
-                    holder = await self.ledger.claim(intent, keeping)
+                    holder = await self.ledger.claim(call.intent(self.ledger.digest, charges), keeping)
                 return holder
 
     def _passage(self, call: Admitted) -> Passage:

@@ -29,6 +29,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
 from callgate_server.model.run import CallNames, DeliveredSecret, EgressWire, Job
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import Json, encode
 from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.observe.phases import Phases
@@ -174,7 +175,7 @@ class Admitted:
             out.wire,
         )
 
-    def intent(self, digest: Digest) -> Intent:
+    def intent(self, digest: Digest, charges: tuple[Charge, ...] = ()) -> Intent:
         manifest = self.tool.manifest
         return Intent(
             call_id=self.ticket.id,
@@ -192,6 +193,7 @@ class Admitted:
             received_at=self.ticket.received_at,
             deadline_at=self.deadline_at,
             transport=self.ticket.request.transport,
+            charges=charges,
         )
 
     def sandbox_request(self) -> SandboxRequest:

@@ -43,7 +43,8 @@ from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import decode
-from callgate_server.tasks import TaskWish
+from callgate_server.stops import MAX_REASON
+from callgate_server.tasks import MAX_LIFETIME_S, TaskWish
 from callgate_server.transports.gate import Access, Gate, Readiness
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
@@ -390,6 +391,8 @@ class Tasks:
 
     async def create(self, token: str | None, wish: TaskWish) -> tuple[dict[str, Any], Sealed]:
         await self.played.identify(token)
+        if not (1 <= len(wish.name) <= 200 and 0 < wish.lifetime_s <= MAX_LIFETIME_S):
+            raise CallError(Reason.INVALID_REQUEST, "Not a task.")
         self.wishes.append(wish)
         return TASK, Sealed(b"cgt_secret")
 
@@ -422,6 +425,8 @@ class Stops:
         await self.played.identify(token)
         if not agent:
             raise CallError(Reason.POLICY_DENIED, "No.")
+        if len(reason) > MAX_REASON:
+            raise CallError(Reason.INVALID_REQUEST, "Too long.")
         self.asked.append(("stop", agent, reason))
         return {**STOP, "agent": agent, "reason": reason}, 2
 

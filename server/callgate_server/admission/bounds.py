@@ -37,10 +37,11 @@ class BoundTable:
 
     def of(self, caller: Caller, task: Budget | None = None) -> list[tuple[Scope, Bounds]]:
         """The bounds of a call, widest scope first. `task` is the budget of the task of ours that it belongs to."""
-        tenant, agent = caller.tenant, f"{caller.tenant}/{caller.agent}"
+        tenant = caller.tenant
+        by_tenant, by_agent = self.tenants.get(tenant), self.agents.get(f"{tenant}/{caller.agent}")
         found = [
-            (Scope(tenant), self.tenants.get(tenant, Bounds()).over(self.per_tenant)),
-            (Scope(tenant, caller.agent), self.agents.get(agent, Bounds()).over(self.per_agent)),
+            (Scope(tenant), self.per_tenant if by_tenant is None else by_tenant.over(self.per_tenant)),
+            (Scope(tenant, caller.agent), self.per_agent if by_agent is None else by_agent.over(self.per_agent)),
         ]
         if task is not None and caller.task is not None:
             found.append((Scope(tenant, caller.agent, caller.task), Bounds(budget=task).over(self.per_task)))

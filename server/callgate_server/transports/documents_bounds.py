@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from callgate_server.tasks import MAX_LIFETIME_S
+from callgate_server.transports.wire_tasks import MAX_AMOUNT, MAX_COUNT
 
 
 class _Document(BaseModel):
@@ -24,10 +25,10 @@ class GrantDocument(_Document):
 class BudgetBody(_Document):
     """What a task may spend at most. What is left out is not bounded."""
 
-    calls: Annotated[int | None, Field(ge=0)] = None
-    cpu_s: Annotated[float | None, Field(ge=0)] = None
-    egress_bytes: Annotated[int | None, Field(ge=0)] = None
-    cost: Annotated[float | None, Field(ge=0)] = None
+    calls: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
+    cpu_s: Annotated[float | None, Field(ge=0, le=MAX_AMOUNT)] = None
+    egress_bytes: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
+    cost: Annotated[float | None, Field(ge=0, le=MAX_AMOUNT)] = None
 
 
 class TaskBody(_Document):

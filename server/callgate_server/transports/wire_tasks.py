@@ -15,7 +15,8 @@ from callgate_server.transports.wire import timestamp
 
 WISH_KEYS: Final = frozenset(("name", "grant", "lifetime_s", "budget"))
 _BUDGET_KEYS: Final = frozenset(("calls", "cpu_s", "egress_bytes", "cost"))
-_MOST: Final = 2**53
+MAX_COUNT: Final = 2**53
+MAX_AMOUNT: Final = 1e9
 
 
 def wish_from_json(fields: Mapping[str, Json]) -> TaskWish:
@@ -30,13 +31,13 @@ def wish_from_json(fields: Mapping[str, Json]) -> TaskWish:
     if not isinstance(grant, dict) or set(grant) != {"tools"} or not isinstance(grant["tools"], dict):
         raise _malformed('The body needs `grant`, like {"tools": {"text.diff": {}}}.')
     tools = {tool: _schema(schema) for tool, schema in grant["tools"].items()}
-    budget = fields.get("budget")
-    if not isinstance(budget, dict | None) or not _BUDGET_KEYS.issuperset(budget or {}):
+    budget = fields.get("budget", {})
+    if not isinstance(budget, dict) or not _BUDGET_KEYS.issuperset(budget):
         raise _malformed(f"`budget` is an object of {', '.join(sorted(_BUDGET_KEYS))}.")
     lifetime_s = _number("lifetime_s", fields.get("lifetime_s"))
     if lifetime_s is None:
         raise _malformed("The body needs `lifetime_s`, a number of seconds.")
-    return TaskWish(name, tools, lifetime_s, _budget(budget or {}))
+    return TaskWish(name, tools, lifetime_s, _budget(budget))
 
 
 def wish_from_proto(request: gateway_pb2.CreateTaskRequest) -> TaskWish:
@@ -92,7 +93,7 @@ def _number(name: str, value: Json) -> float | None:
     if value is None:
         return None
     # Not a number fails every comparison, and so this one.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_AMOUNT:
         raise _malformed(f"`{name}` must be a number from 0 to 1000000000.")
     return float(value)
 
@@ -100,7 +101,9 @@ def _number(name: str, value: Json) -> float | None:
 def _count(name: str, value: Json) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON knows one kind of number: 5.0 is a whole one
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
         raise _malformed(f"`{name}` must be a whole number from 0 to 2^53.")
     return value
 
