@@ -345,8 +345,9 @@ async def test_a_start_that_fails_in_the_moment_of_a_cancellation_harms_nobody()
     backend = FakeBackend(error=CallError(Reason.IMAGE_MISSING, "no image"), gate=asyncio.Event())
     async with lanes_on(backend) as lanes:
         waiting = asyncio.ensure_future(lanes.open(request()))
-        while not backend.requests:
+        for _ in range(3):
             await asyncio.sleep(0)
+        assert backend.requests
         assert backend.gate is not None
         backend.gate.set()
         waiting.cancel()
