@@ -195,6 +195,7 @@ class Lanes:
     def _act(self) -> None:
         """Do what the board says, until it has nothing more to say."""
         self._bury_the_dead()
+        self._dismiss_the_gone()
         while (action := self._board.next_action()) is not None:
             match action:
                 case Give(slot, waiter):
@@ -210,6 +211,12 @@ class Lanes:
         for slot in self._board.slots:
             if slot.phase is Phase.IDLE and not self._lanes[slot].sandbox.alive:
                 self._let_go(slot, "died")
+
+    def _dismiss_the_gone(self) -> None:
+        """Let nobody wait who has given up: a cancelled call learns of it a moment before it leaves by itself."""
+        for waiter, call in self._waiting.items():
+            if call.session.done():
+                self._board.leave(waiter)
 
     async def _start(self, slot: Slot, request: SandboxRequest) -> None:
         """Start a lane. When it fails, the call that waits most urgently for such a one is told."""
@@ -268,6 +275,7 @@ class Lanes:
     def _not_started(self, slot: Slot, error: CallError) -> None:
         self._failed_starts += 1
         self._board.gone(slot)
+        self._dismiss_the_gone()
         waiter = self._board.first(slot.key)
         if waiter is not None:
             self._board.leave(waiter)

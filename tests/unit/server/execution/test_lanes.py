@@ -326,6 +326,37 @@ async def test_a_lane_given_in_the_moment_of_a_cancellation_comes_back() -> None
         assert len(backend.lanes) == 1
 
 
+async def test_a_lane_that_is_free_in_the_moment_of_a_cancellation_is_not_lost() -> None:
+    backend = FakeBackend()
+    async with lanes_on(backend) as lanes:
+        first = await lanes.open(request())
+        waiting = asyncio.ensure_future(lanes.open(request()))
+        await asyncio.sleep(0)
+        # From here to the end of the first call nothing waits: the cancelled one has not left yet.
+        waiting.cancel()
+        await serve(backend, first)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await serve(backend, await lanes.open(request()))
+        assert len(backend.lanes) == 1
+
+
+async def test_a_start_that_fails_in_the_moment_of_a_cancellation_harms_nobody() -> None:
+    backend = FakeBackend(error=CallError(Reason.IMAGE_MISSING, "no image"), gate=asyncio.Event())
+    async with lanes_on(backend) as lanes:
+        waiting = asyncio.ensure_future(lanes.open(request()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert backend.requests
+        assert backend.gate is not None
+        backend.gate.set()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        backend.error = None
+        await serve(backend, await lanes.open(request()))
+
+
 async def test_what_the_backend_refuses_the_call_is_told() -> None:
     backend = FakeBackend(error=CallError(Reason.IMAGE_MISSING, "no image"))
     async with lanes_on(backend) as lanes:
