@@ -145,7 +145,7 @@ async def test_no_attempt_is_awaited_past_the_deadline() -> None:
 
 
 async def test_many_failing_calls_are_hardly_retried() -> None:
-    async with World(declared()) as world:
+    async with World(declared(breaker=False)) as world:
         world.sandboxes.frames = list(UNAVAILABLE)
         for _ in range(20):
             await answered(world)
