@@ -1,12 +1,14 @@
 """What `/readyz` shows: which parts work, looked up in the background so that asking costs nothing."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.ledger import SqliteLedger
-from callgate_server.backends.telemetry import Telemetry
+from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.execution.running import RunningCalls
 from callgate_server.execution.sandbox import Health, SandboxBackend
 from callgate_server.model.errors import CallError
@@ -35,7 +37,9 @@ class HealthBoard:
         self._running = running
         self._telemetry = telemetry
         self._components: dict[str, Health] = {}
+        self._census: Mapping[str, int] = {}
         self._lag = LoopLag()
+        telemetry.readings(self._readings)
         telemetry.gauge("loop_stall_seconds", "Worst stall of the event loop lately", self._worst_stall_s)
         telemetry.gauge("loop_stalls", "Stalls of the event loop since the start", lambda: self._lag.stalls)
 
@@ -49,6 +53,8 @@ class HealthBoard:
             if not health.ok and (known is None or known.ok):
                 self._telemetry.warning("a component does not work", component=name, detail=health.detail)
         self._components = components
+        with contextlib.suppress(CallError):  # the record's own state says it
+            self._census = await self._ledger.census()
 
     async def keep_time(self) -> None:
         """Notice when the loop is held by something. Returns after each look."""
@@ -67,6 +73,10 @@ class HealthBoard:
         }
         essential = all(components.get(name, False) for name in ESSENTIAL)
         return Readiness(essential and not draining, components)
+
+    def _readings(self) -> Iterable[Reading]:
+        text = "Calls that wait for their turn or for an approval, and dead letters"
+        yield Reading("gauge", "kept_calls", text, dict(self._census), "state")
 
     def _worst_stall_s(self) -> float:
         return self._lag.worst_s(time.monotonic())

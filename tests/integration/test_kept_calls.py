@@ -290,6 +290,11 @@ def forbidden(gateway: RunningGateway) -> None:
     assert refusal(response) == (403, "policy_denied")
 
 
+def counted(gateway: RunningGateway, dead: int) -> None:
+    with gateway.web() as web:
+        assert f'callgate_kept_calls{{state="dead_letters"}} {dead}.0' in web.get("/metrics").text
+
+
 def redrive(call_id: str) -> str:
     return f"/v1/dead-letters/{call_id}/redrive"
 
@@ -303,6 +308,7 @@ def test_what_failed_for_good_is_kept_redriven_and_given_up(tmp_path: Path) -> N
     with deployment.start() as second, second.web() as web:
         listed = web.get("/v1/dead-letters").json()
         assert listed["total"] == 1
+        eventually(lambda: counted(second, 1))
         [dead] = listed["dead_letters"]
         assert dead == web.get(f"/v1/dead-letters/{failed['call_id']}").json()
         assert [(step["attempt"], step["reason"]) for step in dead["attempts"]] == [(1, "tool_failed")]

@@ -238,6 +238,9 @@ class MemoryLedger:
         ]
         return dead[:limit], len(dead)
 
+    async def census(self) -> Mapping[str, int]:
+        return {"dead_letters": sum(row.dead == "open" for row in self.rows.values())}
+
     async def unknown(self, limit: int) -> list[StoredCall]:
         return [row for row in self.rows.values() if row.state is State.UNKNOWN and row.kept][:limit]
 

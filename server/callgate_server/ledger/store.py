@@ -231,6 +231,9 @@ class Ledger(Protocol):
     async def dead_letters(self, tenant: str, agent: str | None, limit: int) -> tuple[list[StoredCall], int]:
         """The newest dead letters of a tenant, or of one agent of it, and how many there are."""
 
+    async def census(self) -> Mapping[str, int]:
+        """How many kept calls there are in each state that somebody may have to look at, and how many dead letters."""
+
     async def unknown(self, limit: int) -> list[StoredCall]:
         """The calls whose effect is unknown and whose arguments are kept, oldest first."""
 

@@ -17,6 +17,8 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State, move
 from callgate_server.model.strict_json import decode
 
+# In the words of the index over what is in flight: a list of other states would be searched for in all calls.
+_WAITING: Final = "state IN ('admitted', 'awaiting_approval', 'running') AND state != 'running'"
 # What says of a call's events how an attempt of it went.
 _STEPS: Final = """
     SELECT at, kind, body FROM events
@@ -92,7 +94,7 @@ def read_waiting(connection: sqlite3.Connection) -> list[tuple[CallRow, int]]:
     """Calls that wait for their turn or for an approval, oldest first, each with the event that last changed it."""
     found = connection.execute(
         SELECT_WITHOUT_ANSWER.replace(" FROM calls", ", last_seq FROM calls")
-        + " WHERE state IN ('admitted', 'awaiting_approval') AND parcel IS NOT NULL ORDER BY received_at, call_id"
+        + f" WHERE {_WAITING} AND parcel IS NOT NULL ORDER BY received_at, call_id"
     ).fetchall()
     return [(CallRow(*values), last_seq) for *values, last_seq in found]
 
@@ -121,6 +123,15 @@ def read_dead(connection: sqlite3.Connection, tenant: str, agent: str | None, mo
     counted = connection.execute("SELECT count(*) FROM calls" + condition, values)  # noqa: S608  # our own words
     (total,) = counted.fetchone()
     return [CallRow(*row) for row in found], int(total)
+
+
+def read_census(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many calls wait for an approval, for their turn, and for somebody to look at them."""
+    waiting = connection.execute(
+        f"SELECT state, count(*) FROM calls WHERE {_WAITING} GROUP BY state"  # noqa: S608  # our own words
+    )
+    (dead,) = connection.execute("SELECT count(*) FROM calls WHERE dead IS NOT NULL AND dead = 'open'").fetchone()
+    return {"admitted": 0, "awaiting_approval": 0, **dict(waiting.fetchall()), "dead_letters": int(dead)}
 
 
 def read_unknown(connection: sqlite3.Connection, most: int) -> list[CallRow]:

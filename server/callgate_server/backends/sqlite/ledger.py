@@ -161,6 +161,9 @@ class SqliteLedger:
         found, total = await self._read(partial(carried.read_dead, tenant=tenant, agent=agent, most=most))
         return self._all_stored(found), total
 
+    async def census(self) -> Mapping[str, int]:
+        return await self._read(carried.read_census)
+
     async def unknown(self, limit: int) -> list[StoredCall]:
         return self._all_stored(await self._read(partial(carried.read_unknown, most=min(limit, MAX_LISTED))))
 

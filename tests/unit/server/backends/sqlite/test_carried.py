@@ -154,6 +154,14 @@ def test_a_dead_letter_is_redriven_once_and_the_two_name_each_other(transaction)
     assert refused(entries.claim, transaction, intent(), None, "boot", again, b"s") is Reason.NOT_POSSIBLE
 
 
+def test_what_somebody_may_have_to_look_at_is_counted(transaction):
+    kept(transaction)
+    kept(transaction, "finance")
+    entries.complete(transaction, failure(begun(transaction)))
+    census = carried.read_census(transaction.connection)
+    assert census == {"admitted": 1, "awaiting_approval": 1, "dead_letters": 1}
+
+
 def test_a_dead_letter_is_given_up_once(transaction):
     dead = begun(transaction)
     entries.complete(transaction, failure(dead))
