@@ -57,7 +57,9 @@ class CallBody(_Document):
     task: Annotated[
         str | None,
         Field(
-            default=None, pattern=TASK_ID.pattern, description="A task of this agent whose grant holds for the call."
+            default=None,
+            pattern=f"^{TASK_ID.pattern}$",
+            description="A task of this agent whose grant holds for the call.",
         ),
     ]
     purpose: Annotated[

@@ -109,11 +109,12 @@ class KeptPages:
             int | None, Query(ge=-1, le=2**53, description="The id of the last event that is known; all where absent.")
         ] = None,
         last_event_id: Annotated[
-            str | None, Header(description="The same, as a browser sends it when it connects again.")
+            str | None,
+            Header(pattern="^[0-9]{1,16}$", description="The same, as a browser sends it when it connects again."),
         ] = None,
     ) -> Response:
         """Report a call of this caller as it goes, from after a given event on. Leaving changes nothing about it."""
-        known = after if after is not None else _seq(last_event_id)
+        known = after if after is not None else int(last_event_id or -1)
         running = await self.gate.queries.follow(token_of(request), call_id, known)
         return EventStream(
             running, OnDisconnect.DETACH, self.limits.heartbeat_s, with_text=content == "text", after=known
@@ -164,16 +165,3 @@ class KeptPages:
     async def discard(self, request: Request, call_id: CallId) -> Response:
         """Give it up: what was kept of it is deleted."""
         return reply(await self.gate.dead_letters.discard(token_of(request), call_id))
-
-
-def _seq(last_event_id: str | None) -> int:
-    """Return the number of the last event that a client has seen, -1 for none.
-
-    Raises:
-        CallError: `invalid_request`.
-    """
-    if last_event_id is None:
-        return -1
-    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 16):
-        raise CallError(Reason.INVALID_REQUEST, "`Last-Event-ID` must be the id of an event of this call.")
-    return int(last_event_id)

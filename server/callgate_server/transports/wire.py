@@ -125,10 +125,18 @@ def call_from_proto(request: gateway_pb2.CallRequest, remaining_s: float | None)
 
 
 def _deadline_ms(value: Json) -> int:
+    return _whole(value, 1, MAX_DEADLINE_MS, "`deadline_ms` must be a whole number of milliseconds")
+
+
+def _priority(value: Json) -> int:
+    return _whole(value, 0, MAX_PRIORITY, "`priority` must be a whole number")
+
+
+def _whole(value: Json, least: int, most: int, rule: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON knows one kind of number: 5.0 is a whole one
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEADLINE_MS:
-        raise _malformed(f"`deadline_ms` must be a whole number of milliseconds from 1 to {MAX_DEADLINE_MS}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _malformed(f"{rule} from {least} to {most}.")
     return value
 
 
@@ -147,12 +155,6 @@ def _on_disconnect(value: Json) -> OnDisconnect:
 def _flag(name: str, value: Json) -> bool:
     if not isinstance(value, bool):
         raise _malformed(f"`{name}` must be true or false.")
-    return value
-
-
-def _priority(value: Json) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRIORITY:
-        raise _malformed(f"`priority` must be a whole number from 0 to {MAX_PRIORITY}.")
     return value
 
 
