@@ -52,6 +52,12 @@ def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:
             f"Call {holder.call_id} ran with this key and was not seen to its end: whether it took effect is unknown. "
             "It is not run again. Look at what it was to change, and use a new key if it is still wanted.",
         )
+    if holder.answer_json is None and holder.state is State.SUCCEEDED:
+        raise CallError(
+            Reason.EFFECT_UNKNOWN,
+            f"Call {holder.call_id} took effect with this key, as was found out later; its answer is not known. It is not "
+            "run again.",
+        )
     if holder.answer_json is None and holder.reason is not None:
         # It ended between two looks, before its tool started: this is what the first one was told.
         raise CallError(holder.reason, holder.message)

@@ -109,12 +109,12 @@ class KeptPages:
             int | None, Query(ge=-1, le=2**53, description="The id of the last event that is known; all where absent.")
         ] = None,
         last_event_id: Annotated[
-            str | None,
-            Header(pattern="^[0-9]{1,16}$", description="The same, as a browser sends it when it connects again."),
-        ] = None,
+            str,
+            Header(pattern="^[0-9]{0,16}$", description="The same, as a browser sends it when it connects again."),
+        ] = "",
     ) -> Response:
         """Report a call of this caller as it goes, from after a given event on. Leaving changes nothing about it."""
-        known = after if after is not None else int(last_event_id or -1)
+        known = after if after is not None else int(last_event_id or "-1")
         running = await self.gate.queries.follow(token_of(request), call_id, known)
         return EventStream(
             running, OnDisconnect.DETACH, self.limits.heartbeat_s, with_text=content == "text", after=known

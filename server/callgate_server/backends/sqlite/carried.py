@@ -87,7 +87,8 @@ def settle_by_hand(transaction: Transaction, call_id: str, state: State, by: str
     reason = None if happened else Reason.EFFECT_UNKNOWN
     message = f"Settled by {by}: it {'took' if happened else 'did not take'} effect."
     row = replace(row, dead=None)
-    return end_call(transaction, "settled", row, state, reason, message, None, {"by": by})
+    # What took effect must not be done again under its key; what did not may be.
+    return end_call(transaction, "settled", row, state, reason, message, None, {"by": by}, keeps_key=happened)
 
 
 def read_waiting(connection: sqlite3.Connection) -> list[tuple[CallRow, int]]:

@@ -254,20 +254,22 @@ def end_call(
     message: str,
     answer: bytes | None,
     more: dict[str, Json] | None = None,
+    *,
+    keeps_key: bool = False,
 ) -> CallRow:
     """Write where a call has come to, and return its row as it is now.
 
-    What is kept of it stays only where somebody may still begin it: a dead letter, or one that was interrupted.
+    `keeps_key` leaves it its idempotency key where no answer does. What is kept of it stays only where somebody may still begin it: a dead letter, or one that was interrupted.
     """
     moved = move(State(row.state), state)
-    keeps_key = row.holds_key and holds_key(moved, answered=answer is not None)
+    holds = row.holds_key and (keeps_key or holds_key(moved, answered=answer is not None))
     dead = moved is State.UNKNOWN or (row.parcel is not None and moved in _FAILED_FOR_GOOD)
     row = replace(
         row,
         state=moved.value,
         reason=None if reason is None else reason.value,
         message=message,
-        holds_key=int(keeps_key),
+        holds_key=int(holds),
         finished_at=transaction.at,
         answer=answer,
         dead="open" if dead else row.dead,

@@ -97,3 +97,10 @@ def test_a_key_is_held_for_an_answer_and_given_back_where_nothing_ran(state):
 def test_a_refused_and_a_replayed_call_hold_no_key(state):
     assert not holds_key(state, answered=False)
     assert not holds_key(state, answered=True)
+
+
+def test_what_was_found_out_to_have_taken_effect_is_not_run_again_and_has_no_answer():
+    refusal = refused(holder(State.SUCCEEDED, None))
+    assert refusal.reason is Reason.EFFECT_UNKNOWN
+    assert "took effect" in refusal.message
+    assert "c1" in refusal.message

@@ -226,6 +226,15 @@ def test_what_became_of_an_unknown_effect_is_settled_by_name(transaction, state,
     assert refused(carried.settle_by_hand, transaction, call_id, state, "acme/x") is Reason.NOT_POSSIBLE
 
 
+@pytest.mark.parametrize(("state", "keeps"), [(State.SUCCEEDED, 1), (State.FAILED, 0)])
+def test_what_took_effect_keeps_its_key_and_what_did_not_gives_it_back(transaction, state, keeps):
+    new = intent("key", effect="unsafe")
+    entries.claim(transaction, new, "key", "dead")
+    entries.settle(transaction, "alive")
+    assert carried.settle_by_hand(transaction, new.call_id, state, "acme/boss").holds_key == keeps
+    assert (entries.claim(transaction, intent("key", effect="unsafe"), "key", "alive") is None) is not bool(keeps)
+
+
 def test_approvals_are_listed_for_their_groups_with_what_waits_first(transaction):
     decided, waiting, other = (kept(transaction, group) for group in ("finance", "finance", "security"))
     carried.decide(transaction, decided, "acme/boss", AT, approve=True)
