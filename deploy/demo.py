@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".callgate" / "demo"
 START_TIMEOUT_S = 1200
 SHOWN = 14  # lines of one text
+TENTHS_BELOW = 100  # milliseconds
 PHASES = ("admission", "ledger", "secrets", "acquire", "run", "result")
 # Exit statuses of the command line, and the events of a call that waits for an approval.
 REFUSED, WAITS = 3, 75
@@ -57,19 +59,21 @@ def scene(number: int, title: str) -> None:
 
 
 def show(label: str, text: str) -> None:
-    width = console.width - len(f"  {label} │ ")
+    folds = textwrap.TextWrapper(console.width - len(f"  {label} │ "), break_on_hyphens=False)
     for line in text.rstrip().splitlines()[:SHOWN]:
-        pieces = [line[at : at + width] for at in range(0, len(line), width)] or [""]
+        pieces = folds.wrap(line) or [""]
         for name, piece in zip([label, *[" " * len(label)] * len(pieces)], pieces, strict=False):
             console.print(f"  {name} │ {piece}", markup=False, soft_wrap=True)
 
 
 def told(answer: Answer) -> None:
     known = answer.usage.phases_ms
-    phases = ", ".join(f"{name} {known[name]:.1f}" for name in PHASES if name in known)
+    phases = ", ".join(
+        f"{name} {known[name]:.{1 if known[name] < TENTHS_BELOW else 0}f}" for name in PHASES if name in known
+    )
     console.print(f"  {answer.state}  call {answer.call_id}", style="bold", markup=False)
     console.print(f"  allowed by {', '.join(answer.decision.policies)}", style="dim", markup=False)
-    console.print(f"  milliseconds: {phases}", style="dim", markup=False)
+    console.print(f"  ms: {phases}", style="dim", markup=False)
 
 
 class Upstream(ThreadingHTTPServer):
@@ -372,7 +376,7 @@ except urllib.error.HTTPError as error:
 
 
 def reaches_out(client: Callgate, ours: Upstream, strangers: Upstream) -> None:
-    scene(7, "A program uses a key that it does not hold, for one destination and no other")
+    scene(7, "A program uses a key that it does not hold, for one destination only")
     show("code", SCRIPT)
     answers = []
     for label, server, host in (("permitted", ours, "localhost"), ("stranger", strangers, "127.0.0.1")):
