@@ -10,15 +10,18 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import docker
 import yaml
@@ -30,7 +33,13 @@ from callgate.types import Answer
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".callgate" / "demo"
 START_TIMEOUT_S = 1200
+SHOWN = 14  # lines of one text
+TENTHS_BELOW = 100  # milliseconds
 PHASES = ("admission", "ledger", "secrets", "acquire", "run", "result")
+# Exit statuses of the command line, and the events of a call that waits for an approval.
+REFUSED, WAITS = 3, 75
+DIGEST_CHARS = 64
+CARRIED = ("intent", "approved", "began", "outcome")
 console = Console(highlight=False, width=min(100, Console().width))
 
 
@@ -50,17 +59,21 @@ def scene(number: int, title: str) -> None:
 
 
 def show(label: str, text: str) -> None:
-    for line in text.rstrip().splitlines()[:14]:
-        console.print(f"  {label} │ {line}", markup=False)
+    folds = textwrap.TextWrapper(console.width - len(f"  {label} │ "), break_on_hyphens=False)
+    for line in text.rstrip().splitlines()[:SHOWN]:
+        pieces = folds.wrap(line) or [""]
+        for name, piece in zip([label, *[" " * len(label)] * len(pieces)], pieces, strict=False):
+            console.print(f"  {name} │ {piece}", markup=False, soft_wrap=True)
 
 
 def told(answer: Answer) -> None:
     known = answer.usage.phases_ms
-    phases = ", ".join(f"{name} {known[name]:.1f}" for name in PHASES if name in known)
-    console.print(f"  {answer.state}  call {answer.call_id}", style="bold", markup=False)
-    console.print(
-        f"  allowed by {', '.join(answer.decision.policies)}; milliseconds: {phases}", style="dim", markup=False
+    phases = ", ".join(
+        f"{name} {known[name]:.{1 if known[name] < TENTHS_BELOW else 0}f}" for name in PHASES if name in known
     )
+    console.print(f"  {answer.state}  call {answer.call_id}", style="bold", markup=False)
+    console.print(f"  allowed by {', '.join(answer.decision.policies)}", style="dim", markup=False)
+    console.print(f"  ms: {phases}", style="dim", markup=False)
 
 
 class Upstream(ThreadingHTTPServer):
@@ -261,6 +274,94 @@ def replay(client: Callgate) -> None:
     expect(again.replayed and again.stdout.text == first.stdout.text, "the second answer is the stored first one")
 
 
+def approval(client: Callgate) -> None:
+    scene(8, "A call waits until somebody else approves exactly that call")
+    payload, purpose = '{"refund": 4711}', "Order 4711 was charged twice."
+    asked = callgate("developer", "call", "webhooks.sign", "--arg", f"payload={payload}", "--purpose", purpose)
+    expect(asked.returncode == WAITS, "policy lets developers sign refunds, with an operator's approval: it waits")
+    call_id = client.calls(1)[0].call_id
+    callgate("operator", "approvals", call_id)
+    wrong = callgate("operator", "approve", call_id, "--digest", "0" * DIGEST_CHARS)
+    expect(wrong.returncode == REFUSED, "an approval that does not name what was shown approves nothing")
+    digest = _digest(call_id)
+    callgate("operator", "approve", call_id, "--digest", digest)
+    answer = client.wait(call_id, timeout_s=30)
+    told(answer)
+    kinds = [event["kind"] for event in _recorded(call_id)]
+    show("record", " → ".join(kind for kind in kinds if kind in CARRIED))
+    expect(answer.state == "succeeded" and kinds.count("began") == 1, "it was approved, and ran once")
+
+
+def _digest(call_id: str) -> str:
+    """What an approval of this call has to name, from the document that programs read."""
+    document = callgate("operator", "approvals", call_id, "--json", quiet=True)
+    return str(json.loads(document.stdout)["digest"])
+
+
+def asynchronous(client: Callgate) -> None:
+    scene(9, "A call that nobody waits for goes on by itself")
+    code = "import time\nfor left in (3, 2, 1):\n    print(left, flush=True)\n    time.sleep(0.5)\nprint('done')\n"
+    show("code", code)
+    handed_over = callgate("developer", "call", "python.run", "--arg", f"code={code}", "--async")
+    call_id = client.calls(1)[0].call_id
+    waited = "done" in handed_over.stdout
+    expect(handed_over.returncode == 0 and not waited, "handed over: the command ended without waiting for it")
+    followed = callgate("developer", "follow", call_id)
+    expect("done" in followed.stdout and followed.returncode == 0, "followed to its end by its id")
+
+
+def task(client: Callgate) -> None:
+    scene(10, "A task gets a credential that is good for one thing")
+    token = STATE / "task.token"
+    token.unlink(missing_ok=True)
+    bounds = ("--tool", "text.diff", "--calls", "2", "--lifetime", "300")
+    made = callgate("developer", "tasks", "create", "compare", *bounds, "--save-token", str(token))
+    expect(made.returncode == 0, "a task with a grant of one tool and a budget of two calls")
+    with Callgate(_client()["target"], token=token.read_text().strip()) as worker:
+        told(worker.call("text.diff", {"before": "a\n", "after": "b\n"}))
+        _refused(worker, "outside_grant", "python.run", {"code": "print(1)"})
+        worker.call("text.diff", {"before": "a\n", "after": "c\n"})
+        _refused(worker, "budget_exceeded", "text.diff", {"before": "a\n", "after": "d\n"})
+    expect(client.call("python.run", {"code": "print(1)"}).state == "succeeded", "its agent is bound by none of that")
+
+
+def _refused(worker: Callgate, reason: str, tool: str, arguments: dict[str, str]) -> None:
+    try:
+        worker.call(tool, arguments)
+    except CallRefused as refusal:
+        show(refusal.reason, refusal.message)
+        expect(refusal.reason == reason, f"{tool} was refused with {reason}")
+        return
+    raise StoryError(f"{tool} was not refused")
+
+
+def callgate(agent: str, *arguments: str, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run our command line as an agent, and show what it was told and what it said."""
+    place = ["--target", _client()["target"], "--token-file", str(STATE / f"{agent}.token")]
+    command = [str(ROOT / ".venv/bin/callgate"), *arguments, *place]
+    environment = {**os.environ, "COLUMNS": str(console.width - len(f"  {agent} │ "))}
+    done = subprocess.run(  # noqa: S603  # our own program
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False, env=environment
+    )
+    if not quiet:
+        show(agent, "$ callgate " + " ".join(_short(each) for each in arguments))
+        show(agent, done.stdout)
+    return done
+
+
+def _short(argument: str) -> str:
+    """An argument as it is shown: a program by its name, a path by its last part, a digest by its beginning."""
+    if argument.startswith("code="):
+        return '"code=$CODE"'
+    if argument.startswith(str(STATE)):
+        return Path(argument).name
+    return argument[:12] + "…" if len(argument) == DIGEST_CHARS else shlex.quote(argument)
+
+
+def _client() -> dict[str, str]:
+    return dict(json.loads((STATE / "client.json").read_text()))
+
+
 # What the scene shows of an event; the record has more.
 RECORDED = ("method", "scheme", "host", "port", "rule", "secret", "policies", "why", "sent_bytes", "received_bytes")
 SCRIPT = """\
@@ -275,7 +376,7 @@ except urllib.error.HTTPError as error:
 
 
 def reaches_out(client: Callgate, ours: Upstream, strangers: Upstream) -> None:
-    scene(7, "A program uses a key that it does not hold, for one destination and no other")
+    scene(7, "A program uses a key that it does not hold, for one destination only")
     show("code", SCRIPT)
     answers = []
     for label, server, host in (("permitted", ours, "localhost"), ("stranger", strangers, "127.0.0.1")):
@@ -306,13 +407,9 @@ def _seen_by(server: Upstream) -> str:
 
 def _egress_record(call_id: str) -> str:
     """What the record has of a call's connections, an event a line."""
-    config = str(STATE / "callgate.yaml")
-    command = [str(ROOT / ".venv/bin/callgated"), "audit", "show", "--call", call_id, "--config", config]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603
-    events = [json.loads(line) for line in shown.splitlines()]
     lines = [
         f"{event['kind']}: " + ", ".join(f"{key} {event['body'][key]}" for key in RECORDED if event["body"].get(key))
-        for event in events
+        for event in _recorded(call_id)
         if event["kind"].startswith("egress_")
     ]
     if not lines:
@@ -320,8 +417,16 @@ def _egress_record(call_id: str) -> str:
     return "\n".join(lines)
 
 
+def _recorded(call_id: str) -> list[dict[str, Any]]:
+    """A call's events."""
+    config = str(STATE / "callgate.yaml")
+    command = [str(ROOT / ".venv/bin/callgated"), "audit", "show", "--call", call_id, "--config", config]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603
+    return [json.loads(line) for line in shown.splitlines()]
+
+
 def verified() -> None:
-    scene(8, "The record shows tampering")
+    scene(11, "The record shows tampering")
     command = [str(ROOT / ".venv/bin/callgated"), "audit", "verify", "--config", str(STATE / "callgate.yaml")]
     report = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
     show("audit", report.stdout + report.stderr)
@@ -348,8 +453,11 @@ def main() -> int:
                 runaway(client)
                 replay(client)
                 reaches_out(client, ours, strangers)
+                approval(client)
+                asynchronous(client)
+                task(client)
                 verified()
-                scene(9, "Stopping")
+                scene(12, "Stopping")
         nothing_left()
     except StoryError as error:
         console.print(f"\n  ✘ {error}", style="bold red", markup=False)

@@ -17,4 +17,4 @@ def test_the_demo_tells_its_story_and_can_be_run_again() -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "✘" not in done.stdout
-        assert done.stdout.count("✔") >= 14
+        assert done.stdout.count("✔") >= 27
