@@ -55,8 +55,8 @@ def replayable(holder: StoredCall, arguments_digest: str) -> dict[str, Json]:
     if holder.answer_json is None and holder.state is State.SUCCEEDED:
         raise CallError(
             Reason.EFFECT_UNKNOWN,
-            f"Call {holder.call_id} took effect with this key, as was found out later; its answer is not known. It is not "
-            "run again.",
+            f"Call {holder.call_id} took effect with this key, as was found out later, and has no answer. "
+            "It is not run again.",
         )
     if holder.answer_json is None and holder.reason is not None:
         # It ended between two looks, before its tool started: this is what the first one was told.

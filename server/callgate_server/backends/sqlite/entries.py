@@ -259,7 +259,8 @@ def end_call(
 ) -> CallRow:
     """Write where a call has come to, and return its row as it is now.
 
-    `keeps_key` leaves it its idempotency key where no answer does. What is kept of it stays only where somebody may still begin it: a dead letter, or one that was interrupted.
+    `keeps_key` leaves it its idempotency key where no answer does. What is kept of it stays only where somebody may
+    still begin it: a dead letter, or one that was interrupted.
     """
     moved = move(State(row.state), state)
     holds = row.holds_key and (keeps_key or holds_key(moved, answered=answer is not None))
