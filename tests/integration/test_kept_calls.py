@@ -355,3 +355,36 @@ def test_what_became_of_an_unknown_effect_is_found_out_by_the_tool_that_can_tell
     told = deployment.events(calls["it happened"]["call_id"])[-1]
     assert (told["kind"], told["by"].startswith("probe.look in call ")) == ("settled", True)
     assert deployment.verify().fault is None
+
+
+ADMINISTERED = """
+@id("developers") permit(principal in Role::"developer", action in Action::"call", resource);
+@id("operators") permit(principal in Role::"operator", action == Action::"administer", resource);
+"""
+
+
+def test_a_stop_ends_what_only_waits_and_a_task_that_ended_takes_its_queued_calls_along(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway", policies=ADMINISTERED, settings=ONE_AT_ONCE)
+    deployment.tokens["operator"] = deployment.key("acme", "root", "operator")
+    with deployment.start() as gateway, gateway.web() as web:
+        running = later(gateway, "probe.run", "print('ready', flush=True)\nimport time; time.sleep(4)")
+        in_state(gateway, running["call_id"], "running")
+        grant = {"tools": {"probe.run": {}}}
+        task = web.post("/v1/tasks", json={"name": "a task", "grant": grant, "lifetime_s": 60}).json()
+        deployment.tokens["task"] = task["token"]
+        of_task = gateway.post("probe.run", SHORT, tenant="task", **{"async": True}).json()
+        assert of_task["task"] == task["task"]["task_id"]
+        assert web.post(f"/v1/tasks/{task['task']['task_id']}/end").status_code == 200
+        found = in_state(gateway, of_task["call_id"], "denied", "cancelled")
+        assert found["error"]["reason"] in ("task_ended", "cancelled")
+        assert in_state(gateway, running["call_id"], "succeeded")
+        running = later(gateway, "probe.run", READY_THEN_SLEEP)
+        in_state(gateway, running["call_id"], "running")
+        queued = later(gateway, "probe.run", SHORT["code"])
+        with gateway.web("operator") as operator:
+            assert operator.post("/v1/stops", json={"agent": "bot", "reason": "It loops."}).status_code == 200
+        for call in (queued, running):
+            in_state(gateway, call["call_id"], "cancelled")
+        assert refusal(gateway.post("probe.run", SHORT)) == (403, "stopped")
+    assert "began" not in [event["kind"] for event in deployment.events(queued["call_id"])]
+    assert deployment.verify().fault is None
