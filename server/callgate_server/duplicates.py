@@ -14,6 +14,7 @@ from callgate_server.execution.running import Running, RunningCalls
 from callgate_server.ledger.claims import in_flight, may_run_again, replayable
 from callgate_server.ledger.store import Ledger, StoredCall
 from callgate_server.model.errors import CallError
+from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import Json
 from callgate_server.ticket import Admitted
 
@@ -59,6 +60,9 @@ class Duplicates:
         if first is not None:
             with self.waiting.slot(call.ticket.caller):
                 running.accept(first.call_id)
+                if holder.state is State.AWAITING_APPROVAL and holder.expires_at is not None:
+                    # Nobody should wait for that; who asked is told what to ask for instead.
+                    running.wait_for(holder.state, holder.approval, holder.expires_at)
                 await _wait(first, call.deadline.remaining_s(time.monotonic()))
         return await self.ledger.get(holder.call_id) or holder
 

@@ -300,3 +300,15 @@ async def test_a_call_that_cannot_be_begun_gives_its_probes_place_back() -> None
         world.ledger.failing.clear()
         assert (await running.wait())["state"] == "succeeded"
         assert world.breakers.list()[BREAKER].state is Breaker.CLOSED
+
+
+async def test_the_repetition_of_a_parked_call_is_told_at_once_that_it_waits() -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        first = await world.pipeline.start("agent", replace(NOW, idempotency_key="k"))
+        again = await world.pipeline.start("agent", replace(NOW, idempotency_key="k"))
+        async with asyncio.timeout(5):
+            await again.settled()
+        assert (again.claimed_id, again.ended) == (first.call_id, False)
+        await approve(world, first)
+        assert (await again.wait())["replayed"] is True
