@@ -89,7 +89,6 @@ class KeptCalls:
                 await self._approved(running, kept)
                 await self._turn(running, kept, turn)
                 call = await self._begun(running, kept, readmit)
-                running.begin()
                 return await run(running, call)
         except _Suspended:
             running.fail(CallError(Reason.DRAINING, "The gateway is shutting down; the call waits on in its record."))

@@ -80,8 +80,6 @@ class Running:
         self.call_id = call_id
         self.owner = owner
         self._first_seq = first_seq
-        # Whether nothing of it runs: it waits for its turn or for an approval, and would do so after a restart.
-        self.waiting = False
         # Set when somebody decided about its approval: what, is in the record.
         self.decided = asyncio.Event()
         # Set when it shall wait on without this gateway, which is shutting down.
@@ -101,12 +99,7 @@ class Running:
 
     def wait_for(self, state: State, group: str | None, expires_at: datetime) -> None:
         """Say that the call waits, and for what."""
-        self.waiting = True
         self._publish(Waiting(self._next_seq, self.call_id, state, group, expires_at))
-
-    def begin(self) -> None:
-        """Say that its turn has come: from here on it runs."""
-        self.waiting = False
 
     def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         if text:
