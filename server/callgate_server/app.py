@@ -30,7 +30,7 @@ from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Telemetry
 from callgate_server.breakers import Breakers
-from callgate_server.config import MAX_WINDOW_H, Settings, deployed_catalog
+from callgate_server.config import MAX_WINDOW_H, LedgerSettings, Settings, deployed_catalog
 from callgate_server.dead_letters import DeadLetters
 from callgate_server.duplicates import Duplicates
 from callgate_server.endings import Endings
@@ -162,7 +162,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             breakers=breakers,
             running=running,
             duplicates=duplicates,
-            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue)),
+            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue), telemetry),
             endings=Endings(ledger, limits, telemetry),
         )
         stops = Stops(authentication, administration, ledger.register, limits.stops, running)
@@ -187,8 +187,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
-            approvals=Approvals(authentication, catalog, ledger, running),
-            dead_letters=DeadLetters(authentication, ledger, partial(is_administrator, policy), pipeline.redrive),
+            approvals=Approvals(authentication, catalog, ledger, running, limits.stops.refuse),
+            dead_letters=DeadLetters(
+                authentication, ledger, partial(is_administrator, policy), pipeline.redrive, limits.stops.refuse
+            ),
             tasks=tasks,
             stops=stops,
             breakers=Breakers(authentication, administration, breakers),
@@ -233,7 +235,7 @@ class _Work:
         rounds.carry("verify", self.verification.look, pause_s=VERIFY_EVERY_S)
         rounds.carry("spool", self.ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("tasks", self.tasks.expire, pause_s=TASKS_EVERY_S)
-        rounds.carry("expiry", partial(_expire, self.ledger, settings.ledger.keep_h), pause_s=EXPIRY_EVERY_S)
+        rounds.carry("expiry", partial(_expire, self.ledger, settings.ledger), pause_s=EXPIRY_EVERY_S)
         if self.store is not None:
             rounds.carry("secrets", self.store.run, pause_s=1)
         rounds.carry("time", self.health.keep_time, pause_s=0)
@@ -301,10 +303,11 @@ async def _reap(sandboxes: SandboxBackend, telemetry: Telemetry) -> None:
         telemetry.warning("removed containers that no call owned", removed=removed)
 
 
-async def _expire(ledger: SqliteLedger, keep_h: float) -> None:
+async def _expire(ledger: SqliteLedger, keep: LedgerSettings) -> None:
     """Forget what has been kept long enough, bite by bite: calls get their turn at the record in between."""
-    before = _utc_now() - timedelta(hours=keep_h)
-    while await ledger.expire(before):
+    while await ledger.expire_dead(_utc_now() - timedelta(hours=keep.dead_letters_h)):
+        continue
+    while await ledger.expire(_utc_now() - timedelta(hours=keep.keep_h)):
         continue
 
 

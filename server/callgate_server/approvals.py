@@ -6,6 +6,7 @@ decision that does not repeat the digest that was shown decides nothing. Whether
 judged again when its turn has come (`pipeline.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -29,6 +30,7 @@ class Approvals:
     catalog: Catalog
     ledger: Ledger
     running: RunningCalls
+    refuse_stopped: Callable[[Caller], None]
 
     async def list(self, token: str | None) -> list[dict[str, Any]]:
         """What waits for an approval that this caller may give, then what was decided lately; without arguments."""
@@ -52,11 +54,12 @@ class Approvals:
         """Approve or deny it, once.
 
         Raises:
-            CallError: `unknown_call`; `policy_denied`: nobody approves its own call; `approval_void`: `digest` is not
-                that of this call; `not_possible`: it does not wait any more; `audit_unavailable`.
+            CallError: `unknown_call`; `stopped`; `policy_denied`: nobody approves its own call; `approval_void`: the
+                digest is not that of this call; `not_possible`: it does not wait any more; `audit_unavailable`.
         """
         caller = await self.authentication.identify(token)
         stored = await self._asked(caller, call_id)
+        self.refuse_stopped(caller)
         if _is_by(caller, stored):
             raise CallError(Reason.POLICY_DENIED, "Who makes a call cannot approve it.")
         parcel = await self.ledger.parcel(call_id)

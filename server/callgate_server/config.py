@@ -365,11 +365,15 @@ class ToolSettings(_Strict):
 
 
 class LedgerSettings(_Strict):
-    """`keep_h`: how long an answer is kept from its call's end, and the idempotency key that gives it again."""
+    """`keep_h`: how long an answer is kept from its call's end, and the idempotency key that gives it again.
+
+    `dead_letters_h`: how long a dead letter waits for somebody, but for one whose effect is unknown, which waits on.
+    """
 
     file: Path
     key_file: Path
     keep_h: Annotated[float, Field(ge=24, le=24 * 366)] = 72.0
+    dead_letters_h: Annotated[float, Field(ge=24, le=24 * 3660)] = 720.0
 
 
 class RateSettings(_Strict):
@@ -497,7 +501,7 @@ class QueueSettings(_Strict):
     """
 
     running: Annotated[int, Field(ge=1, le=1024)] = 8
-    running_per_tenant: Annotated[int, Field(ge=1, le=1024)] = 8
+    running_per_tenant: Annotated[int, Field(ge=1, le=1024)] = 4
     waiting: Annotated[int, Field(ge=1, le=100_000)] = 2000
     waiting_per_tenant: Annotated[int, Field(ge=1, le=100_000)] = 1000
     turn_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3600.0

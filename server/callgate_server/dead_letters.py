@@ -6,7 +6,7 @@ unknown effect says an administrator alone. Nothing that a tool printed is shown
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from callgate_server.admission.authenticate import Authentication
@@ -24,12 +24,16 @@ Operation = Literal["dead_letters", "settle"]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """`administers` says whether policy lets a caller do this for its whole tenant; `again` makes a new call of one."""
+    """`administers` says whether policy lets a caller do this for its whole tenant; `again` makes a new call of one.
+
+    `refuse_stopped` raises for a caller that is stopped: looking it may, and nothing else.
+    """
 
     authentication: Authentication
     ledger: Ledger
     administers: Callable[[Caller, Operation], bool]
-    again: Callable[[StoredCall, str], Awaitable[Running]]
+    again: Callable[[StoredCall, Caller, str], Awaitable[Running]]
+    refuse_stopped: Callable[[Caller], None]
 
     async def list(self, token: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
         """The newest ones that this caller may see, and how many there are."""
@@ -54,10 +58,13 @@ class DeadLetters:
         """Make a new call of it, for its own caller and as policy is now, and return that.
 
         Raises:
-            CallError: `unknown_call`, `not_possible`, or why the new call is refused: then it stays what it is.
+            CallError: `unknown_call`, `not_possible`, `stopped`, or why the new call is refused: then it stays dead.
         """
         caller, stored = await self._open(token, call_id)
-        running = await self.again(stored, _name(caller))
+        self.refuse_stopped(caller)
+        # Its own agent as it is now; an administrator does it in the name of the agent as it was.
+        owner = replace(caller, task=stored.caller.task) if caller.agent == stored.caller.agent else stored.caller
+        running = await self.again(stored, owner, _name(caller))
         made = await self.ledger.get(running.call_id)
         if made is None:
             raise CallError(Reason.AUDIT_UNAVAILABLE, "The new call cannot be shown now; list your calls.")
@@ -67,9 +74,10 @@ class DeadLetters:
         """Give it up; what was kept of it is deleted.
 
         Raises:
-            CallError: `unknown_call`, `not_possible`.
+            CallError: `unknown_call`, `not_possible`, `stopped`.
         """
         caller, _ = await self._open(token, call_id)
+        self.refuse_stopped(caller)
         return call_document(await self.ledger.discard(call_id, _name(caller)))
 
     async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]:
@@ -82,6 +90,7 @@ class DeadLetters:
         stored = await self.ledger.get(call_id)
         if stored is None or not self._may_see(caller, stored):
             raise _unknown()
+        self.refuse_stopped(caller)
         if not self._is_administrator(caller, "settle"):
             raise CallError(Reason.POLICY_DENIED, "Only an administrator of the tenant says what became of a call.")
         state = State.SUCCEEDED if happened else State.FAILED

@@ -6,6 +6,7 @@ What waited is judged once more before it runs, by `Readmit`, since policy or th
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -14,13 +15,14 @@ from functools import partial
 from typing import Any, Final
 
 from callgate_server.admission.queue import Queue
-from callgate_server.execution.running import Running, RunningCalls
+from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.ledger.store import Completion, Keeping, Ledger, Parcel, StoredCall
 from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo, to_document
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.lifecycle import State
+from callgate_server.model.lifecycle import IN_FLIGHT, State
 from callgate_server.model.strict_json import encode
+from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import new_nonce
 from callgate_server.ticket import Admitted
 
@@ -65,6 +67,7 @@ class KeptCalls:
     ledger: Ledger
     queue: Queue
     patience: Patience
+    watch: Watch
 
     def keeping(self, call: Admitted) -> Keeping:
         """How a call that was just admitted is to be kept."""
@@ -85,17 +88,29 @@ class KeptCalls:
         Nothing is raised: what goes wrong while it waits is told to who follows it, and is in the record.
         """
         try:
-            async with AsyncExitStack() as turn:
-                await self._approved(running, kept)
-                await self._turn(running, kept, turn)
-                call = await self._begun(running, kept, readmit)
-                return await run(running, call)
+            await contained(self._carried(running, kept, readmit, run))
         except _Suspended:
             running.fail(CallError(Reason.DRAINING, "The gateway is shutting down; the call waits on in its record."))
         except _Over as over:
             await self._end(running, kept, over)
         except CallError as failure:
             running.fail(failure)
+        except Exception as error:  # whatever it was, the call must not wait for ever
+            self.watch.unexpected(running.call_id, error)
+            await self._end(running, kept, _Over(State.FAILED, _unexpected(kept)))
+
+    async def _carried(self, running: Running, kept: StoredCall, readmit: Readmit, run: Run) -> None:
+        await self._approved(running, kept)
+        until = datetime.now(UTC) + timedelta(seconds=self.patience.turn_s)
+        running.wait_for(State.ADMITTED, None, until)
+        while True:
+            async with AsyncExitStack() as turn:
+                await self._turn(running, kept, turn, until)
+                call = await self._begun(kept, readmit)
+                if call is not None:
+                    return await run(running, call)
+            # Its turn is another's meanwhile: what cannot run now must not keep those waiting that can.
+            await self._until(running, asyncio.sleep(_AGAIN_S), until)
 
     async def resume(self, calls: RunningCalls, readmit: Readmit, run: Run) -> int:
         """Go on with what waited when an earlier life of the gateway ended; return how many calls that are."""
@@ -115,35 +130,46 @@ class KeptCalls:
             return
         expires_at = kept.expires_at or datetime.now(UTC)
         running.wait_for(State.AWAITING_APPROVAL, kept.approval, expires_at)
+        in_time = True
         try:
             await _unless_over(running, running.decided.wait(), expires_at)
         except TimeoutError:
+            in_time = False
+        decided = await self._looked_up(running, kept)
+        if not in_time and decided is not None and decided.state is State.AWAITING_APPROVAL:
             message = f"Nobody of {kept.approval} approved the call by {expires_at:%Y-%m-%d %H:%M} UTC."
-            raise _Over(State.DENIED, Failure(Reason.APPROVAL_EXPIRED, message)) from None
-        decided = await self.ledger.get(kept.call_id)
+            raise _Over(State.DENIED, Failure(Reason.APPROVAL_EXPIRED, message))
         if decided is None or decided.state is not State.ADMITTED:
             message = decided.message if decided else "The approval was denied."
             raise CallError(Reason.APPROVAL_DENIED, message, call_id=kept.call_id)
 
-    async def _turn(self, running: Running, kept: StoredCall, turn: AsyncExitStack) -> None:
-        expires_at = datetime.now(UTC) + timedelta(seconds=self.patience.turn_s)
-        running.wait_for(State.ADMITTED, None, expires_at)
-        place = self.queue.turn(kept.caller.tenant, kept.priority or 0)
-        try:
-            await _unless_over(running, turn.enter_async_context(place), expires_at)
-        except TimeoutError:
-            failure = Failure(Reason.DEADLINE_EXCEEDED, "The call's turn did not come in time; the gateway is busy.")
-            raise _Over(State.TIMED_OUT, failure) from None
-
-    async def _begun(self, running: Running, kept: StoredCall, readmit: Readmit) -> Admitted:
+    async def _looked_up(self, running: Running, kept: StoredCall) -> StoredCall | None:
+        """Look the call up, and again where the record cannot be read for a while."""
         while True:
             try:
-                return await readmit(kept, await self._parcel(kept))
-            except CallError as refusal:
-                if refusal.reason not in _NOT_NOW:
-                    raise _Over(State.DENIED, Failure(refusal.reason, refusal.message)) from refusal
-            # Neither a record that cannot be written nor a full gateway is the call's fault: it has its turn and waits.
-            await _unless_over(running, asyncio.sleep(_AGAIN_S), datetime.max.replace(tzinfo=UTC))
+                return await self.ledger.get(kept.call_id)
+            except CallError:
+                await _unless_over(running, asyncio.sleep(_AGAIN_S), datetime.max.replace(tzinfo=UTC))
+
+    async def _turn(self, running: Running, kept: StoredCall, turn: AsyncExitStack, until: datetime) -> None:
+        place = self.queue.turn(kept.caller.tenant, kept.priority or 0)
+        await self._until(running, turn.enter_async_context(place), until)
+
+    async def _until(self, running: Running, work: Coroutine[Any, Any, object], until: datetime) -> None:
+        try:
+            await _unless_over(running, work, until)
+        except TimeoutError:
+            failure = Failure(Reason.DEADLINE_EXCEEDED, "The call could not begin in time; the gateway is busy.")
+            raise _Over(State.TIMED_OUT, failure) from None
+
+    async def _begun(self, kept: StoredCall, readmit: Readmit) -> Admitted | None:
+        """Let the call begin; None where that is not possible for a while, and not the call's fault."""
+        try:
+            return await readmit(kept, await self._parcel(kept))
+        except CallError as refusal:
+            if refusal.reason in _NOT_NOW:
+                return None
+            raise _Over(State.DENIED, Failure(refusal.reason, refusal.message)) from refusal
 
     async def _parcel(self, kept: StoredCall) -> Parcel:
         parcel = await self.ledger.parcel(kept.call_id)
@@ -152,7 +178,12 @@ class KeptCalls:
         return parcel
 
     async def _end(self, running: Running, kept: StoredCall, over: _Over) -> None:
-        """Record that the call will not run, and say so."""
+        """Record that the call will not run, and say so; unless somebody has ended it meanwhile."""
+        with contextlib.suppress(CallError):  # what cannot be read now may be written all the same
+            now = await self.ledger.get(kept.call_id)
+            if now is not None and now.state not in IN_FLIGHT:
+                reason = now.reason or Reason.NOT_POSSIBLE
+                return running.fail(CallError(reason, now.message, call_id=kept.call_id))
         document = _cancelled(kept, over.failure) if over.state is State.CANCELLED else None
         answer_json = None if document is None else encode(document)
         failure = over.failure
@@ -234,6 +265,10 @@ def _cancelled(kept: StoredCall, failure: Failure) -> dict[str, Any]:
     decision, nowhere = Decision("", kept.policies), SandboxInfo("", "", "")
     answer = Answer(kept.call_id, kept.tool, kept.version, State.CANCELLED, decision, nowhere)
     return to_document(replace(answer, error=failure, nonce=new_nonce()))
+
+
+def _unexpected(kept: StoredCall) -> Failure:
+    return Failure(Reason.INTERNAL, internal(kept.call_id).message)
 
 
 def _first_seq(kept: StoredCall) -> int:

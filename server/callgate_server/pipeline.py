@@ -19,7 +19,7 @@ from callgate_server.admission.limits import Concurrency, DeadlineRule
 from callgate_server.admission.validate import Schemas, check_arguments, find_tool
 from callgate_server.duplicates import Duplicates
 from callgate_server.endings import Endings
-from callgate_server.execution.breakers import Breakers, Passage, report
+from callgate_server.execution.breakers import ENGINE, SECRETS, Breakers, Passage, report
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
 from callgate_server.fallback import Fallbacks, may_fall_back
 from callgate_server.kept import KeptCalls, kept_now, request_of
@@ -68,8 +68,8 @@ class Pipeline:
         """
         return await self._started(Ticket(caller, request))
 
-    async def redrive(self, dead: StoredCall, by: str) -> Running:
-        """Make a new call of a dead letter, for the same caller, as policy and its tool are now.
+    async def redrive(self, dead: StoredCall, caller: Caller, by: str) -> Running:
+        """Make a new call of a dead letter for this caller, as policy and its tool are now.
 
         Raises:
             CallError: it is refused, and stays a dead letter.
@@ -77,7 +77,7 @@ class Pipeline:
         parcel = await self.ledger.parcel(dead.call_id)
         if parcel is None:
             raise CallError(Reason.NOT_POSSIBLE, "The arguments of this call are not kept; only its caller has them.")
-        ticket = Ticket(dead.caller, request_of(dead, parcel), redrive=Redrive(dead.call_id, by, parcel.known_as))
+        ticket = Ticket(caller, request_of(dead, parcel), redrive=Redrive(dead.call_id, by, parcel.known_as))
         return await self._started(ticket)
 
     async def resume(self) -> int:
@@ -120,6 +120,10 @@ class Pipeline:
             raise CallError(
                 Reason.APPROVAL_VOID, "The tool is another than the one that was approved; make a new call."
             )
+        # What a call that somebody waits for is told, one that waits by itself can wait for.
+        self.breakers.refuse_while_open(ENGINE)
+        if call.tool.manifest.secrets:
+            self.breakers.refuse_while_open(SECRETS)
         with ExitStack() as place:
             call.ticket.passage = place.enter_context(self._passage(call))
             await self.ledger.begin(call.beginning())

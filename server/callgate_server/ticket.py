@@ -131,7 +131,7 @@ class Admitted:
     def names(self, digest: Digest) -> CallNames:
         """What its tool may know it by: what the caller repeats with a key has one key of ours, else each its own."""
         if self.known_as is not None:
-            return CallNames(self.ticket.id, self.known_as)
+            return CallNames(self.ticket.id, self.known_as, self.attempt)
         same: list[Json] = [self.ticket.id] if self.key is None else [*self.key, self.arguments_digest]
         return CallNames(self.ticket.id, digest(encode(["attempts of", *same]))[:32], self.attempt)
 
@@ -153,8 +153,17 @@ class Admitted:
 
     def beginning(self) -> Beginning:
         """What decided that the call may begin now, after it was kept."""
-        verdict = self.verdict
-        return Beginning(self.ticket.id, self.decision_id, verdict.policies, verdict.policy_version, self.deadline_at)
+        verdict, manifest = self.verdict, self.tool.manifest
+        return Beginning(
+            self.ticket.id,
+            manifest.version,
+            manifest.effect,
+            self.tool.digest,
+            self.decision_id,
+            verdict.policies,
+            verdict.policy_version,
+            self.deadline_at,
+        )
 
     @property
     def tool_arguments_json(self) -> bytes:

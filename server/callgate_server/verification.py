@@ -21,6 +21,7 @@ from callgate_server.model.strict_json import decode, encode
 
 ASKED_AT_MOST: Final = 5
 _AT_ONCE: Final = 50
+_LOOKED_AT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,16 @@ class Verification:
             CallError: `audit_unavailable`.
         """
         settled = 0
-        for call in await self.ledger.unknown(_AT_ONCE):
-            tool = self.catalog.tools.get(call.tool)
-            if tool is None or tool.manifest.verify is None or self._asked[call.call_id] >= ASKED_AT_MOST:
-                continue
+        found = [(call, verify) for call in await self.ledger.unknown(_LOOKED_AT) if (verify := self._verifier(call))]
+        for call, verify in found[:_AT_ONCE]:
             self._asked[call.call_id] += 1
-            settled += await self._settle(call, tool.manifest.verify)
+            settled += await self._settle(call, verify)
         return settled
+
+    def _verifier(self, call: StoredCall) -> str | None:
+        """The tool to ask about it, if there is one that was not asked too often."""
+        tool = self.catalog.tools.get(call.tool)
+        return tool.manifest.verify if tool is not None and self._asked[call.call_id] < ASKED_AT_MOST else None
 
     async def _settle(self, call: StoredCall, verify: str) -> bool:
         parcel = await self.ledger.parcel(call.call_id)

@@ -64,8 +64,10 @@ def keeping(approval: str | None = None, **changes: object) -> Keeping:
     return Keeping(PARCEL, 5, expires_at, approval, **changes)  # type: ignore[arg-type]
 
 
-def beginning(call_id: str) -> Beginning:
-    return Beginning(call_id, "decision-2", ("p3",), "v2", datetime.now(UTC) + timedelta(seconds=5))
+def beginning(call_id: str, effect: str = "read") -> Beginning:
+    return Beginning(
+        call_id, "1.0.0", effect, "sha256:tool", "decision-2", ("p3",), "v2", datetime.now(UTC) + timedelta(seconds=5)
+    )
 
 
 def failure(call_id: str) -> Completion:

@@ -539,7 +539,7 @@ class World:
             breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
-            kept=KeptCalls(self.ledger, Queue(kept), patience),
+            kept=KeptCalls(self.ledger, Queue(kept), patience, self.watch),
             endings=Endings(self.ledger, self.limits, self.watch),
         )
 

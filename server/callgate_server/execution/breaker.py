@@ -179,6 +179,18 @@ class Breaker:
             case _:
                 assert_never(self._state)
 
+    def closed_for_s(self, now: float) -> float:
+        """Seconds for which everybody is refused, whoever asks; 0 where somebody may go through."""
+        match self._state:
+            case State.OPEN:
+                return max(0.0, self._since + self._rules.open_s - now)
+            case State.FORCED_OPEN:
+                return self._rules.open_s
+            case State.CLOSED | State.HALF_OPEN:
+                return 0.0
+            case _:
+                assert_never(self._state)
+
     def succeed(self, permit: Permit, now: float, duration_s: float) -> None:
         """The call of a permit ended well."""
         self._count(permit, now, _Ended(failed=False, slow=duration_s >= self._rules.slow_s))

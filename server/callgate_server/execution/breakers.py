@@ -203,6 +203,17 @@ class Breakers:
         if breaker.state is State.CLOSED:
             self.enter(key).report(Outcome.FAILED)
 
+    def refuse_while_open(self, key: BreakerKey) -> None:
+        """Ask for no leave, but go no further where nobody has it for a while.
+
+        Raises:
+            CallError: `circuit_open`.
+        """
+        left_s = self._of(key).closed_for_s(self._clock())
+        if left_s > 0:
+            self._refusals[key.kind] += 1
+            raise self._refusal(key, Refused(left_s))
+
     def refuse_if_stopped(self, key: BreakerKey) -> None:
         """Ask for no leave, but respect an operator's hand.
 

@@ -93,9 +93,12 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A kept call whose turn has come: what decided that it may run now, and until when it may."""
+    """A kept call whose turn has come: what decided that it may run now, until when it may, and which tool it is."""
 
     call_id: str
+    version: str
+    effect: str
+    tool_digest: str
     decision_id: str
     policies: tuple[str, ...]
     policy_version: str

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -7,6 +8,7 @@ from callgate_server.approvals import Approvals
 from callgate_server.execution.running import Running
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.task import Stop
 from callgate_server.model.verdict import Ruling
 from support.stages import World
 
@@ -29,7 +31,9 @@ class Tokens:
 async def asked(world: World) -> tuple[Approvals, Running]:
     world.policy.ruling = Ruling.NEEDS_APPROVAL
     running = await world.pipeline.start("agent", REQUEST)
-    approvals = Approvals(Authentication(Tokens()), world.catalog, world.ledger, world.running)
+    approvals = Approvals(
+        Authentication(Tokens()), world.catalog, world.ledger, world.running, world.limits.stops.refuse
+    )
     return approvals, running
 
 
@@ -122,4 +126,14 @@ async def test_for_everybody_else_there_is_no_such_call(token: str) -> None:
         ):
             assert await reason(attempt) is Reason.UNKNOWN_CALL
         assert await reason(approvals.show("boss", "c-absent")) is Reason.UNKNOWN_CALL
+        running.cancel()
+
+
+async def test_who_is_stopped_approves_nothing() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        world.limits.stops.put(Stop("acme", "boss", "It loops.", "acme/root", datetime.now(UTC)))
+        decision = approvals.decide("boss", running.call_id, digest, approve=True)
+        assert await reason(decision) is Reason.STOPPED
         running.cancel()

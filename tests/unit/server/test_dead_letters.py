@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -7,6 +8,7 @@ from callgate_server.dead_letters import DeadLetters
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.task import Stop
 from callgate_server.model.verdict import Ruling
 from support.stages import CANARY, World, exit_frame
 
@@ -33,7 +35,8 @@ async def dead(world: World) -> tuple[DeadLetters, str]:
     world.sandboxes.frames = [exit_frame(code=3)]
     running = await world.pipeline.start("agent", replace(LATER, arguments_json=b'{"text": "%s"}' % CANARY.encode()))
     await running.wait()
-    letters = DeadLetters(Authentication(Tokens()), world.ledger, administers, world.pipeline.redrive)
+    stops = world.limits.stops
+    letters = DeadLetters(Authentication(Tokens()), world.ledger, administers, world.pipeline.redrive, stops.refuse)
     return letters, running.call_id
 
 
@@ -103,3 +106,24 @@ async def test_only_an_administrator_says_what_became_of_an_unknown_effect(*, ha
         assert await reason(letters.settle("own", call_id, happened=happened)) is Reason.POLICY_DENIED
         settled = await letters.settle("boss", call_id, happened=happened)
     assert settled["state"] == state.value
+
+
+async def test_its_own_agent_redrives_it_with_the_roles_that_it_has_now() -> None:
+    async with World() as world:
+        letters, call_id = await dead(world)
+        made = await letters.redrive("own", call_id)
+        stored = world.ledger.rows[call_id]
+        assert world.ledger.rows[made["call_id"]].caller == CALLERS["own"] == replace(stored.caller, task=None)
+
+
+async def test_who_is_stopped_redrives_discards_and_settles_nothing() -> None:
+    async with World() as world:
+        letters, call_id = await dead(world)
+        world.limits.stops.put(Stop("acme", "", "All of it.", "acme/root", datetime.now(UTC)))
+        for attempt in (
+            letters.redrive("boss", call_id),
+            letters.discard("boss", call_id),
+            letters.settle("boss", call_id, happened=True),
+        ):
+            assert await reason(attempt) is Reason.STOPPED
+        assert (await letters.show("boss", call_id))["redrivable"]

@@ -14,7 +14,7 @@ from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.verdict import Ruling
-from support.stages import CANARY, World, exit_frame, tool
+from support.stages import AGENT, CANARY, World, exit_frame, tool
 
 LATER = CallRequest("text.echo", b'{"text": "hi"}', "http", asynchronous=True)
 NOW = replace(LATER, asynchronous=False)
@@ -225,7 +225,7 @@ async def test_a_dead_letter_becomes_a_new_call_of_its_own_caller_and_its_tool_k
         await dead.wait()
         row = world.ledger.rows[dead.call_id]
         assert (row.state, row.dead) == (State.LOST, "open")
-        new = await world.pipeline.redrive(row, "acme/boss")
+        new = await world.pipeline.redrive(row, row.caller, "acme/boss")
         await new.wait()
     assert world.ledger.rows[new.call_id].follows == dead.call_id
     assert world.ledger.rows[new.call_id].caller == row.caller
@@ -237,7 +237,7 @@ async def test_what_is_kept_no_more_is_not_redriven() -> None:
         done = await world.pipeline.start("agent", LATER)
         await done.wait()
         with pytest.raises(CallError) as caught:
-            await world.pipeline.redrive(world.ledger.rows[done.call_id], "acme/boss")
+            await world.pipeline.redrive(world.ledger.rows[done.call_id], AGENT, "acme/boss")
     assert caught.value.reason is Reason.NOT_POSSIBLE
 
 
@@ -312,3 +312,90 @@ async def test_the_repetition_of_a_parked_call_is_told_at_once_that_it_waits() -
         assert (again.claimed_id, again.ended) == (first.call_id, False)
         await approve(world, first)
         assert (await again.wait())["replayed"] is True
+
+
+async def test_a_call_that_a_breaker_stops_lets_others_have_its_turn_and_runs_when_it_may() -> None:
+    async with World(tool(), tool(tool="text.other"), kept=QueueRules(1, 1, 8, 8)) as world:
+        stopped = await world.pipeline.start("agent", LATER)
+        world.breakers.open("tool:acme/text.echo")
+        other = await world.pipeline.start("agent", replace(LATER, tool="text.other"))
+        assert (await other.wait())["state"] == "succeeded"
+        assert not stopped.ended
+        world.breakers.close("tool:acme/text.echo")
+        assert (await stopped.wait())["state"] == "succeeded"
+
+
+async def test_what_a_breaker_stops_for_too_long_is_over_and_a_dead_letter() -> None:
+    async with World(patience=Patience(0.1, 30)) as world:
+        running = await world.pipeline.start("agent", LATER)
+        world.breakers.open("tool:acme/text.echo")
+        assert (await refused(running)).reason is Reason.DEADLINE_EXCEEDED
+        assert world.ledger.rows[running.call_id].dead == "open"
+
+
+async def test_a_call_waits_for_the_engine_and_does_not_fail_for_it() -> None:
+    async with World() as world:
+        running = await world.pipeline.start("agent", LATER)
+        world.breakers.open("engine")
+        await asyncio.sleep(0.05)
+        assert world.ledger.rows[running.call_id].state is State.ADMITTED
+        world.breakers.close("engine")
+        assert (await running.wait())["state"] == "succeeded"
+
+
+async def test_an_approval_is_not_lost_where_the_record_cannot_be_read_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        running = await world.pipeline.start("agent", NOW)
+        looked, get = [], world.ledger.get
+
+        async def failing_once(call_id: str) -> object:
+            looked.append(call_id)
+            if len(looked) == 1:
+                raise CallError(Reason.AUDIT_UNAVAILABLE, "Not now.")
+            return await get(call_id)
+
+        monkeypatch.setattr(world.ledger, "get", failing_once)
+        await approve(world, running)
+        assert (await running.wait())["state"] == "succeeded"
+
+
+async def test_a_defect_while_it_waits_ends_the_call_and_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with World() as world:
+        running = await world.pipeline.start("agent", LATER)
+
+        async def damaged(call_id: str) -> None:
+            raise RuntimeError(CANARY)
+
+        monkeypatch.setattr(world.ledger, "parcel", damaged)
+        error = await refused(running)
+        assert (error.reason, CANARY in error.message) == (Reason.INTERNAL, False)
+        assert world.ledger.rows[running.call_id].state is State.FAILED
+        assert world.watch.defects == ["RuntimeError"]
+
+
+async def test_who_cancels_a_call_that_was_denied_in_that_moment_learns_that_it_was_denied() -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        running = await world.pipeline.start("agent", NOW)
+        await world.ledger.decide(running.call_id, "acme/boss", approve=False)
+        running.cancel()
+        assert (await refused(running)).reason is Reason.APPROVAL_DENIED
+
+
+async def test_a_later_attempt_says_so_to_its_tool() -> None:
+    async with World(tool(effect="idempotent")) as world:
+        world.policy.ruling = Ruling.NEEDS_APPROVAL
+        running = await world.pipeline.start("agent", NOW)
+        await world.running.drain(1, 1)
+        world.running.draining = False
+        row = world.ledger.rows[running.call_id]
+        world.ledger.rows[row.call_id] = replace(row, state=State.ADMITTED, attempt=2)
+        await world.pipeline.resume()
+        again = world.running.get(row.call_id)
+        assert again is not None
+        assert (await again.wait())["attempt"] == 2
+        sent = b"".join(world.sandboxes.opened[-1].received).replace(b" ", b"")
+    assert b'"attempt":2' in sent

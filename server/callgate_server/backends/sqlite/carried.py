@@ -34,7 +34,15 @@ def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
     row = read(transaction.connection, beginning.call_id)
     if row is None or State(row.state) is not State.ADMITTED or row.parcel is None:
         raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for its turn, or not any more.")
-    row = replace(row, state=move(State.ADMITTED, State.RUNNING).value, boot=boot, policies=names(beginning.policies))
+    row = replace(
+        row,
+        state=move(State.ADMITTED, State.RUNNING).value,
+        boot=boot,
+        policies=names(beginning.policies),
+        # Of the tool that runs, which may be a newer one than was asked for.
+        version=beginning.version,
+        effect=beginning.effect,
+    )
     carry(
         transaction.connection,
         row,
@@ -44,6 +52,9 @@ def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
             row,
             {
                 "attempt": row.attempt,
+                "version": row.version,
+                "effect": row.effect,
+                "tool_digest": beginning.tool_digest,
                 "decision_id": beginning.decision_id,
                 "policies": list(beginning.policies),
                 "policy_version": beginning.policy_version,
@@ -86,7 +97,6 @@ def settle_by_hand(transaction: Transaction, call_id: str, state: State, by: str
     happened = state is State.SUCCEEDED
     reason = None if happened else Reason.EFFECT_UNKNOWN
     message = f"Settled by {by}: it {'took' if happened else 'did not take'} effect."
-    row = replace(row, dead=None)
     # What took effect must not be done again under its key; what did not may be.
     return end_call(transaction, "settled", row, state, reason, message, None, {"by": by}, keeps_key=happened)
 

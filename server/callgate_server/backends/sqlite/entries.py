@@ -226,6 +226,20 @@ def expire(transaction: Transaction, before: datetime, most: int) -> int:
     return len(rows)
 
 
+def expire_dead(transaction: Transaction, before: datetime, most: int) -> int:
+    """Give up dead letters that nobody looked at since then, at most so many; return how many it were.
+
+    Not those whose effect is unknown: time does not settle what happened.
+    """
+    found = transaction.connection.execute(
+        "SELECT call_id FROM calls WHERE dead = 'open' AND state != 'unknown' AND finished_at < ? LIMIT ?",
+        (timestamp(before), most),
+    ).fetchall()
+    for (call_id,) in found:
+        bury(transaction, call_id, "discarded", {"by": "time"})
+    return len(found)
+
+
 def settle(transaction: Transaction, boot: str, ended: Collection[str] = ()) -> list[OpenLease]:
     """End the calls of other boots that nobody carries on, and list the leases still open.
 
@@ -265,6 +279,8 @@ def end_call(
     moved = move(State(row.state), state)
     holds = row.holds_key and (keeps_key or holds_key(moved, answered=answer is not None))
     dead = moved is State.UNKNOWN or (row.parcel is not None and moved in _FAILED_FOR_GOOD)
+    # Only then is there more to write than the end of a call: each column costs its indexes.
+    write = carry if dead or row.dead is not None or row.attempt is not None else end
     row = replace(
         row,
         state=moved.value,
@@ -273,7 +289,7 @@ def end_call(
         holds_key=int(holds),
         finished_at=transaction.at,
         answer=answer,
-        dead="open" if dead else row.dead,
+        dead="open" if dead else (None if row.dead == "open" else row.dead),
         parcel=row.parcel if dead or moved is State.INTERRUPTED else None,
     )
     body: dict[str, Json] = {
@@ -281,7 +297,6 @@ def end_call(
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
-    write = carry if row.attempt is not None or dead else end
     write(transaction.connection, row, append_state(transaction, kind, row, body))
     return row
 

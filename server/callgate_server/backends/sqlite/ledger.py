@@ -148,7 +148,12 @@ class SqliteLedger:
     async def waiting(self) -> list[StoredCall]:
         found = await self._read(carried.read_waiting)
         stored = ((self._stored(row), last_seq) for row, last_seq in found)
-        return [replace(call, changed_seq=last_seq) for call, last_seq in stored if call is not None]
+        return [
+            replace(call, changed_seq=last_seq)
+            for call, last_seq in stored
+            # The end of one may wait in the spool.
+            if call is not None and call.state in IN_FLIGHT
+        ]
 
     async def approvals(self, tenant: str, groups: Collection[str], limit: int) -> list[StoredCall]:
         most = min(limit, MAX_LISTED)
@@ -229,6 +234,15 @@ class SqliteLedger:
             CallError: `audit_unavailable`.
         """
         return await self._write(lambda transaction: entries.expire(transaction, before, EXPIRED_AT_ONCE), owed=False)
+
+    async def expire_dead(self, before: datetime) -> int:
+        """Give up a bite of the dead letters that nobody looked at since then; return how many it were.
+
+        Raises:
+            CallError: `audit_unavailable`.
+        """
+        work = partial(entries.expire_dead, before=before, most=EXPIRED_AT_ONCE)
+        return await self._write(work, owed=False)
 
     async def find(self, caller: Caller, tool: str, idempotency_key: str) -> StoredCall | None:
         key_digest = self._key_digest(idempotency_key)

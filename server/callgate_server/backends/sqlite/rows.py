@@ -75,7 +75,7 @@ _UPDATE: Final = (
     "WHERE call_id = ?"
 )
 # What each step of a call that the gateway carries changes.
-_CARRIED: Final = (*_ENDED, "boot", "policies", *COLUMNS[COLUMNS.index("parcel") :])
+_CARRIED: Final = (*_ENDED, "version", "effect", "boot", "policies", *COLUMNS[COLUMNS.index("parcel") :])
 _UPDATE_CARRIED: Final = (
     f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_CARRIED, 'last_seq'))} "  # noqa: S608  # as above
     "WHERE call_id = ?"

@@ -53,7 +53,7 @@ def kept(transaction, approval=None, *, effect="read", boot="boot", **changes):
 
 def begun(transaction, *, effect="read", boot="boot"):
     call_id = kept(transaction, effect=effect, boot=boot)
-    carried.begin(transaction, beginning(call_id), boot)
+    carried.begin(transaction, beginning(call_id, effect), boot)
     return call_id
 
 
@@ -77,6 +77,30 @@ def test_the_turn_of_a_call_is_an_event_that_says_who_allowed_it_now(transaction
     assert kinds(transaction, call_id) == ["intent", "began"]
     assert last_body(transaction, call_id)["policies"] == ["p3"]
     assert carried.read_waiting(transaction.connection) == []
+
+
+def test_the_record_says_which_tool_ran_and_what_running_it_twice_would_do(transaction):
+    call_id = kept(transaction, effect="idempotent")
+    newer = replace(beginning(call_id, "unsafe"), version="2.0.0", tool_digest="sha256:newer")
+    carried.begin(transaction, newer, "dead")
+    assert (row(transaction, call_id).version, row(transaction, call_id).effect) == ("2.0.0", "unsafe")
+    assert last_body(transaction, call_id)["tool_digest"] == "sha256:newer"
+    entries.settle(transaction, "alive")
+    assert row(transaction, call_id).state == State.UNKNOWN
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED])
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_what_was_settled_is_in_the_record_as_it_was_written(transaction, state, waited_for):
+    if waited_for:
+        new = intent(effect="unsafe")
+        entries.claim(transaction, new, None, "dead")
+        call_id = new.call_id
+    else:
+        call_id = begun(transaction, effect="unsafe", boot="dead")
+    entries.settle(transaction, "alive")
+    assert carried.settle_by_hand(transaction, call_id, state, "acme/boss") == row(transaction, call_id)
+    assert last_body(transaction, call_id)["row"] == rows.fingerprint(KEYS, row(transaction, call_id))
 
 
 def test_only_what_waits_for_its_turn_is_begun(transaction):
@@ -170,12 +194,23 @@ def test_a_dead_letter_is_given_up_once(transaction):
     assert refused(entries.bury, transaction, dead, "discarded", {"by": "x"}) is Reason.NOT_POSSIBLE
 
 
-def test_dead_letters_are_not_forgotten_with_time(transaction):
+def test_dead_letters_are_not_forgotten_with_their_answers(transaction):
     dead = begun(transaction)
     entries.complete(transaction, failure(dead))
     assert entries.expire(transaction, AT + timedelta(days=1), 5) == 0
     entries.bury(transaction, dead, "discarded", {"by": "acme/boss"})
     assert entries.expire(transaction, AT + timedelta(days=1), 5) == 1
+
+
+def test_dead_letters_that_nobody_looks_at_are_given_up_but_for_unknown_effects(transaction):
+    dead, unknown = begun(transaction), begun(transaction, effect="unsafe", boot="dead")
+    entries.complete(transaction, failure(dead))
+    entries.settle(transaction, "boot")
+    assert entries.expire_dead(transaction, AT, 5) == 0
+    assert entries.expire_dead(transaction, AT + timedelta(days=1), 5) == 1
+    assert (row(transaction, dead).dead, row(transaction, dead).parcel) == ("discarded", None)
+    assert row(transaction, unknown).dead == "open"
+    assert last_body(transaction, dead)["by"] == "time"
 
 
 def test_what_waits_goes_on_waiting_in_the_next_life_of_the_gateway(transaction):
