@@ -30,7 +30,7 @@ from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
-from callgate_server.ticket import Admitted, Redrive, Ticket
+from callgate_server.ticket import Admitted, Redrive, Ticket, utc_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Pipeline:
         Raises:
             CallError: policy or a breaker is against it now, its tool is another, or it cannot be recorded.
         """
-        ticket = Ticket(kept.caller, request_of(kept, parcel), id=kept.call_id, received_at=kept.received_at)
+        ticket = Ticket(kept.caller, request_of(kept, parcel), kept.call_id, kept.received_at, counted_from=utc_now())
         call = replace(self._admit(ticket), known_as=parcel.known_as, attempt=kept.attempt or 1)
         refuse_unless_still_allowed(call.verdict, kept.approval)
         if kept.approval is not None and call.tool.digest != parcel.tool_digest:

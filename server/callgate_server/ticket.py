@@ -40,6 +40,10 @@ Digest = Callable[[bytes], str]
 EGRESS_AT_ONCE: Final = 16
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Redrive:
     """The dead letter that a call is made of, who asked for that, and what the tool knows both by."""
@@ -56,10 +60,10 @@ class Ticket:
     caller: Caller
     request: CallRequest
     id: str = field(default_factory=new_call_id)
-    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    received_at: datetime = field(default_factory=utc_now)
     received_s: float = field(default_factory=time.monotonic)
-    # The same instant as `received_s`, which is later than the receipt for a call that was kept.
-    counted_from: datetime = field(default_factory=lambda: datetime.now(UTC))
+    # When its deadline began to count, if that was not at its receipt: a call that was kept has its time from its turn on.
+    counted_from: datetime | None = None
     phases: Phases = field(default_factory=Phases)
     tool: Tool | None = None
     arguments: dict[str, Json] = field(default_factory=dict)
@@ -126,7 +130,8 @@ class Admitted:
 
     @property
     def deadline_at(self) -> datetime:
-        return self.ticket.counted_from + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
+        since = self.ticket.counted_from or self.ticket.received_at
+        return since + timedelta(seconds=self.deadline.monotonic_s - self.ticket.received_s)
 
     def names(self, digest: Digest) -> CallNames:
         """What its tool may know it by: what the caller repeats with a key has one key of ours, else each its own."""

@@ -179,12 +179,18 @@ def test_arguments_that_the_tool_does_not_declare_are_refused(extra: dict[str, A
     assert by_grpc.value.reason == "invalid_arguments"
 
 
-@pytest.mark.parametrize("key", ["tenant", "agent", "roles", "task", "image", "runtime", "limits", "env", "isolation"])
+@pytest.mark.parametrize("key", ["tenant", "agent", "roles", "image", "runtime", "limits", "env", "isolation"])
 def test_a_body_says_nothing_about_identity_or_the_sandbox(key: str, guarded: RunningGateway) -> None:
     with guarded.web("guest") as web:
         refused = web.post("/v1/tools/text.diff/calls", json={"arguments": DIFF, key: "acme"})
     assert refusal(refused) == (400, "invalid_request")
     assert f"`{key}`" in refused.json()["detail"]
+
+
+def test_a_task_in_a_body_is_one_of_the_callers_own_or_none(guarded: RunningGateway) -> None:
+    with guarded.web() as web:
+        refused = web.post("/v1/tools/text.diff/calls", json={"arguments": DIFF, "task": "acme"})
+    assert refusal(refused) == (404, "unknown_task")
 
 
 def test_headers_say_nothing_about_identity(guarded: RunningGateway) -> None:
