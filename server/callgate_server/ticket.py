@@ -62,7 +62,7 @@ class Ticket:
     id: str = field(default_factory=new_call_id)
     received_at: datetime = field(default_factory=utc_now)
     received_s: float = field(default_factory=time.monotonic)
-    # When its deadline began to count, if that was not at its receipt: a call that was kept has its time from its turn on.
+    # When its deadline began to count, if that was not at its receipt: a kept call has its time from its turn on.
     counted_from: datetime | None = None
     phases: Phases = field(default_factory=Phases)
     tool: Tool | None = None
