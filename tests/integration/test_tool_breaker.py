@@ -47,7 +47,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
 
 def runs(gateway: RunningGateway, tenant: str = "acme") -> None:
-    assert gateway.post("probe.run", {"code": "result = 42"}, tenant).json().get("result") == 42
+    assert gateway.post("probe.fragile", {"code": "result = 42"}, tenant).json().get("result") == 42
 
 
 def is_out_of_memory(gateway: RunningGateway, tool: str) -> None:
@@ -57,16 +57,16 @@ def is_out_of_memory(gateway: RunningGateway, tool: str) -> None:
 
 def test_a_tool_that_ends_at_its_limits_is_stopped_for_its_tenant_and_comes_back(running: RunningGateway) -> None:
     for _ in range(3):
-        is_out_of_memory(running, "probe.run")
-    refused = running.post("probe.run", {"code": "result = 42"})
+        is_out_of_memory(running, "probe.fragile")
+    refused = running.post("probe.fragile", {"code": "result = 42"})
     assert refusal(refused) == (503, "circuit_open")
     assert int(refused.headers["retry-after"]) in (1, 2)
     assert [event["kind"] for event in running.deployment.events(refused.json()["call_id"])] == ["refused"]
-    assert breaker(running, "tool:acme/probe.run") == OPEN
+    assert breaker(running, "tool:acme/probe.fragile") == OPEN
     runs(running, "rival")
     assert running.post("text.diff", {"before": "a", "after": "b"}).json()["state"] == "succeeded"
     eventually(lambda: runs(running))
-    assert breaker(running, "tool:acme/probe.run") == CLOSED
+    assert breaker(running, "tool:acme/probe.fragile") == CLOSED
 
 
 def test_a_tool_that_runs_its_callers_programs_is_never_stopped_for_them(running: RunningGateway) -> None:
@@ -130,6 +130,6 @@ def test_what_breakers_refused_is_counted(running: RunningGateway) -> None:
 def test_every_change_is_in_the_log(running: RunningGateway) -> None:
     lines = [json.loads(line) for line in running.deployment.log_text().splitlines() if line.startswith("{")]
     told = [line for line in lines if line.get("event") == "a circuit breaker changed"]
-    assert ("tool:acme/probe.run", "open", "failures") in {
+    assert ("tool:acme/probe.fragile", "open", "failures") in {
         (line["breaker"], line["after"], line["why"]) for line in told
     }
