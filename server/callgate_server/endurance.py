@@ -72,8 +72,8 @@ class Endurance:
     async def make(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
         """Return the answer of the last attempt; what it leaves to be cleaned up is in `cleanup`.
 
-        Its usage is of all attempts: `cpu_ms` and `egress_bytes` are sums, `max_rss_kb` is the highest. `wall_ms` is the
-        last one's. An attempt whose end cannot be recorded is the last.
+        Its usage is of all attempts: `cpu_ms` and `egress_bytes` are sums, `max_rss_kb` is the highest. `wall_ms` is
+        the last one's. An attempt whose end cannot be recorded is the last.
 
         Raises:
             CallError: as the last attempt, or `audit_unavailable`: one that started no tool could not be recorded.
