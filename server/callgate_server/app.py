@@ -158,7 +158,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits=limits,
             deadlines=DeadlineRule(settings.limits.deadline_s),
             ledger=ledger,
-            attempts=Fallbacks(endurance, catalog, schemas, policy, ledger, telemetry),
+            attempts=Fallbacks(endurance, catalog, schemas, policy, ledger, telemetry, limits, breakers),
             breakers=breakers,
             running=running,
             duplicates=duplicates,

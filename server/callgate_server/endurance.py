@@ -15,7 +15,7 @@ from callgate_server.attempt import Attempts
 from callgate_server.execution.retrying import RetryBudgets, mends, pause_s
 from callgate_server.execution.running import Running
 from callgate_server.ledger.store import Ledger
-from callgate_server.model.answer import Answer
+from callgate_server.model.answer import Answer, Usage
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.observe.watch import Watch
@@ -39,10 +39,23 @@ class _Ended:
     def state(self) -> State:
         return self.answer.state if self.answer else State.FAILED
 
-    def result(self) -> Answer:
+    def result(self, before: Usage | None) -> Answer:
+        """The answer, with what the attempts before it used."""
         if self.answer is None:
             raise self.failure or RuntimeError("an attempt ends in one of two ways")
-        return self.answer
+        return replace(self.answer, usage=self.used(before) or self.answer.usage)
+
+    def used(self, before: Usage | None) -> Usage | None:
+        """What this attempt and those before it used together; None where no tool ran in any of them."""
+        if self.answer is None or before is None:
+            return before if self.answer is None else self.answer.usage
+        own = self.answer.usage
+        return replace(
+            own,
+            cpu_ms=before.cpu_ms + own.cpu_ms,
+            egress_bytes=before.egress_bytes + own.egress_bytes,
+            max_rss_kb=max(before.max_rss_kb, own.max_rss_kb),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +72,14 @@ class Endurance:
     async def make(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
         """Return the answer of the last attempt; what it leaves to be cleaned up is in `cleanup`.
 
+        Its usage is of all attempts: `cpu_ms` and `egress_bytes` are sums, `max_rss_kb` is the highest. `wall_ms` is
+        the last one's. An attempt whose end cannot be recorded is the last.
+
         Raises:
-            CallError: as the last attempt, or `audit_unavailable`: a failed attempt could not be recorded.
+            CallError: as the last attempt, or `audit_unavailable`: one that started no tool could not be recorded.
         """
         self.budgets.called(call.ticket.caller.tenant, call.tool.name, self.clock())
-        failures = 0
+        failures, before = 0, None
         while True:
             own = AsyncExitStack()
             # At once: whatever comes, the attempt is cleaned up. A second time it does nothing.
@@ -72,11 +88,17 @@ class Endurance:
             failures += 1
             pause = self._pause_s(running, call, ended, failures)
             if pause is None:
-                return ended.result()
+                return ended.result(before)
             await own.aclose()
-            await self._note(call, ended)
+            try:
+                await self._note(call, ended)
+            except CallError:
+                if ended.answer is None:
+                    raise
+                return ended.result(before)
+            before = ended.used(before)
             if not await self._waited(running, pause):
-                return self._cancelled(call, ended)
+                return self._cancelled(call, ended, before)
             call = replace(call, attempt=call.attempt + 1)
 
     async def _attempt(self, running: Running, call: Admitted, own: AsyncExitStack) -> _Ended:
@@ -118,9 +140,9 @@ class Endurance:
         return False
 
     @staticmethod
-    def _cancelled(call: Admitted, ended: _Ended) -> Answer:
+    def _cancelled(call: Admitted, ended: _Ended, used: Usage | None) -> Answer:
         """The answer of a call that was cancelled between two attempts: with what the one before left."""
         early = call.cancelled_early().timed(call.ticket.queue_ms, dict(call.ticket.phases.ms))
         if ended.answer is None:
-            return early
-        return replace(ended.answer, state=early.state, error=early.error)
+            return early if used is None else replace(early, usage=used)
+        return replace(ended.answer, state=early.state, error=early.error, usage=used or ended.answer.usage)

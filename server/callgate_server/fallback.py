@@ -6,7 +6,7 @@ changes nothing: the failure stands as it was.
 """
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,8 +14,10 @@ from typing import Final
 from callgate_server.admission.authorize import Policy, refuse_unless_still_allowed
 from callgate_server.admission.validate import Schemas, check_arguments
 from callgate_server.endurance import Endurance
-from callgate_server.execution.running import Running
+from callgate_server.execution.breakers import Breakers, report
+from callgate_server.execution.running import Running, contained
 from callgate_server.ledger.store import Completion, Ledger
+from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, Failure, Substitute, from_stored, to_document
 from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Catalog, Tool
@@ -60,6 +62,8 @@ class Fallbacks:
     policy: Policy
     ledger: Ledger
     watch: Watch
+    limits: Limits
+    breakers: Breakers
 
     async def make(self, running: Running, call: Admitted, cleanup: AsyncExitStack) -> Answer:
         """Return the call's answer: its own tool's, or its fallback.
@@ -84,11 +88,7 @@ class Fallbacks:
     async def instead(
         self, running: Running, call: Admitted, answer: Answer, error: Failure, *, started: bool
     ) -> Answer | None:
-        """Return `answer` with the fallback's result, or None where there is none.
-
-        Raises:
-            CallError: `audit_unavailable`.
-        """
+        """Return `answer` with the fallback's result, or None where there is none or it could not be had."""
         fallback = call.tool.manifest.fallback
         if (
             fallback is None
@@ -96,7 +96,10 @@ class Fallbacks:
             or not may_fall_back(call.tool, error.reason, started=started)
         ):
             return None
-        found = await self._find(running, call, fallback, error)
+        try:
+            found = await self._find(running, call, fallback, error)
+        except CallError:
+            return None  # what the call came to by itself is told, whatever its fallback met
         if found is None or self.schemas.output_violations(call.tool, found[0]):
             return None
         result, substitute = found
@@ -141,25 +144,35 @@ class _Stand:
         Raises:
             CallError: `audit_unavailable`.
         """
-        parts, ticket = self.fallbacks, self._ticket()
-        try:
-            admitted = self._admit(ticket)
-        except CallError as refusal:
-            await parts.ledger.refuse(ticket.refusal(refusal, parts.ledger.digest))
-            return None
-        await parts.ledger.claim(admitted.intent(parts.ledger.digest))
-        await parts.ledger.note(self.call.ticket.id, "fallback_started", {"tool": self.tool.name, "call": ticket.id})
-        await parts.ledger.note(ticket.id, "fallback_of", {"tool": self.call.tool.name, "call": self.call.ticket.id})
+        ticket = self._ticket()
         # Its output is not the first tool's, whose followers do not see it; its cancelling is that of the first.
         inner = Running(ticket.id)
         inner.cancelled = self.running.cancelled
-        async with AsyncExitStack() as cleanup:
-            return await self._recorded(inner, admitted, cleanup)
+        with ExitStack() as place:
+            admitted = await self._claimed(ticket, place)
+            if admitted is None:
+                return None
+            async with AsyncExitStack() as cleanup:
+                return await self._recorded(inner, admitted, cleanup)
+
+    async def _claimed(self, ticket: Ticket, place: ExitStack) -> Admitted | None:
+        """Ask all that any call asks, and claim. The slot is the first call's, which waits for this one."""
+        parts, digest = self.fallbacks, self.fallbacks.ledger.digest
+        try:
+            admitted = self._admit(ticket)
+            ticket.passage = place.enter_context(parts.breakers.tool(ticket.caller.tenant, self.tool))
+            charges = place.enter_context(parts.limits.place(admitted))
+        except CallError as refusal:
+            await parts.ledger.refuse(ticket.refusal(refusal, digest))
+            return None
+        await parts.ledger.claim(admitted.intent(digest, charges))
+        return admitted
 
     async def _recorded(self, inner: Running, admitted: Admitted, cleanup: AsyncExitStack) -> Answer | None:
-        parts = self.fallbacks
+        parts, ticket = self.fallbacks, admitted.ticket
         try:
-            answer = await parts.endurance.make(inner, admitted, cleanup)
+            await self._link(ticket)
+            answer = await contained(parts.endurance.make(inner, admitted, cleanup))
         except CallError as failure:
             late = failure.reason is Reason.DEADLINE_EXCEEDED
             await self._end(admitted, failure.reason, failure.message, State.TIMED_OUT if late else State.FAILED)
@@ -168,25 +181,35 @@ class _Stand:
             # The claim must not stay open. What it was is told by who runs the first call.
             await self._end(admitted, Reason.INTERNAL, "Unexpected error.", admitted.state_after_a_defect)
             raise
-        await parts.ledger.complete(admitted.completion(answer, encode(to_document(answer))))
-        parts.watch.finished(self.tool.name, answer.state, answer.usage, admitted.ticket.phases.ms)
+        report(ticket.passage, self.tool, answer)
+        completion = admitted.completion(answer, encode(to_document(answer)))
+        await parts.ledger.complete(parts.limits.ended(admitted, completion, answer.usage))
+        parts.watch.finished(self.tool.name, answer.state, answer.usage, ticket.phases.ms)
         return answer
 
+    async def _link(self, ticket: Ticket) -> None:
+        """Note in the record of each of both calls which the other is."""
+        note, first = self.fallbacks.ledger.note, self.call
+        await note(first.ticket.id, "fallback_started", {"tool": self.tool.name, "call": ticket.id})
+        await note(ticket.id, "fallback_of", {"tool": first.tool.name, "call": first.ticket.id})
+
     async def _end(self, admitted: Admitted, reason: Reason, message: str, state: State) -> None:
-        ticket = admitted.ticket
-        await self.fallbacks.ledger.complete(Completion(ticket.id, state, reason, message, None, ticket.sandbox))
-        self.fallbacks.watch.refused(self.tool.name, reason, ticket.phases.ms)
+        ticket, parts = admitted.ticket, self.fallbacks
+        end = Completion(ticket.id, state, reason, message, None, ticket.sandbox)
+        await parts.ledger.complete(parts.limits.ended(admitted, end, None))
+        parts.watch.refused(self.tool.name, reason, ticket.phases.ms)
 
     def _ticket(self) -> Ticket:
         first = self.call.ticket
-        request = CallRequest(
-            self.tool.name, self.call.arguments_json, first.request.transport, task=first.request.task
-        )
+        # No task: the caller is narrowed to it already.
+        request = CallRequest(self.tool.name, self.call.arguments_json, first.request.transport)
         return Ticket(first.caller, request, tool=self.tool)
 
     def _admit(self, ticket: Ticket) -> Admitted:
         parts = self.fallbacks
+        parts.limits.admit(ticket)
         ticket.arguments, arguments_json = check_arguments(parts.schemas, self.tool, self.call.arguments_json)
+        parts.limits.confine(ticket)
         ticket.verdict = verdict = parts.policy.decide(ticket.caller, self.tool, ticket.arguments)
         # Nobody is asked to approve what stands in for something else.
         refuse_unless_still_allowed(verdict, None)

@@ -63,6 +63,8 @@ class Verification:
             answer = await running.wait()
         except CallError:
             return False  # it is in the record why: policy, no sandbox, no such tool any more
+        if answer["fallback"] is not None:
+            return False  # the tool that can tell did not
         happened = answer["result"].get("happened") if isinstance(answer["result"], dict) else None
         if answer["state"] != State.SUCCEEDED.value or not isinstance(happened, bool):
             return False

@@ -150,3 +150,22 @@ async def test_many_failing_calls_are_hardly_retried() -> None:
         for _ in range(20):
             await answered(world)
     assert 5 <= len(world.watch.retries) <= 5 + 20 * 0.2 + 5
+
+
+async def test_the_usage_is_that_of_all_attempts() -> None:
+    def gone(**usage: object) -> list[bytes]:
+        return [exit_frame(code=75, **usage), wire.encode(wire.BYE, b"")]
+
+    async with World(declared()) as world:
+        world.sandboxes.first = [gone(cpu_ms=40.0, max_rss_kb=5000, wall_ms=90.0), gone(cpu_ms=20.0)]
+        usage = (await answered(world))["usage"]
+    assert (usage["cpu_ms"], usage["max_rss_kb"], usage["wall_ms"]) == (61.0, 5000, 2.0)
+
+
+async def test_where_a_failed_attempt_cannot_be_recorded_its_answer_stands() -> None:
+    async with World(declared()) as world:
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        world.ledger.failing.add("note:attempt_failed")
+        answer = await answered(world)
+    assert (answer["error"]["reason"], answer["attempt"]) == ("tool_unavailable", 1)
+    assert world.journal.count("run") == 1

@@ -5,11 +5,16 @@ from typing import Any
 import pytest
 
 from callgate_runner import wire
+from callgate_server.admission.bounds import Bounds, BoundTable
+from callgate_server.admission.tasks import LiveTask
+from callgate_server.backends.json_schema import compiled
 from callgate_server.fallback import FALLS_BACK, may_fall_back
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import Budget
+from callgate_server.model.task import Stop, Task, new_task_id
 from callgate_server.model.verdict import Ruling
-from support.stages import World, exit_frame, success, tool
+from support.stages import AGENT, World, exit_frame, success, tool
 
 UNAVAILABLE = [exit_frame(code=75), wire.encode(wire.BYE, b"")]
 CONSTANT = {"fallback": {"constant": {"rate": 1}}}
@@ -205,3 +210,96 @@ async def test_a_fallback_counts_for_the_breaker_as_the_failure_that_it_is_of() 
         world.sandboxes.first = [list(UNAVAILABLE)]
         await answered(world)
         assert world.breakers.list()["tool:acme/text.echo"].failures == 1
+
+
+def inner_rows(world: World) -> list[Any]:
+    return [row for row in world.ledger.rows.values() if row.tool == "text.other"]
+
+
+def stop(world: World) -> None:
+    world.limits.stops.put(Stop("acme", "bot", "", "root", datetime.now(UTC)))
+
+
+def open_breaker(world: World) -> None:
+    world.breakers.open("tool:acme/text.other")
+
+
+@pytest.mark.parametrize(("against", "reason"), [(stop, Reason.STOPPED), (open_breaker, Reason.CIRCUIT_OPEN)])
+async def test_what_stands_in_is_refused_as_any_call_is(against: Any, reason: Reason) -> None:
+    async with World(tool(**OTHER), other()) as world:
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        running = await world.pipeline.start("agent", request())
+        against(world)
+        answer = await running.wait()
+    assert (answer["error"]["reason"], answer["fallback"]) == ("tool_unavailable", None)
+    assert [row.reason for row in inner_rows(world)] == [reason]
+    assert world.journal.count("run") == 1
+
+
+@pytest.mark.parametrize(("granted", "kind"), [(("text.echo",), None), (("text.echo", "text.other"), "tool")])
+async def test_a_task_gets_no_tool_by_a_fallback_that_it_was_not_granted(
+    granted: tuple[str, ...], kind: str | None
+) -> None:
+    async with World(tool(**OTHER), other()) as world:
+        task_id, now = new_task_id(), datetime.now(UTC)
+        grant: dict[str, Any] = {name: {} for name in granted}
+        task = Task(task_id, replace(AGENT, task=task_id), "x", grant, Budget(), now, now + timedelta(hours=1))
+        world.limits.tasks.add(LiveTask.of(task, "digest", compiled))
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        answer = await answered(world, request(task=task_id))
+    assert (answer["fallback"] or {}).get("kind") == kind
+    assert [row.caller.task for row in inner_rows(world)] == [task_id]
+    assert [row.reason for row in inner_rows(world)] == [None if kind else Reason.OUTSIDE_GRANT]
+
+
+async def test_what_stands_in_counts_for_the_breaker_of_its_own_tool() -> None:
+    async with World(tool(**OTHER), other()) as world:
+        world.sandboxes.first = [list(UNAVAILABLE), list(UNAVAILABLE)]
+        await answered(world)
+        assert world.breakers.list()["tool:acme/text.other"].failures == 1
+
+
+@pytest.mark.parametrize(("calls", "reasons"), [(1, [Reason.BUDGET_EXCEEDED]), (2, [None])])
+async def test_what_stands_in_is_charged_as_a_call_of_its_own(calls: int, reasons: list[Reason | None]) -> None:
+    bounds = BoundTable(per_agent=Bounds(budget=Budget(calls=calls, window_h=24)))
+    async with World(tool(**OTHER), other(), bounds=bounds) as world:
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        await answered(world)
+    assert [row.reason for row in inner_rows(world)] == reasons
+    charged = [[charge.amounts.calls for charge in intent.charges] for intent in world.ledger.intents]
+    assert charged == [[1]] * calls
+    assert [charge.amounts.cpu_us for end in world.ledger.completions for charge in end.charges] == [1000] * calls
+
+
+@pytest.mark.parametrize("what", ["claim", "note:fallback_started", "note:fallback_of"])
+async def test_a_fallback_that_cannot_be_recorded_leaves_the_answer_as_it_is(what: str) -> None:
+    async with World(tool(**OTHER), other()) as world:
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        running = await world.pipeline.start("agent", request())
+        world.ledger.failing.add(what)
+        answer = await running.wait()
+    assert (answer["error"]["reason"], answer["exit"]["code"], answer["fallback"]) == ("tool_unavailable", 75, None)
+    assert {row.state.value for row in world.ledger.rows.values()} == {"failed"}
+
+
+async def test_a_fallback_that_cannot_be_recorded_leaves_the_refusal_as_it_is() -> None:
+    async with World(tool(**OTHER), other()) as world:
+        world.sandboxes.error = NO_SANDBOX
+        running = await world.pipeline.start("agent", request())
+        world.ledger.failing.add("claim")
+        with pytest.raises(CallError) as caught:
+            await running.wait()
+    assert caught.value.reason is Reason.SANDBOX_UNAVAILABLE
+
+
+class Panic(BaseException):
+    """What compiled code throws when it panics."""
+
+
+async def test_a_panic_leaves_no_claim_of_what_stands_in_open() -> None:
+    async with World(tool(**OTHER), other()) as world:
+        world.sandboxes.errors = [NO_SANDBOX, Panic()]  # type: ignore[list-item]  # a defect, not a CallError
+        with pytest.raises(CallError) as caught:
+            await answered(world)
+    assert caught.value.reason is Reason.INTERNAL
+    assert [(row.state.value, row.reason) for row in inner_rows(world)] == [("failed", Reason.INTERNAL)]

@@ -74,3 +74,16 @@ async def test_without_a_tool_that_can_tell_a_person_has_to() -> None:
         await unknown(world)
         assert await Verification(world.catalog, world.ledger, world.pipeline.start_for).look() == 0
     assert world.journal.count("run") == 1
+
+
+async def test_a_fallback_of_the_tool_that_can_tell_settles_nothing() -> None:
+    look = tool(**LOOK, fallback={"constant": {"happened": True}})
+    async with World(tool(effect="unsafe", verify="text.look"), look) as world:
+        attempts = replace(world.pipeline.attempts, schemas=AnySchemas())  # type: ignore[arg-type]
+        world.pipeline = replace(world.pipeline, schemas=AnySchemas(), attempts=attempts)  # type: ignore[arg-type]
+        call_id = await unknown(world)
+        world.sandboxes.frames = [exit_frame(code=75)]
+        assert await Verification(world.catalog, world.ledger, world.pipeline.start_for).look() == 0
+        kinds = [end.fallback for end in world.ledger.completions]
+    assert kinds[-1] == "constant"
+    assert world.ledger.rows[call_id].state is State.UNKNOWN
