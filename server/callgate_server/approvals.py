@@ -69,7 +69,7 @@ class Approvals:
             raise CallError(
                 Reason.APPROVAL_VOID, "This digest is not that of the call; look at it again and repeat its digest."
             )
-        decided = await self.ledger.decide(call_id, f"{caller.tenant}/{caller.agent}", approve=approve)
+        decided = await self.ledger.decide(call_id, caller.name, approve=approve)
         running = self.running.get(call_id)
         if running is not None:
             running.decided.set()

@@ -77,7 +77,7 @@ class Breakers:
         await self.administration.permit(caller, "breakers" if tenant else "shared_breakers")
         if tenant not in ("", caller.tenant):
             raise _unknown()
-        by = f"{caller.tenant}/{caller.agent}"
+        by = caller.name
         try:
             view = self.breakers.open(name, by) if open_it else self.breakers.close(name, by)
         except ValueError:

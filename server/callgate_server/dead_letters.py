@@ -64,7 +64,7 @@ class DeadLetters:
         self.refuse_stopped(caller)
         # Its own agent as it is now; an administrator does it in the name of the agent as it was.
         owner = replace(caller, task=stored.caller.task) if caller.agent == stored.caller.agent else stored.caller
-        running = await self.again(stored, owner, _name(caller))
+        running = await self.again(stored, owner, caller.name)
         made = await self.ledger.get(running.call_id)
         if made is None:
             raise CallError(Reason.AUDIT_UNAVAILABLE, "The new call cannot be shown now; list your calls.")
@@ -78,7 +78,7 @@ class DeadLetters:
         """
         caller, _ = await self._open(token, call_id)
         self.refuse_stopped(caller)
-        return call_document(await self.ledger.discard(call_id, _name(caller)))
+        return call_document(await self.ledger.discard(call_id, caller.name))
 
     async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]:
         """Say what became of a call whose effect is unknown.
@@ -94,7 +94,7 @@ class DeadLetters:
         if not self._is_administrator(caller, "settle"):
             raise CallError(Reason.POLICY_DENIED, "Only an administrator of the tenant says what became of a call.")
         state = State.SUCCEEDED if happened else State.FAILED
-        return call_document(await self.ledger.settle(call_id, state, _name(caller)))
+        return call_document(await self.ledger.settle(call_id, state, caller.name))
 
     async def _open(self, token: str | None, call_id: str) -> tuple[Caller, StoredCall]:
         caller = await self.authentication.identify(token)
@@ -133,10 +133,6 @@ class DeadLetters:
 
 def _step(step: Step) -> dict[str, Any]:
     return {"attempt": step.attempt, "at": step.at.isoformat(), "state": step.state, "reason": step.reason}
-
-
-def _name(caller: Caller) -> str:
-    return f"{caller.tenant}/{caller.agent}"
 
 
 def _unknown() -> CallError:

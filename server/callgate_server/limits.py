@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from callgate_server.admission.bounds import Bounds, BoundTable
@@ -27,7 +27,7 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.spending import Amounts, Budget, Charge, Scope, hour_of, millionths
 from callgate_server.model.task import is_task_of_ours
-from callgate_server.ticket import Admitted, Ticket
+from callgate_server.ticket import Admitted, Ticket, utc_now
 
 # Failures that the same call would have again. What may pass by itself, or was wanted, makes no loop.
 _OF_THE_CALL: Final = frozenset(
@@ -35,10 +35,6 @@ _OF_THE_CALL: Final = frozenset(
     | {Reason.SANDBOX_LOST}
 )
 _US: Final = 1000
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class Limits:
     rates: Rates = field(default_factory=Rates)
     budgets: Budgets = field(default_factory=Budgets)
     shares: Shares = field(default_factory=Shares)
-    now: Callable[[], datetime] = _utc_now
+    now: Callable[[], datetime] = utc_now
     clock: Callable[[], float] = time.monotonic
     # Calls that have reserved something and not ended.
     _reserved: set[str] = field(default_factory=set)

@@ -13,6 +13,11 @@ class Caller:
     roles: tuple[str, ...] = ()
     task: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The agent as it is named in the record and in policy: agents of one name in two tenants are two."""
+        return f"{self.tenant}/{self.agent}"
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:

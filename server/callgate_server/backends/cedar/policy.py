@@ -127,7 +127,7 @@ class CedarPolicy:
             request = _request(caller, ADMINISTER, tenant_uid(caller), context)
             return self._ask([request], self._entities(_without_task(caller)))
 
-        return self._ruled(f"{operation} by {caller.tenant}/{caller.agent}", ask)
+        return self._ruled(f"{operation} by {caller.name}", ask)
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """See `admission.authorize.Policy`."""
@@ -271,4 +271,4 @@ def _without_task(caller: Caller) -> Caller:
 
 
 def _about(caller: Caller, tool: Tool) -> str:
-    return f"{tool.name} called by {caller.tenant}/{caller.agent}"
+    return f"{tool.name} called by {caller.name}"

@@ -114,7 +114,7 @@ def uid(kind: str, name: str) -> Uid:
 
 
 def agent_uid(caller: Caller) -> Uid:
-    return uid("Agent", f"{caller.tenant}/{caller.agent}")
+    return uid("Agent", caller.name)
 
 
 def tenant_uid(caller: Caller) -> Uid:

@@ -132,7 +132,9 @@ def claim(
     return None
 
 
-def bury(transaction: Transaction, call_id: str, kind: Literal["redriven", "discarded"], body: dict[str, Json]) -> None:
+def bury(
+    transaction: Transaction, call_id: str, kind: Literal["redriven", "discarded"], body: dict[str, Json]
+) -> CallRow:
     """End a dead letter: a new call was made of it, or it is given up. What was kept of it goes.
 
     Raises:
@@ -143,6 +145,7 @@ def bury(transaction: Transaction, call_id: str, kind: Literal["redriven", "disc
         raise CallError(Reason.NOT_POSSIBLE, "This call is no dead letter, or not any more; look at its state.")
     row = replace(row, dead=kind, parcel=None)
     carry(transaction.connection, row, append_state(transaction, kind, row, body))
+    return row
 
 
 def note(transaction: Transaction, call_id: str, kind: str, body: dict[str, Json]) -> None:

@@ -173,8 +173,7 @@ class SqliteLedger:
         return self._all_stored(await self._read(partial(carried.read_unknown, most=min(limit, MAX_LISTED))))
 
     async def discard(self, call_id: str, by: str) -> StoredCall:
-        await self._write(lambda transaction: entries.bury(transaction, call_id, "discarded", {"by": by}), owed=False)
-        return await self._known(call_id)
+        return await self._changed(lambda transaction: entries.bury(transaction, call_id, "discarded", {"by": by}))
 
     async def settle(self, call_id: str, state: State, by: str) -> StoredCall:
         return await self._changed(partial(carried.settle_by_hand, call_id=call_id, state=state, by=by))
@@ -290,12 +289,6 @@ class SqliteLedger:
     async def _changed(self, work: Callable[[Transaction], CallRow]) -> StoredCall:
         """Write a change and return the call as it is then."""
         stored = self._stored(await self._write(work, owed=False))
-        if stored is None:
-            raise unavailable()
-        return stored
-
-    async def _known(self, call_id: str) -> StoredCall:
-        stored = await self.get(call_id)
         if stored is None:
             raise unavailable()
         return stored
