@@ -43,7 +43,7 @@ class GatewayService(BoundsMethods, KeptMethods, gateway_pb2_grpc.GatewayService
         self._starting: set[asyncio.Task[Running]] = set()
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        gateway_pb2_grpc.add_GatewayServicer_to_server(self, server)  # type: ignore[no-untyped-call]  # generated
+        gateway_pb2_grpc.add_GatewayServicer_to_server(self, _Generic(server))  # type: ignore[no-untyped-call]  # generated
 
     async def settle(self) -> None:
         """Wait until every call that was asked for is started or refused."""
@@ -134,6 +134,20 @@ def _left(running: Running, on_disconnect: OnDisconnect) -> Iterator[None]:
         if on_disconnect is OnDisconnect.CANCEL:
             running.cancel()
         raise
+
+
+class _Generic:
+    """Adds handlers to a server without registering their methods.
+
+    grpc.aio keeps a task for each registered method, and looks through all of them at every RPC; methods that are
+    looked up by their name cost it one.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
+        """Leave it at the generic handlers."""
 
 
 class Health:
