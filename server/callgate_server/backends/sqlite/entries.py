@@ -4,10 +4,10 @@ Every change of state goes through the lifecycle's table, and its event holds th
 event says is fit to be read by an auditor: names, digests, reasons; no argument and no output.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from callgate_server.backends.sqlite.rows import (
     CallRow,
@@ -58,8 +58,10 @@ _LEASE_EVENTS: Final = """
 
 
 def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
-    row = replace(
-        _new_row(refusal, move(State.RECEIVED, State.DENIED), boot),
+    row = _new_row(
+        refusal,
+        move(State.RECEIVED, State.DENIED),
+        boot,
         reason=refusal.reason.value,
         message=REASONS[refusal.reason].title,
         finished_at=transaction.at,
@@ -69,7 +71,8 @@ def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
         "arguments": dict(refusal.arguments),
         "transport": refusal.transport,
     }
-    insert(transaction.connection, row, append_state(transaction, "refused", row, _who(row) | body))
+    who = _who(row, refusal.caller, refusal.policies)
+    insert(transaction.connection, row, append_state(transaction, "refused", row, who | body))
 
 
 def claim(
@@ -88,8 +91,10 @@ def claim(
     Raises:
         CallError: `not_possible`: what `keeping` redrives is no dead letter.
     """
-    row = replace(
-        _new_row(intent, _first_state(keeping), boot),
+    row = _new_row(
+        intent,
+        _first_state(keeping),
+        boot,
         effect=intent.effect,
         arguments_digest=intent.arguments_digest,
         key_digest=key_digest,
@@ -127,7 +132,8 @@ def claim(
     }
     if keeping is not None:
         body |= {"approval": row.approval, "expires_at": row.expires_at, "follows": row.follows}
-    insert(transaction.connection, row, append_state(transaction, "intent", row, _who(row) | body | again))
+    who = _who(row, intent.caller, intent.policies)
+    insert(transaction.connection, row, append_state(transaction, "intent", row, who | body | again))
     charge(transaction.connection, intent.charges)
     return None
 
@@ -190,7 +196,7 @@ def replay(
         arguments_digest=original.arguments_digest,
         finished_at=transaction.at,
     )
-    body = _who(row) | {"original": original.call_id}
+    body = _who(row, caller, original.policies) | {"original": original.call_id}
     insert(transaction.connection, row, append_state(transaction, "replayed", row, body))
 
 
@@ -342,7 +348,7 @@ def _open_leases(transaction: Transaction, call_id: str) -> list[OpenLease]:
     return list(noted.values())
 
 
-def _new_row(entry: Refusal | Intent, state: State, boot: str) -> CallRow:
+def _new_row(entry: Refusal | Intent, state: State, boot: str, **columns: Any) -> CallRow:  # noqa: ANN401  # each its own
     return CallRow(
         entry.call_id,
         entry.caller.tenant,
@@ -355,18 +361,19 @@ def _new_row(entry: Refusal | Intent, state: State, boot: str) -> CallRow:
         timestamp(entry.received_at),
         boot,
         state.value,
+        **columns,
     )
 
 
-def _who(row: CallRow) -> dict[str, Json]:
+def _who(row: CallRow, caller: Caller, policies: Sequence[str]) -> dict[str, Json]:
     return {
         "tenant": row.tenant,
         "agent": row.agent,
         "task": row.task,
-        "roles": decode(row.roles.encode()),
+        "roles": list(caller.roles),
         "tool": row.tool,
         "version": row.version,
-        "policies": decode(row.policies.encode()),
+        "policies": list(policies),
         "received_at": row.received_at,
     }
 

@@ -45,6 +45,7 @@ class LedgerFiles:
 
     def __init__(self, path: Path, lock: int, opened: os.stat_result) -> None:
         self.path = path
+        self._name = os.fspath(path)
         self._lock = lock
         self._opened = opened
 
@@ -78,7 +79,7 @@ class LedgerFiles:
         Raises:
             OSError: it is gone, replaced or open to others.
         """
-        status = os.lstat(self.path)
+        status = os.lstat(self._name)
         if not os.path.samestat(status, self._opened):
             raise FileNotFoundError(f"{self.path} was replaced while the gateway runs; put it back, or restart")
         refuse_shared(status, self.path)

@@ -5,6 +5,7 @@ used at all. What a call writes is `entries.py`, how it gets to the disk `writer
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import secrets
@@ -309,7 +310,10 @@ class SqliteLedger:
         return keyed_hash(self._keys.idempotency, idempotency_key.encode("utf-8", "surrogatepass"))
 
     async def _write(self, work: Callable[[Transaction], T], *, owed: bool) -> T:
-        return await asyncio.wrap_future(self._writer.submit(work, owed=owed))
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[T] = loop.create_future()
+        self._writer.submit(work, partial(_tell, loop, written), owed=owed)
+        return await written
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         return await self._in_reader(lambda: self._query(query))
@@ -335,6 +339,21 @@ class SqliteLedger:
             raise
         self._idle.put(connection)
         return result
+
+
+def _tell(loop: asyncio.AbstractEventLoop, written: asyncio.Future[T], outcome: T | CallError) -> None:
+    """Hand over to the loop, from another thread, what became of a write."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_settle, written, outcome)
+
+
+def _settle(written: asyncio.Future[T], outcome: T | CallError) -> None:
+    if written.done():  # whoever asked has stopped waiting
+        return
+    if isinstance(outcome, CallError):
+        written.set_exception(outcome)
+    else:
+        written.set_result(outcome)
 
 
 def _tried_reader(path: Path) -> sqlite3.Connection:

@@ -98,7 +98,7 @@ def fingerprint(keys: Keys, row: CallRow) -> str:
     carried = values[_PARCEL:]
     # Rows from before these columns were there have the fingerprint that they were given then.
     return keyed_hash(
-        keys.row, encode([*values[:_PARCEL], answer, *(carried if any(value is not None for value in carried) else ())])
+        keys.row, encode([*values[:_PARCEL], answer, *(carried if carried.count(None) < len(carried) else ())])
     )
 
 

@@ -1,10 +1,11 @@
 """The one thread that writes the ledger, and its group commit.
 
 Everything that waits when the thread comes round is written in one transaction: one wait for the disk serves
-all of it, and nothing waits for the sake of a larger group. Each item has its own savepoint, so that one that
-cannot be written fails alone. An asker hears of its write only after the commit.
+all of it, and nothing waits for the sake of a larger group. Items that share a transaction have a savepoint each, so
+that one that cannot be written fails alone. An asker hears of its write only after the commit.
 
-After any failure the connection is closed and the next group opens a new one: what made writing impossible (a
+Where the chain ends is read once and then known: no other process writes this file (`files.py`). After any failure
+that is forgotten, and the connection is closed and the next group opens a new one: what made writing impossible (a
 full disk, a file open to others) ends by itself or by an operator's hand, and the ledger goes on without a restart.
 """
 
@@ -14,10 +15,8 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from callgate_server.backends.sqlite import schema
 from callgate_server.backends.sqlite.files import LedgerFiles
@@ -38,12 +37,12 @@ _log = logging.getLogger(__name__)
 class Transaction:
     """What one item may do: SQL on the connection, and events at the chain's end."""
 
-    def __init__(self, connection: sqlite3.Connection, keys: Keys, at: datetime) -> None:
+    def __init__(self, connection: sqlite3.Connection, keys: Keys, at: datetime, head: Head | None = None) -> None:
+        """Without a `head`, that of the file is read."""
         self.connection = connection
         self.keys = keys
         self.at = timestamp(at)
-        newest = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        self.head = Head() if newest is None else Head(*newest)
+        self.head = _newest(connection) if head is None else head
 
     def append(self, call_id: str, kind: str, body: dict[str, Json]) -> int:
         """Append an event and return its number."""
@@ -56,10 +55,14 @@ class Transaction:
         return event.seq
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+def _newest(connection: sqlite3.Connection) -> Head:
+    newest = connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return Head() if newest is None else Head(*newest)
+
+
+class _Item(NamedTuple):
     work: Callable[[Transaction], Any]
-    future: Future[Any]
+    tell: Callable[[Any], None]
 
 
 class Writer:
@@ -74,27 +77,25 @@ class Writer:
         self._door = threading.Lock()
         self._closing = False
         self._connection: sqlite3.Connection | None = None
+        self._head: Head | None = None
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Transaction], T], *, owed: bool) -> Future[T]:
+    def submit(self, work: Callable[[Transaction], T], tell: Callable[[T | CallError], None], *, owed: bool) -> None:
         """Queue one item. `owed`: a call that is already admitted needs it, so it is taken however many wait.
 
-        The future ends with the work's result once that is durable, or with its `CallError`, or with
-        `CallError(audit_unavailable)` when it could not be written.
+        Nobody can take it back: who stops waiting does not undo what was asked for. `tell` is called once, in the
+        writer's thread, and must neither block nor raise: with the work's result when that is durable, with its
+        `CallError`, or with `CallError(audit_unavailable)` when it could not be written.
 
         Raises:
             CallError: `audit_unavailable` (closed, or too many waiting).
         """
-        future: Future[T] = Future()
-        # From here on nobody can cancel it: who stops waiting does not undo what was asked for.
-        future.set_running_or_notify_cancel()
         with self._door:
             if self._closing or (self._waiting.qsize() >= MAX_WAITING and not owed):
                 raise unavailable()
-            self._waiting.put(_Item(work, future))
-        return future
+            self._waiting.put(_Item(work, tell))
 
     def close(self) -> None:
         """Write what waits, then stop. Blocks until done. Idempotent."""
@@ -125,24 +126,24 @@ class Writer:
     def _write(self, group: list[_Item]) -> None:
         try:
             connection = self._begin()
-            transaction = Transaction(connection, self._keys, self._now())
+            transaction = Transaction(connection, self._keys, self._now(), self._head)
         except Exception as fault:  # whatever it is: this thread lives on, and the askers hear of it
             self._disconnect()
             self._fail(group, fault)
             return
         try:
-            outcomes = [_attempt(transaction, item.work) for item in group]
-            connection.execute("COMMIT")
+            outcomes = [_attempt(transaction, item.work, shared=len(group) > 1) for item in group]
+            if connection.in_transaction:  # unless its only item took it back
+                connection.execute("COMMIT")
         except Exception as fault:  # as above
             self._disconnect()
             self._write_halves(group, fault)
             return
+        # What was refused may have met events that are not ours.
+        self._head = None if any(isinstance(outcome, CallError) for outcome in outcomes) else transaction.head
         self._note_success()
         for item, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, _Refused):
-                item.future.set_exception(outcome.error)
-            else:
-                item.future.set_result(outcome)
+            item.tell(outcome)
 
     def _write_halves(self, group: list[_Item], fault: BaseException) -> None:
         """Find what in a group cannot be written, such as an answer larger than the space left, and write the rest."""
@@ -158,7 +159,7 @@ class Writer:
             _log.error("the ledger cannot be written, calls are refused: %s", fault, exc_info=fault)
         self._failing = True
         for item in group:
-            item.future.set_exception(unavailable())
+            item.tell(unavailable())
 
     def _begin(self) -> sqlite3.Connection:
         connection = self._connect()
@@ -172,7 +173,7 @@ class Writer:
         return self._connection
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._head = self._connection, None, None
         if connection is not None:
             # Closing rolls an open transaction back. It may fail for the reason that brought us here.
             with contextlib.suppress(sqlite3.Error):
@@ -184,29 +185,29 @@ class Writer:
         self._failing = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    error: CallError
+def _attempt(transaction: Transaction, work: Callable[[Transaction], Any], *, shared: bool) -> Any:  # noqa: ANN401  # each item's own
+    """Do one item and return its result or its refusal; only faults of the store itself reach the group.
 
-
-def _attempt(transaction: Transaction, work: Callable[[Transaction], Any]) -> Any:  # noqa: ANN401  # each item's own
-    """Do one item inside its savepoint; only faults of the store itself reach the group."""
-    head = transaction.head
-    transaction.connection.execute("SAVEPOINT item")
+    A refused item is undone by its savepoint, and where it has the transaction for itself, with that.
+    """
+    head, execute = transaction.head, transaction.connection.execute
+    if shared:
+        execute("SAVEPOINT item")
     try:
         result = work(transaction)
     except CallError as refusal:
-        result = _Refused(refusal)
+        result = refusal
     except sqlite3.IntegrityError as error:
-        result = _Refused(_misuse(error))
+        result = _misuse(error)
     except _STORE_FAULTS:
         raise
     except Exception as error:  # a defect in one item must not take its neighbours along
-        result = _Refused(_misuse(error))
-    if isinstance(result, _Refused):
-        transaction.connection.execute("ROLLBACK TO item")
+        result = _misuse(error)
+    if isinstance(result, CallError):
+        execute("ROLLBACK TO item" if shared else "ROLLBACK")
         transaction.head = head
-    transaction.connection.execute("RELEASE item")
+    if shared:
+        execute("RELEASE item")
     return result
 
 

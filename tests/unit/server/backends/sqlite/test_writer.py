@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import pytest
@@ -27,8 +28,21 @@ class Bench:
         self.writer = Writer(self.files, KEYS, lambda: datetime.now(UTC))
         self.gate = threading.Event()
 
+    def submit(self, work, *, owed):
+        """Queue an item; the future gets what the writer tells."""
+        future = Future()
+
+        def tell(outcome):
+            if isinstance(outcome, CallError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self.writer.submit(work, tell, owed=owed)
+        return future
+
     def append(self, kind="note", *, owed=False):
-        return self.writer.submit(lambda transaction: transaction.append("c", kind, {}), owed=owed)
+        return self.submit(lambda transaction: transaction.append("c", kind, {}), owed=owed)
 
     def hold(self):
         """Occupy the writer until `gate` is set, so that what follows is written as one group."""
@@ -38,7 +52,7 @@ class Bench:
             entered.set()
             assert self.gate.wait(TIMEOUT_S)
 
-        future = self.writer.submit(work, owed=True)
+        future = self.submit(work, owed=True)
         assert entered.wait(TIMEOUT_S)
         return future
 
@@ -85,7 +99,7 @@ def test_what_waits_is_written_in_one_transaction_and_in_order(bench):
     assert check(KEYS.chain, events).fault is None
 
 
-@pytest.mark.parametrize(
+FAULTS = pytest.mark.parametrize(
     ("fault", "expected"),
     [
         (CallError(Reason.POLICY_DENIED, "no"), Reason.POLICY_DENIED),
@@ -97,14 +111,21 @@ def test_what_waits_is_written_in_one_transaction_and_in_order(bench):
         (MemoryError(), Reason.AUDIT_UNAVAILABLE),
     ],
 )
-def test_a_bad_item_fails_alone_and_leaves_nothing(bench, fault, expected):
+
+
+def failing_with(fault):
     def work(transaction):
         transaction.append("c", "bad", {})
         raise fault
 
+    return work
+
+
+@FAULTS
+def test_a_bad_item_fails_alone_and_leaves_nothing(bench, fault, expected):
     bench.hold()
     before = bench.append("before")
-    bad = bench.writer.submit(work, owed=False)
+    bad = bench.submit(failing_with(fault), owed=False)
     after = bench.append("after")
     bench.gate.set()
     assert reason(bad) is expected
@@ -113,12 +134,24 @@ def test_a_bad_item_fails_alone_and_leaves_nothing(bench, fault, expected):
     assert check(KEYS.chain, bench.events()).fault is None
 
 
-def test_nobody_can_cancel_what_was_asked_for(bench):
-    bench.hold()
-    future = bench.append()
-    assert not future.cancel()
-    bench.gate.set()
-    assert future.result(TIMEOUT_S) == 1
+@FAULTS
+def test_a_bad_item_that_shares_with_nobody_leaves_nothing(bench, fault, expected):
+    before = bench.append("before").result(TIMEOUT_S)
+    assert reason(bench.submit(failing_with(fault), owed=False)) is expected
+    after = bench.append("after").result(TIMEOUT_S)
+    assert (before, after) == (1, 2)
+    assert [event.kind for event in bench.events()] == ["before", "after"]
+    assert check(KEYS.chain, bench.events()).fault is None
+
+
+def test_events_of_another_program_are_met_once(bench):
+    assert bench.append().result(TIMEOUT_S) == 1
+    other = sqlite3.connect(bench.path, isolation_level=None)
+    other.execute("INSERT INTO events VALUES (2, 'now', 'c', 'forged', '{}', 'none')")
+    other.close()
+    assert reason(bench.append()) is Reason.INTERNAL
+    assert bench.append().result(TIMEOUT_S) == 3
+    assert check(KEYS.chain, bench.events()).fault is not None
 
 
 def test_a_file_that_went_away_refuses_writes_until_it_is_back(bench, tmp_path):
