@@ -19,7 +19,7 @@ import cedarpy
 from callgate_server.admission.authorize import Operation
 from callgate_server.backends.cedar.arguments import convert
 from callgate_server.backends.cedar.relax import policy_set, scopes, without_context
-from callgate_server.backends.cedar.sight import visible
+from callgate_server.backends.cedar.sight import mentions, visible
 from callgate_server.backends.cedar.source import Source, read_sources
 from callgate_server.backends.cedar.vocabulary import (
     ADMINISTER,
@@ -46,6 +46,8 @@ Clock = Callable[[], datetime]
 
 _FAILED: Final = re.compile(r"error while evaluating policy `([^`]*)`")
 _CALLERS_KEPT: Final = 1024
+_RULINGS_KEPT: Final = 4096
+_CIRCUMSTANCES: Final = frozenset({"now", "task"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class CedarPolicy:
         self._scopes = policy_set(scopes(sources))
         self._permits = policy_set(source.template for source in sources if source.permits)
         self._visible = visible(vocabulary.arguments, sources)
+        self._circumstances_count = mentions(_CIRCUMSTANCES, sources)
+        self._rulings: dict[tuple[Caller, str], list[Part]] = {}
         self._schema = cedarpy.Schema.from_str(schema_text(self._visible))
         self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
         self._around = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.around)
@@ -110,10 +114,7 @@ class CedarPolicy:
 
     def decide(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> Verdict:
         """See `admission.authorize.Policy`."""
-        return self._ruled(
-            _about(caller, tool),
-            lambda: self._ask(self._requests(caller, tool, arguments), self._entities_of(caller, tool)),
-        )
+        return self._ruled(_about(caller, tool), lambda: self._parts(caller, tool, arguments))
 
     def consent(self, caller: Caller, tool: Tool, ask: EgressAsk) -> Verdict:
         """See `admission.authorize.Policy`."""
@@ -177,6 +178,21 @@ class CedarPolicy:
             nearly = sorted(set(scope.diagnostics.reasons) - set(permits.diagnostics.reasons))
             explained.append(ExplainedPart(part, self._named(part.policies), self._named(nearly)))
         return Explanation(_combine(parts, self.version), tuple(explained))
+
+    def _parts(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[Part]:
+        """Ask, or remember: where no policy looks at arguments, time or task, the same caller and tool get the same."""
+        entities = self._entities_of(caller, tool)
+        if self._circumstances_count or self._visible[tool.name].attributes:
+            return self._ask(self._requests(caller, tool, arguments), entities)
+        same = (_without_task(caller), tool.name)
+        parts = self._rulings.get(same)
+        if parts is None:
+            parts = self._ask(self._requests(caller, tool, arguments), entities)
+            if all(part.ruling is not Ruling.ERROR for part in parts):
+                if len(self._rulings) >= _RULINGS_KEPT:
+                    self._rulings.clear()
+                self._rulings[same] = parts
+        return parts
 
     def _requests(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[dict[str, Any]]:
         context = self._circumstances(caller)
@@ -267,7 +283,7 @@ def _request(caller: Caller, action: str, resource: Uid, context: dict[str, Any]
 
 def _without_task(caller: Caller) -> Caller:
     """The task is context, not identity: it must not fill the caches."""
-    return Caller(caller.tenant, caller.agent, caller.roles)
+    return caller if caller.task is None else Caller(caller.tenant, caller.agent, caller.roles)
 
 
 def _about(caller: Caller, tool: Tool) -> str:

@@ -1,11 +1,11 @@
-"""Which arguments a set of policies looks at. The others are not shown to Cedar: a large text that no policy
-mentions would cost about 30 µs per KiB of it, with the interpreter locked.
+"""What of a call a set of policies looks at. Arguments that it does not are not shown to Cedar: a large text that no
+policy mentions would cost about 30 µs per KiB of it, with the interpreter locked.
 
-An argument is mentioned when its name is an attribute anywhere in any policy. A policy that takes the arguments
+Something is mentioned when its name is an attribute anywhere in any policy. A policy that takes arguments or context
 as a whole, such as comparing two records, looks at all of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from cedarpy import pst
 
@@ -18,12 +18,23 @@ def visible(arguments: Mapping[str, Record], sources: Iterable[Source]) -> dict[
     seen = [node for source in sources for node in nodes(source.template.clauses)]
     if _take_the_whole(seen):
         return dict(arguments)
-    names = {node.attr for node in seen if isinstance(node, pst.GetAttr)}
-    names.update(name for node in seen if isinstance(node, pst.HasAttr) for name in node.attrs)
+    names = _attributes(seen)
     return {
         tool: Record({name: attribute for name, attribute in record.attributes.items() if name in names})
         for tool, record in arguments.items()
     }
+
+
+def mentions(names: Collection[str], sources: Iterable[Source]) -> bool:
+    """Whether these policies can look at a member of the context that has one of these names."""
+    seen = [node for source in sources for node in nodes(source.template.clauses)]
+    return _take_the_whole(seen) or not _attributes(seen).isdisjoint(names)
+
+
+def _attributes(seen: list[object]) -> set[str]:
+    names = {node.attr for node in seen if isinstance(node, pst.GetAttr)}
+    names.update(name for node in seen if isinstance(node, pst.HasAttr) for name in node.attrs)
+    return names
 
 
 def _take_the_whole(seen: list[object]) -> bool:

@@ -2,10 +2,12 @@ import dataclasses
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import cedarpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callgate_server.backends.cedar import policy as policy_module
 from callgate_server.backends.cedar.policy import CedarPolicy, digest
 from callgate_server.backends.cedar.vocabulary import Vocabulary
 from callgate_server.model.call import Caller
@@ -214,6 +216,64 @@ def test_no_decision_of_the_engine_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     verdict = rules.decide(DEVELOPER, PYTHON, {"code": "1"})
     assert (verdict.ruling, verdict.policies) == (Ruling.ERROR, ())
     assert alarms == ["policy could not be evaluated for python.run called by acme/bot: the request itself"]
+
+
+RUN = 'permit(principal, action == Action::"call:python.run", resource)'
+
+
+def engine_asked(monkeypatch: pytest.MonkeyPatch, text: str, calls: list[tuple[Caller, Tool, dict[str, Any]]]) -> int:
+    """How often one set asks Cedar about these calls, each of which a set that has seen no other rules on alike."""
+    afresh = [policy(text).decide(*call) for call in calls]
+    rules, asked, batch = policy(text), [], cedarpy.is_authorized_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(cedarpy, "is_authorized_batch", lambda *given: asked.append(given) or batch(*given))
+        assert [rules.decide(*call) for call in calls] == afresh
+    return len(asked)
+
+
+def test_what_depends_on_caller_and_tool_alone_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f'@id("run") {RUN};'
+    same = [(DEVELOPER, PYTHON, {"code": code}) for code in "abc"]
+    assert engine_asked(monkeypatch, text, same) == 1
+    assert engine_asked(monkeypatch, text, [*same, (OPERATOR, PYTHON, {}), (DEVELOPER, SHELL, {})]) == 3
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'context.arguments.code == "a"',
+        'context.now > datetime("2026-01-01")',
+        "context has task",
+        "context.arguments == context.arguments",
+    ],
+)
+def test_what_depends_on_more_is_asked_every_time(monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    text = f'@id("run") {RUN} when {{ {condition} }};'
+    assert engine_asked(monkeypatch, text, [(DEVELOPER, PYTHON, {"code": code}) for code in "aba"]) == 3
+
+
+def test_a_failed_evaluation_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = policy(f'@id("run") {RUN};')
+    with monkeypatch.context() as patch:
+        patch.setattr(cedarpy, "is_authorized_batch", lambda *_: [cedarpy.AuthzResult({"decision": "NoDecision"})])
+        assert rules.decide(DEVELOPER, PYTHON, {"code": ""}).ruling is Ruling.ERROR
+    assert rules.decide(DEVELOPER, PYTHON, {"code": ""}).ruling is Ruling.ALLOW
+
+
+def test_a_tool_of_another_catalog_is_not_taken_for_one_that_is_remembered() -> None:
+    rules = policy(f'@id("run") {RUN};')
+    assert rules.decide(DEVELOPER, PYTHON, {"code": ""}).ruling is Ruling.ALLOW
+    other = dataclasses.replace(PYTHON, digest="sha256:" + "f" * 64)
+    assert rules.decide(DEVELOPER, other, {"code": ""}).ruling is Ruling.ERROR
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "_RULINGS_KEPT", 2)
+    rules = policy('@id("acme") permit(principal in Tenant::"acme", action in Action::"call", resource);')
+    for number in range(5):
+        assert rules.decide(Caller("acme", f"bot-{number}"), PYTHON, {}).ruling is Ruling.ALLOW
+        assert rules.decide(Caller("rival", f"bot-{number}"), PYTHON, {}).ruling is Ruling.DENY
+    assert len(rules._rulings) <= 2
 
 
 def test_decision_carries_the_digest_of_its_set() -> None:

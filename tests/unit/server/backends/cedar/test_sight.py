@@ -1,6 +1,6 @@
 import pytest
 
-from callgate_server.backends.cedar.sight import visible
+from callgate_server.backends.cedar.sight import mentions, visible
 from callgate_server.backends.cedar.source import read_sources
 from callgate_server.model.verdict import Ruling
 from support.cedar_catalog import DEVELOPER, PYTHON, SHELL, SIGN, VOCABULARY, policy
@@ -69,3 +69,21 @@ def test_argument_that_nobody_looks_at_does_not_matter() -> None:
     rules = policy(f'@id("p") permit(principal, action in Action::"call", resource) unless {{ {SCRIPT} }};')
     assert rules.decide(DEVELOPER, PYTHON, {"code": "", "seed": 10**100}).ruling is Ruling.ALLOW
     assert rules.decide(DEVELOPER, SHELL, {"script": "x"}).ruling is Ruling.DENY
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("true", False),
+        (SCRIPT, False),
+        ('principal in Role::"x"', False),
+        ('context.now > datetime("2026-01-01")', True),
+        ('context has task && context.task == "x"', True),
+        ("context has task", True),
+        ("context == context", True),
+        ("context.arguments == context.arguments", True),
+    ],
+)
+def test_policies_that_can_look_at_time_or_task_are_told_from_others(condition: str, expected: bool) -> None:
+    text = f'@id("p") forbid(principal, action == Action::"call:shell.run", resource) when {{ {condition} }};'
+    assert mentions({"now", "task"}, read_sources({"a.cedar": text}, VOCABULARY)) is expected
