@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -145,8 +145,7 @@ def revoke(path: Path, key_id: str) -> None:
         _replace(path, file.model_copy(update={"keys": keys}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(NamedTuple):
     """Tells one state of the file from another."""
 
     inode: int
@@ -166,6 +165,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path = path
+        self._name = os.fspath(path)
         self._now = now
         self._version: _Version | None = None
         self._keys: dict[str, KeyRecord] = {}
@@ -193,7 +193,7 @@ class ApiKeys:
         """Read the file again when it is another than last time. Whatever is wrong with it leaves no key valid."""
         seen: _Version | None = None
         try:
-            seen = _Version.of(self._path.lstat())
+            seen = _Version.of(os.lstat(self._name))
             if seen != self._version:
                 file, self._version = _load(self._path)
                 self._keys, self._trouble = {key.id: key for key in file.keys}, ""

@@ -129,16 +129,18 @@ class Running:
         Raises:
             CallError: it was refused.
         """
-        async for event in self.events():
-            if isinstance(event, Failed):
-                raise event.error
-            return
+        while not self._events:
+            await self._changed.wait()
+        first = self._events[0]
+        if isinstance(first, Failed):
+            raise first.error
 
     async def settled(self) -> None:
         """Wait until the call has ended, or waits for somebody's approval, which no caller should wait for."""
-        async for event in self.events():
-            if isinstance(event, Waiting) and event.state is State.AWAITING_APPROVAL:
+        while not self.ended:
+            if any(isinstance(event, Waiting) and event.state is State.AWAITING_APPROVAL for event in self._events):
                 return
+            await self._changed.wait()
 
     async def wait(self) -> Mapping[str, Any]:
         """Wait for the answer. Cancelling the waiter leaves the call alone.
@@ -146,12 +148,11 @@ class Running:
         Raises:
             CallError: the tool never started.
         """
-        async for event in self.events():
-            if isinstance(event, Answered):
-                return event.document
-            if isinstance(event, Failed):
-                raise event.error
-        raise AssertionError("events() ends with the end of the call")
+        while not self._events or not isinstance(end := self._events[-1], Answered | Failed):
+            await self._changed.wait()
+        if isinstance(end, Failed):
+            raise end.error
+        return end.document
 
     async def events(self, after: int = -1) -> AsyncIterator[Event]:
         """Yield events with `seq` greater than `after`, from the first to the end of the call."""

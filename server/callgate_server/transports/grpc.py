@@ -9,7 +9,8 @@ and nothing of a call depends on the life of its handler.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -247,29 +248,49 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
             raise CallError(Reason.INVALID_REQUEST, "The message is not well-formed protobuf of this method.")
         return message
 
-    @asynccontextmanager
-    async def _rendered(self, method: str, context: Context) -> AsyncIterator[None]:
-        began_s = time.monotonic()
-        outcome = "OK"
+    def _rendered(self, method: str, context: Context) -> "_Rendered":
+        return _Rendered(self._gate, method, context)
+
+
+class _Rendered:
+    """Around a handler: what it raises is told to the client as we would have it, and the access is noted."""
+
+    def __init__(self, gate: Gate, method: str, context: Context) -> None:
+        self._gate = gate
+        self._method = method
+        self._context = context
+        self._began_s = time.monotonic()
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome, told = self._judged(error)
         try:
-            yield
-        except CallError as error:
-            outcome = error.spec.grpc
-            await _abort(context, error)
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "CANCELLED"
-            raise
-        except grpc.aio.AbortError:
-            outcome = "ABORTED"
-            raise
-        except Exception as error:
-            outcome = "INTERNAL"
-            error_id = new_call_id()
-            self._gate.unexpected(error_id, error)
-            await _abort(context, CallError(Reason.INTERNAL, f"Unexpected error; quote {error_id} to the operator."))
+            if told is not None:
+                await _abort(self._context, told)
         finally:
-            duration_ms = round((time.monotonic() - began_s) * 1000, 3)
-            self._gate.accessed(Access("grpc", "POST", method, outcome, duration_ms))
+            duration_ms = round((time.monotonic() - self._began_s) * 1000, 3)
+            self._gate.accessed(Access("grpc", "POST", self._method, outcome, duration_ms))
+
+    def _judged(self, error: BaseException | None) -> tuple[str, CallError | None]:
+        """The name of the status, and what to tell the client unless it was told or has left."""
+        match error:
+            case None:
+                return "OK", None
+            case CallError():
+                return error.spec.grpc, error
+            case asyncio.CancelledError() | GeneratorExit():
+                return "CANCELLED", None
+            case grpc.aio.AbortError():
+                return "ABORTED", None
+            case Exception():
+                error_id = new_call_id()
+                self._gate.unexpected(error_id, error)
+                return "INTERNAL", CallError(Reason.INTERNAL, f"Unexpected error; quote {error_id} to the operator.")
+            case _:
+                return "INTERNAL", None
 
 
 async def _abort(context: Context, error: CallError) -> None:
