@@ -4,10 +4,12 @@ import os
 import platform
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from descriptors import descriptors_of
 from support.gateway import RunningGateway
 
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +47,7 @@ class Holdings:
 
     containers: frozenset[str]
     tasks: frozenset[str]
-    descriptors: int
+    descriptors: Counter[str]
     threads: int
     mounts: frozenset[str]
     memory_kb: int
@@ -55,10 +57,14 @@ class Holdings:
         return {
             "containers left": len(self.containers - before.containers),
             "tasks left": len(self.tasks - before.tasks),
-            "descriptors left": max(0, self.descriptors - before.descriptors),
+            "descriptors left": self.descriptors_beyond(before).total(),
             "threads left": max(0, self.threads - before.threads),
             "mounts left": len(self.mounts - before.mounts),
         }
+
+    def descriptors_beyond(self, before: "Holdings") -> Counter[str]:
+        """What there are more descriptors of. One of something else that was closed does not make up for it."""
+        return self.descriptors - before.descriptors
 
 
 def processes_in(container_id: str) -> list[int]:
@@ -71,7 +77,7 @@ def holdings(gateway: RunningGateway, seen: Collection[str]) -> Holdings:
     return Holdings(
         containers=frozenset(gateway.deployment.found()),
         tasks=frozenset(_tasks_of(seen)),
-        descriptors=gateway.descriptors(),
+        descriptors=descriptors_of(gateway.process.pid),
         threads=sum(1 for _ in Path(f"/proc/{gateway.process.pid}/task").iterdir()),
         mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
         memory_kb=gateway.rss_kb(),

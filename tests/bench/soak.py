@@ -6,6 +6,9 @@ middle of a call. Meanwhile containers (waiting ones, lanes, those of calls) and
 outside at random. Every call must end with an answer or a refusal; afterwards nothing may be left of any of them, and
 the gateway must be hardly larger than it was after some hundred calls.
 
+Its pools of threads and of connections have all they may ever have soon after the start, so that nothing of them may
+come late: each descriptor that is more than there were is one too many, and the last line says what it is of.
+
 The choice of calls and of victims follows a seed; what they meet does not.
 """
 
@@ -40,7 +43,7 @@ from support.images import ENGINE  # noqa: E402
 from support.live import eventually  # noqa: E402
 
 CALLERS = 4
-# Before the count begins: what a gateway builds up once, such as threads and connections to the engine.
+# Before the count begins: what a gateway builds up once, such as modules, caches and what its allocator keeps.
 WARM_UP_CALLS = 600
 SEED = 5000
 # How long until all lanes have ended, and nothing is under way any more.
@@ -183,8 +186,8 @@ class Soak:
                 self.kills["container of the pool" if "-pool-" in name else "lane or container of a call"] += 1
 
 
-def soak(gateway: RunningGateway, calls: int, warm_up: int = WARM_UP_CALLS) -> tuple[list[Figure], Soak]:
-    """Rows after that many calls; `gateway` has `SETTINGS`, `POLICIES` and a store, and the engine for itself."""
+def soak(gateway: RunningGateway, calls: int, warm_up: int = WARM_UP_CALLS) -> tuple[list[Figure], Soak, Counter[str]]:
+    """Rows after that many calls, and what the descriptors left are of; `gateway` has `SETTINGS`, `POLICIES` and a store, and the engine for itself."""
     store = gateway.deployment.store
     if store is None:
         raise ValueError("the soak needs a store for its secrets")
@@ -198,7 +201,11 @@ def soak(gateway: RunningGateway, calls: int, warm_up: int = WARM_UP_CALLS) -> t
     growth = 100 * (after.memory_kb - before.memory_kb) / before.memory_kb
     left = [sizes(name, "", [count]) for name, count in after.more_than(before).items()]
     unanswered = sizes("calls without an answer", "", [counted.ends["no answer"] + counted.ends["internal"]])
-    return [sizes("gateway memory, growth", "%", [growth]), *left, unanswered], counted
+    return (
+        [sizes("gateway memory, growth", "%", [growth]), *left, unanswered],
+        counted,
+        after.descriptors_beyond(before),
+    )
 
 
 def still_serves(gateway: RunningGateway) -> None:
@@ -232,13 +239,14 @@ def main() -> int:
         store = start_store(Path(folder) / "openbao")
         try:
             with Deployment(Path(folder) / "soak", store, POLICIES, settings=SETTINGS).start() as gateway:
-                rows, counted = soak(gateway, options.calls, options.warm_up)
+                rows, counted, descriptors = soak(gateway, options.calls, options.warm_up)
                 still_serves(gateway)
         finally:
             store.stop()
     show(Report(datetime.now(UTC), machine(), rows, {}))
     sys.stdout.write(
         f"in {time.monotonic() - began:.0f} s\ncalls: {dict(counted.ends)}\nkilled: {dict(counted.kills)}\n"
+        f"descriptors left: {dict(descriptors)}\n"
     )
     options.json.write_text(_merged(options.json, rows))
     return 0

@@ -7,9 +7,6 @@ import pytest
 import soak
 from support.gateway import Deployment, canary, start_store
 
-# Threads, and with each a connection, come about when they are first needed: some do only after the warm-up.
-LATE = 10
-
 
 @pytest.mark.timeout(300)
 def test_calls_among_kills_all_end_and_leave_nothing(tmp_path: Path) -> None:
@@ -22,7 +19,7 @@ def test_calls_among_kills_all_end_and_leave_nothing(tmp_path: Path) -> None:
             load.make_calls(60)
             before = load.at_rest()
             load.make_calls(200)
-            after = load.at_rest()
+            after = load.at_rest(before)
             soak.still_serves(gateway)
     finally:
         store.stop()
@@ -32,7 +29,7 @@ def test_calls_among_kills_all_end_and_leave_nothing(tmp_path: Path) -> None:
     assert load.kills.total() > 0
     left = after.more_than(before)
     assert left["containers left"] == left["tasks left"] == 0
-    assert left["descriptors left"] < LATE
-    assert left["threads left"] < LATE
+    assert not after.descriptors_beyond(before)
+    assert left["threads left"] == 0
     assert after.memory_kb < 1.2 * before.memory_kb
     assert deployment.found() == {}

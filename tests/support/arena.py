@@ -19,8 +19,8 @@ from support.gateway import RunningGateway
 from support.images import ENGINE
 
 TIMED_OUT = ("timed_out", "timed_out")
-# Of an idle gateway, however many calls it has had: what it listens on, its files, and its pools of 32 connections to
-# the engine. One kept of each call would soon be more.
+# Of an idle gateway, however many calls it has had: what it listens on, its files, and its pools of connections, 32 to
+# the engine and at most 16 to the secret store. One kept of each call would soon be more.
 _IDLE_DESCRIPTORS = 112
 _KEPT_KB = 64 * 1024
 _SETTLE_S = 30

@@ -7,6 +7,9 @@ A token is renewed at two thirds of its life, with jitter; when that no longer h
 forbidden read may mean an expired token: only if the token is indeed dead is there a new login and a second try,
 so that a forbidden path costs the store one lookup and not one login. A lease whose revocation failed, or whose
 answer came too late for anybody, is revoked in the background until it succeeds.
+
+Connections to the store are kept, and each thread may come to need one. They are all opened after the first login, so
+that what the gateway holds then is what it holds for good; those that break are replaced when they are next needed.
 """
 
 import asyncio
@@ -37,6 +40,8 @@ _T = TypeVar("_T")
 _Method = Literal["get", "post", "put"]
 _PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)+")
 _THREADS: Final = 8
+# One for each thread, and room for those that others use while all these are being opened: see `_connect`.
+_MAX_CONNECTIONS: Final = 2 * _THREADS
 _RENEW_AT: Final = 2 / 3
 _RENEW_JITTER: Final = 0.1
 _RETRY_S: Final = 1.0
@@ -161,7 +166,7 @@ class OpenBao:
         return {"secret_store": store, "secret_leases": leases}
 
     async def run(self) -> None:
-        """Log in, keep the token alive and revoke what is left over, until cancelled."""
+        """Log in, connect, keep the token alive and revoke what is left over, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_token(), name="openbao-token")
             tasks.create_task(self._keep_revoking(), name="openbao-revoke")
@@ -179,9 +184,14 @@ class OpenBao:
             self._session.close()
 
     async def _keep_token(self) -> None:
+        connected = False
         while True:
             try:
                 token = await self._valid_token()
+                if not connected:
+                    # Tried once: what it does not open is opened when it is needed.
+                    connected = True
+                    await self._in_thread(self._connect)
                 # A token that never expires is looked at now and then: a read may have replaced it.
                 await asyncio.sleep(min(max(token.renew_s - self._now(), _RETRY_S / 10), 60))
                 if self._token is token and self._now() >= token.renew_s:
@@ -332,6 +342,22 @@ class OpenBao:
         if isinstance(document, dict) and document.get("lease_id"):
             self._remember(document["lease_id"])
 
+    def _connect(self) -> None:
+        """Open a connection for each thread; runs in one of them.
+
+        A connection is free again when its answer has been read: until then, the next request opens another. Any
+        answer will do, and this one costs the store no entry in its audit log.
+        """
+        adapter = self._adapter(None)
+        try:
+            answers = [
+                adapter.request("head", "/v1/sys/health", stream=True, raise_exception=False) for _ in range(_THREADS)
+            ]
+            for answer in answers:
+                answer.content  # noqa: B018  # reads it
+        except requests.RequestException as error:
+            raise _classified(error) from None
+
     def _exchange(
         self, method: _Method, path: str, token: _Token | None, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
@@ -339,16 +365,8 @@ class OpenBao:
 
         The exceptions of the libraries end here, without a trace: they carry the request, and with it the token.
         """
-        adapter = RawAdapter(
-            base_uri=self._address,
-            token=None if token is None else token.value.reveal().decode(),
-            timeout=self._timeout_s,
-            allow_redirects=False,
-            session=self._session,
-            namespace=self._namespace,
-        )
         try:
-            response = adapter.request(method, f"/v1/{path}", json=body)
+            response = self._adapter(token).request(method, f"/v1/{path}", json=body)
             if response.status_code not in (200, 204):
                 raise ConnectionError("it sends the gateway elsewhere; configure the address of the active node")
             document = response.json() if response.content else {}
@@ -357,6 +375,16 @@ class OpenBao:
         if not isinstance(document, dict):
             raise ConnectionError("its answer is not understood")
         return document
+
+    def _adapter(self, token: _Token | None) -> RawAdapter:
+        return RawAdapter(
+            base_uri=self._address,
+            token=None if token is None else token.value.reveal().decode(),
+            timeout=self._timeout_s,
+            allow_redirects=False,
+            session=self._session,
+            namespace=self._namespace,
+        )
 
 
 class _AnsweredError(ConnectionError):
@@ -437,5 +465,5 @@ def _session(ca_file: Path | None) -> requests.Session:
     session.trust_env = False
     session.verify = True if ca_file is None else str(ca_file)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=_THREADS))
+        session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=_MAX_CONNECTIONS))
     return session

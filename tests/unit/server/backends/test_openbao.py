@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,8 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.secrets.broker import REFUSED, Lease
 
 TOKEN = "s.unit-test-token"
+# How many requests the gateway has under way at most.
+THREADS = 8
 Answer = tuple[int, Any]
 
 
@@ -30,6 +33,9 @@ class Store:
         }
         self.asked: list[str] = []
         self.headers: list[Mapping[str, str]] = []
+        self.connections = 0
+        # What becomes of a connection that is opened ahead of need.
+        self.keeps_connections = True
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -46,6 +52,10 @@ class Store:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                store.connections += 1
+
             def _answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = self.path.removeprefix("/v1/")
@@ -61,6 +71,13 @@ class Store:
                     self.send_header("Location", f"{store.address}/v1/elsewhere")
                 self.end_headers()
                 self.wfile.write(content)
+
+            def do_HEAD(self) -> None:
+                if not store.keeps_connections:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self.send_response(200)
+                self.end_headers()
 
             do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names that http.server looks for
 
@@ -313,6 +330,50 @@ async def test_a_failed_revocation_is_reported_when_it_keeps_failing_and_forgott
             await asyncio.sleep(0.01)
         background.cancel()
     assert (await openbao.health())["secret_leases"].ok
+    await openbao.close()
+
+
+async def test_all_connections_are_opened_after_the_login_and_no_burst_opens_more(
+    store: Store, approle: AppRole
+) -> None:
+    at_once = threading.Barrier(THREADS, timeout=10)
+
+    def when_all_have_asked() -> Answer:
+        at_once.wait()
+        return (200, {"data": {"key": "v"}})
+
+    store.answers["kv/a"] = when_all_have_asked
+    # The gateway renews when it has done all that follows a login.
+    store.answers["auth/approle/login"] = (200, login(1))
+    store.answers["auth/token/renew-self"] = (200, login(3600))
+    openbao = OpenBao(store.address, approle, timeout_s=10)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        background = tasks.create_task(openbao.run())
+        while "auth/token/renew-self" not in store.asked:  # noqa: ASYNC110 - seen by its end alone
+            await asyncio.sleep(0.01)
+        opened = store.connections
+        for _ in range(2):
+            await asyncio.gather(*(openbao.read("kv/a", timeout_s=10) for _ in range(THREADS)))
+        background.cancel()
+    await openbao.close()
+    assert opened == store.connections == THREADS
+
+
+async def test_a_store_that_takes_no_connection_ahead_of_need_is_used_as_any_other(
+    store: Store, approle: AppRole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callgate_server.backends.openbao._RETRY_S", 0.01)
+    store.keeps_connections = False
+    store.answers["auth/approle/login"] = (200, login(1))
+    store.answers["auth/token/renew-self"] = (200, login(1))
+    store.answers["kv/a"] = (200, {"data": {"key": "v"}})
+    openbao = OpenBao(store.address, approle)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        background = tasks.create_task(openbao.run())
+        while store.asked.count("auth/token/renew-self") < 2:  # noqa: ASYNC110 - seen by its end alone
+            await asyncio.sleep(0.01)
+        assert shown(await openbao.read("kv/a", timeout_s=10)) == {"key": b"v"}
+        background.cancel()
     await openbao.close()
 
 
