@@ -203,7 +203,7 @@ def measure(site: Site, runs: int, calls: int) -> tuple[list[Figure], Phases]:
     ):
         of_containers, phases = containers(on_warm, on_cold, warm, runs)
     with site.gateway("soak", soak.SETTINGS, soak.POLICIES) as lasting:
-        left, _ = soak.soak(lasting, calls)
+        left, *_ = soak.soak(lasting, calls)
     return [*of_forks, *of_containers, *figures, *left], {"fork, one caller": one.phases(), **phases}
 
 

@@ -187,7 +187,10 @@ class Soak:
 
 
 def soak(gateway: RunningGateway, calls: int, warm_up: int = WARM_UP_CALLS) -> tuple[list[Figure], Soak, Counter[str]]:
-    """Rows after that many calls, and what the descriptors left are of; `gateway` has `SETTINGS`, `POLICIES` and a store, and the engine for itself."""
+    """Rows after that many calls, and what the descriptors left are of.
+
+    `gateway` has `SETTINGS`, `POLICIES` and a store, and the engine for itself.
+    """
     store = gateway.deployment.store
     if store is None:
         raise ValueError("the soak needs a store for its secrets")
