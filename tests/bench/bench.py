@@ -8,7 +8,8 @@ count. Prints a table, writes `bench.json`, and with `--record` RESULTS.md.
 What is called the gate's own share of a call is its time at the client less the phases `acquire` and `run`: what
 SDK, gRPC both ways, admission, ledger (intent and outcome), secrets and result take. In `run` the gateway also writes
 and reads frames, which is therefore not in it. `everything but the tool's own run` is the time at the client less
-what the runner measured of the tool: an upper bound, in which the engine's relaying of the wire is too.
+what the runner measured of the tool: an upper bound, in which the engine's relaying of the wire is too. Below what an
+empty call over gRPC and two durable writes take (`floor.py`) no share can come; they run interleaved with it.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import soak  # noqa: E402
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from callgate_server.backends.openbao_dev import DevServer  # noqa: E402
 from figures import Figure, rates, sizes, times  # noqa: E402
+from floor import DurableWrites, empty_calls  # noqa: E402
 from host import lane_memory, machine  # noqa: E402
 from report import Phases, Report, document, results, show  # noqa: E402
 from support.gateway import Deployment, RunningGateway, start_store  # noqa: E402
@@ -118,7 +120,9 @@ def forks(client: Callgate, gateway: RunningGateway, runs: int) -> tuple[list[Fi
     """Isolation `fork` beside a bare process: one caller with a pause and without, and many without."""
     one, row = Caller(client), Caller(client)
     rest = partial(at_rest, gateway)
-    single = interleaved(runs * 10, {"bare": bare_python, "fork": one})
+    with empty_calls() as empty:
+        disk = DurableWrites(gateway.deployment.ledger.with_name("written"))
+        single = interleaved(runs * 10, {"bare": bare_python, "fork": one, "empty": empty, "disk": disk})
     in_a_row = interleaved(runs, {"bare": bare_python, "fork": row}, in_a_row=IN_A_ROW)
     many = sustained(
         _rounds(runs), FORK_CALLERS, {"bare": bare_python, "fork": Caller(client)}, rest, warm_up_s=2, counted_s=6
@@ -126,10 +130,17 @@ def forks(client: Callgate, gateway: RunningGateway, runs: int) -> tuple[list[Fi
     bare = times("bare python3", single["bare"])
     bare_in_a_row = times(f"bare python3, {IN_A_ROW} in a row", in_a_row["bare"])
     bare_many = rates(f"bare python3, sustained, {FORK_CALLERS} workers", many["bare"])
+    share = one.less(_sandbox_ms)
+    beyond = [
+        ms - empty_ms - disk_ms for ms, empty_ms, disk_ms in zip(share, single["empty"], single["disk"], strict=True)
+    ]
     return [
         bare,
         times("fork, one caller", single["fork"], bare),
-        times("fork, the gate's own share", one.less(_sandbox_ms)),
+        times("fork, the gate's own share", share, bare),
+        times("an empty call over gRPC", single["empty"]),
+        times("two durable writes", single["disk"]),
+        times("fork, the gate's own share beyond both", beyond),
         times("fork, everything but the tool's own run", one.less(lambda answer: answer.usage.wall_ms)),
         bare_in_a_row,
         times(f"fork, {IN_A_ROW} in a row", in_a_row["fork"], bare_in_a_row),
