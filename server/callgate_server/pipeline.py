@@ -9,6 +9,7 @@ stored answer costs nothing), and the intent is durable before the first side ef
 destroying the sandbox happen whatever comes, and no answer waits for them.
 """
 
+import asyncio
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from callgate_server.kept import KeptCalls, kept_now, request_of
 from callgate_server.ledger.store import Keeping, Ledger, Parcel, StoredCall
 from callgate_server.ledger.turns import Turns
 from callgate_server.limits import Limits
-from callgate_server.model.call import Caller, CallRequest
+from callgate_server.model.call import Caller, CallRequest, OnDisconnect
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
@@ -90,8 +91,9 @@ class Pipeline:
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
-            raise await self.endings.refuse(ticket, refusal) from None
-        await running.started()
+            # Its client may leave meanwhile: it is recorded and counted all the same.
+            raise await asyncio.shield(self.endings.refuse(ticket, refusal)) from None
+        await running.started(leaving_cancels=ticket.request.on_disconnect is OnDisconnect.CANCEL)
         return running
 
     def _admit(self, ticket: Ticket) -> Admitted:

@@ -36,7 +36,7 @@ from callgate_server.model.answer import (
     failure_document,
     to_document,
 )
-from callgate_server.model.call import Caller, CallRequest
+from callgate_server.model.call import Caller, CallRequest, OnDisconnect
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.identifiers import new_call_id
 from callgate_server.model.lifecycle import State
@@ -122,7 +122,7 @@ class Played:
 
     running: RunningCalls
     release: asyncio.Event = field(default_factory=asyncio.Event)
-    # Set when a call waits; where `hold_start` is there, a start waits for it before the call is claimed.
+    # Set when a call waits; where `hold_start` is there, a call waits for it before it is claimed.
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     hold_start: asyncio.Event | None = None
     starting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -138,9 +138,6 @@ class Played:
     async def start(self, token: str | None, request: CallRequest) -> Running:
         await self.identify(token)
         self.requests.append(request)
-        self.starting.set()
-        if self.hold_start is not None:
-            await self.hold_start.wait()
         if request.tool in REFUSALS:
             raise REFUSALS[request.tool]
         if request.tool == "demo.broken":
@@ -151,10 +148,13 @@ class Played:
             raise CallError(Reason.INVALID_REQUEST, "The arguments must be a JSON object.")
         running = self.running.spawn(new_call_id(), lambda running: self._carry(running, request))
         self.calls_seen.append(running)
-        await running.started()
+        await running.started(leaving_cancels=request.on_disconnect is OnDisconnect.CANCEL)
         return running
 
     async def _carry(self, running: Running, request: CallRequest) -> None:
+        self.starting.set()
+        if self.hold_start is not None:
+            await self.hold_start.wait()
         running.accept()
         match request.tool:
             case "demo.late":

@@ -123,14 +123,21 @@ class Running:
         """Ask for the end of the call. What ran until then is kept in the answer."""
         self.cancelled.set()
 
-    async def started(self) -> None:
+    async def started(self, *, leaving_cancels: bool = False) -> None:
         """Wait until the call is accepted, or already answered.
+
+        Cancelling the waiter cuts nothing in half: the call goes on, or is asked to end if `leaving_cancels`.
 
         Raises:
             CallError: it was refused.
         """
-        while not self._events:
-            await self._changed.wait()
+        try:
+            while not self._events:
+                await self._changed.wait()
+        except asyncio.CancelledError:
+            if leaving_cancels:
+                self.cancel()
+            raise
         first = self._events[0]
         if isinstance(first, Failed):
             raise first.error

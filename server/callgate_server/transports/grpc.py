@@ -41,14 +41,9 @@ class GatewayService(BoundsMethods, KeptMethods, gateway_pb2_grpc.GatewayService
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._starting: set[asyncio.Task[Running]] = set()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServicer_to_server(self, _Generic(server))  # type: ignore[no-untyped-call]  # generated
-
-    async def settle(self) -> None:
-        """Wait until every call that was asked for is started or refused."""
-        await asyncio.gather(*self._starting, return_exceptions=True)
 
     async def Call(self, request: gateway_pb2.CallRequest, context: Context) -> gateway_pb2.CallResponse:  # noqa: N802
         running, on_disconnect = await self._start(request, context)
@@ -108,22 +103,8 @@ class GatewayService(BoundsMethods, KeptMethods, gateway_pb2_grpc.GatewayService
         return gateway_pb2.GetToolResponse(tool=wire.tool_to_proto(document))
 
     async def _start(self, request: gateway_pb2.CallRequest, context: Context) -> tuple[Running, OnDisconnect]:
-        """Start the call in a task that outlives the handler: a claim must not be cut in half by a client's leaving."""
         wanted = wire.call_from_proto(request, context.time_remaining())
-        task = asyncio.ensure_future(self._gate.calls.start(token_of(context), wanted))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
-        try:
-            return await asyncio.shield(task), wanted.on_disconnect
-        except asyncio.CancelledError:
-            if wanted.on_disconnect is OnDisconnect.CANCEL:
-                task.add_done_callback(_cancel_started)
-            raise
-
-
-def _cancel_started(task: asyncio.Task[Running]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().cancel()
+        return await self._gate.calls.start(token_of(context), wanted), wanted.on_disconnect
 
 
 @contextmanager

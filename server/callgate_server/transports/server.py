@@ -122,14 +122,13 @@ class GrpcServer:
         self._host = f"[{host}]" if ":" in host else host
         self.port = port
         self._tls = tls
-        self._service = GatewayService(gate)
         self._health = Health()
         self._server = grpc.aio.server(
             interceptors=(Door(gate, limits),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.concurrent_requests,
         )
-        self._service.add_to(self._server)
+        GatewayService(gate).add_to(self._server)
         self._health.add_to(self._server)
         if reflection:
             from grpc_reflection.v1alpha import reflection as reflected
@@ -161,7 +160,6 @@ class GrpcServer:
         """Accept nothing more, let RPCs be answered for `grace_s`, then cut. Calls themselves are not touched."""
         self.set_serving(serving=False)
         await self._server.stop(grace_s)
-        await self._service.settle()
 
 
 def _options(limits: TransportLimits) -> list[tuple[str, int]]:

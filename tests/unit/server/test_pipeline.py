@@ -1,10 +1,12 @@
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from callgate_server.model.call import CallRequest
+from callgate_server.ledger.store import Intent, Keeping, Refusal, StoredCall
+from callgate_server.model.call import CallRequest, OnDisconnect
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.verdict import Ruling
@@ -69,6 +71,56 @@ async def test_only_an_allow_is_an_allow_and_every_refusal_is_recorded(ruling: R
     assert world.ledger.rows[error.call_id].reason is reason
     assert world.watch.refusals == [("text.echo", reason)]
     assert world.watch.phases == [{"admission", "record"}]
+
+
+async def test_a_refusal_is_recorded_and_counted_though_its_client_leaves() -> None:
+    async with World() as world:
+        world.policy.ruling = Ruling.DENY
+        entered, gate, counted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        refuse, count = world.ledger.refuse, world.watch.refused
+
+        async def slow(refusal: Refusal) -> None:
+            entered.set()
+            await gate.wait()
+            await refuse(refusal)
+
+        def seen(tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
+            count(tool, reason, phases_ms)
+            counted.set()
+
+        world.ledger.refuse = slow  # type: ignore[method-assign]
+        world.watch.refused = seen  # type: ignore[method-assign]
+        asking = asyncio.create_task(world.pipeline.start("agent", request()))
+        await entered.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        gate.set()
+        async with asyncio.timeout(10):
+            await counted.wait()
+    assert world.journal == ["authorize", "refuse"]
+    assert world.watch.refusals == [("text.echo", Reason.POLICY_DENIED)]
+
+
+@pytest.mark.parametrize(("on_disconnect", "state"), [("detach", "succeeded"), ("cancel", "cancelled")])
+async def test_a_client_that_leaves_before_the_claim_cuts_nothing_in_half(on_disconnect: str, state: str) -> None:
+    async with World() as world:
+        entered, gate, claim = asyncio.Event(), asyncio.Event(), world.ledger.claim
+
+        async def slow(intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
+            entered.set()
+            await gate.wait()
+            return await claim(intent, keeping)
+
+        world.ledger.claim = slow  # type: ignore[method-assign]
+        asking = asyncio.create_task(world.pipeline.start("agent", request(on_disconnect=OnDisconnect(on_disconnect))))
+        await entered.wait()
+        [running] = world.running.of("acme")
+        asking.cancel()
+        gate.set()
+        assert (await running.wait())["state"] == state
+        await running.finished.wait()
+    assert f"complete:{state}" in world.journal
 
 
 async def test_an_unknown_tool_and_bad_arguments_are_recorded_without_the_callers_text() -> None:

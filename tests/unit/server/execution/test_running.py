@@ -152,3 +152,15 @@ async def test_a_panic_of_a_native_library_ends_its_call_and_no_other() -> None:
             await calls.spawn("c1", panics).wait()
         assert (await calls.spawn("c2", lives).wait())["state"] == "succeeded"
     assert reported == ["c1"]
+
+
+@pytest.mark.parametrize("leaving_cancels", [True, False])
+async def test_who_stops_waiting_for_the_claim_cancels_the_call_only_if_that_was_said(*, leaving_cancels: bool) -> None:
+    running = Running("c1")
+    waiting = asyncio.create_task(running.started(leaving_cancels=leaving_cancels))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert running.cancelled.is_set() is leaving_cancels
+    assert not running.ended
