@@ -11,11 +11,12 @@ from functools import partial
 
 from callgate_server.admission.authorize import Policy
 from callgate_server.admission.validate import Schemas
+from callgate_server.execution.cancellation import unless_cancelled
 from callgate_server.execution.egress import EgressGate
 from callgate_server.execution.reach import reach
 from callgate_server.execution.running import Running
 from callgate_server.execution.sandbox import Sandbox, SandboxBackend
-from callgate_server.execution.supervise import supervise, unless_cancelled
+from callgate_server.execution.supervise import supervise
 from callgate_server.ledger.store import Ledger
 from callgate_server.model.answer import Answer
 from callgate_server.model.run import RunOutcome

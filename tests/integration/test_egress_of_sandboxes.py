@@ -3,7 +3,6 @@
 The gate is played by the test: what is decided and dialled is no affair of these tests.
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.egress import Outlet
 from callgate_server.execution.egress_streams import MOST_OPEN, WINDOW_BYTES, Stream
 from callgate_server.execution.supervise import supervise
@@ -124,7 +124,7 @@ async def run_on(
             sandbox,
             job,
             on_output=lambda _name, _data: None,
-            cancelled=asyncio.Event(),
+            cancelled=Cancellation(),
             egress=open_session if egress else None,
         )
     finally:
@@ -416,7 +416,7 @@ async def test_a_lane_has_no_way_out() -> None:
         way_out = EgressWire(proxy=True, ports=(), authority_pem=None)
         job = Job(PROBE, b'{"code":"result = 1"}', (), request.limits, request.deadline, NAMES, way_out)
         outcome = await supervise(
-            sandbox, job, on_output=lambda _name, _data: None, cancelled=asyncio.Event(), egress=open_session
+            sandbox, job, on_output=lambda _name, _data: None, cancelled=Cancellation(), egress=open_session
         )
         await sandbox.destroy()
     assert outcome.cause is Cause.LOST

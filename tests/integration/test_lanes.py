@@ -13,6 +13,7 @@ import pytest
 
 from callgate_server.backends.docker.engine import connect
 from callgate_server.backends.openbao_dev import DevServer
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.reach import reach
 from callgate_server.execution.sandbox import Sandbox
 from callgate_server.execution.supervise import supervise
@@ -196,7 +197,7 @@ async def test_a_lane_that_dies_between_claim_and_call_costs_another_lane_and_no
 
     async def run(sandbox: Sandbox) -> RunOutcome:
         job = Job(Run(python="probe:run"), b'{"code": "result = 7"}', (), LIMITS, request.deadline, NAMES)
-        return await supervise(sandbox, job, on_output=lambda _name, _data: None, cancelled=asyncio.Event())
+        return await supervise(sandbox, job, on_output=lambda _name, _data: None, cancelled=Cancellation())
 
     reached = await reach(acquire, run)
     assert reached is not None
@@ -230,7 +231,7 @@ async def test_a_lane_that_dies_with_a_call_in_it_is_a_loss_and_never_run_again(
         NAMES,
     )
     call = asyncio.ensure_future(
-        supervise(sandbox, job, on_output=lambda _name, _data: said.set(), cancelled=asyncio.Event())
+        supervise(sandbox, job, on_output=lambda _name, _data: said.set(), cancelled=Cancellation())
     )
     await said.wait()
     await dies(lane, sandbox)

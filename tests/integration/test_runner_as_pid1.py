@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.framing import FrameDecoder, FrameType, encode_call
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.call import Deadline
@@ -53,7 +54,7 @@ def run_tool(start: Callable[[], Awaitable[Pid1Sandbox]], tmp_path: Path) -> Run
         limits: Limits | None = None,
         seconds: float = AMPLE_S,
         on_output: Callable[[str, bytes], None] = lambda _name, _data: None,
-        cancelled: asyncio.Event | None = None,
+        cancelled: Cancellation | None = None,
     ) -> RunOutcome:
         if source:
             (tmp_path / "tools/tool.py").write_text(source)
@@ -67,7 +68,7 @@ def run_tool(start: Callable[[], Awaitable[Pid1Sandbox]], tmp_path: Path) -> Run
             NAMES,
         )
         outcome = await supervise(
-            sandbox, job, clock=time.monotonic, on_output=on_output, cancelled=cancelled or asyncio.Event()
+            sandbox, job, clock=time.monotonic, on_output=on_output, cancelled=cancelled or Cancellation()
         )
         assert sandbox.diagnostics == ""
         return outcome
@@ -332,7 +333,7 @@ def main():
 
 
 async def test_cancelling_kills_and_keeps_what_was_written(run_tool: RunTool) -> None:
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     outcome = await run_tool(
         shell("echo begun; sleep 1000"), on_output=lambda _name, _data: cancelled.set(), cancelled=cancelled
     )
@@ -395,7 +396,7 @@ async def test_a_killed_sandbox_is_lost_with_what_it_said(
         killing.append(asyncio.ensure_future(sandbox.kill()))
 
     job = Job(shell("echo begun; sleep 1000"), b"{}", (), Limits(pids=512), Deadline(time.monotonic() + AMPLE_S), NAMES)
-    outcome = await supervise(sandbox, job, clock=time.monotonic, on_output=kill, cancelled=asyncio.Event())
+    outcome = await supervise(sandbox, job, clock=time.monotonic, on_output=kill, cancelled=Cancellation())
     await asyncio.gather(*killing)
     assert (outcome.cause, outcome.stdout.head) == (Cause.LOST, b"begun\n")
     assert "exit status 137" in outcome.detail

@@ -1,6 +1,5 @@
 """The shipped tools as callers get them: their declared limits, in their image, in a real sandbox, over the wire."""
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -17,6 +16,7 @@ from callgate_server.backends.catalog.manifests import declarations, image_folde
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.json_schema import CompiledSchemas
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.sandbox import SandboxRequest
 from callgate_server.execution.supervise import supervise
 from callgate_server.model.call import Deadline
@@ -65,7 +65,7 @@ def call(catalog: Catalog, backend: DockerBackend) -> Call:
             secrets = tuple(DeliveredSecret(ref.name, ref.deliver, Sealed(KEY)) for ref in tool.manifest.secrets)
             job = Job(tool.manifest.run, encode(arguments), secrets, limits, deadline, NAMES)
             outcome = await supervise(
-                sandbox, job, clock=time.monotonic, on_output=lambda _name, _data: None, cancelled=asyncio.Event()
+                sandbox, job, clock=time.monotonic, on_output=lambda _name, _data: None, cancelled=Cancellation()
             )
         finally:
             await sandbox.destroy()

@@ -16,6 +16,7 @@ import pytest
 
 from callgate_server.backends.docker import seccomp, spec
 from callgate_server.backends.docker.engine import connect
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.manifest import Limits, Run, SecretRef
 from callgate_server.model.run import Cause, DeliveredSecret
@@ -381,7 +382,7 @@ class holding:  # noqa: N801  # used as a word
         delivered: tuple[DeliveredSecret, ...] = (),
     ) -> None:
         self._lane = lane
-        self._cancelled = asyncio.Event()
+        self._cancelled = Cancellation()
         request = lane.request(secrets=secrets)
         self._call = asyncio.ensure_future(
             lane.call({"code": code}, request=request, secrets=delivered, cancelled=self._cancelled)

@@ -12,6 +12,7 @@ from typing import Any
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.engine import connect
 from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.lane_board import LaneRules
 from callgate_server.execution.lanes import Lanes
 from callgate_server.execution.sandbox import LaneTerms, Sandbox, SandboxRequest
@@ -48,7 +49,7 @@ class LaneRig:
         *,
         request: SandboxRequest | None = None,
         secrets: tuple[DeliveredSecret, ...] = (),
-        cancelled: asyncio.Event | None = None,
+        cancelled: Cancellation | None = None,
     ) -> RunOutcome:
         """Make one call. `last` is then the container that served it."""
         request = request or self.request()
@@ -60,7 +61,7 @@ class LaneRig:
                 request.lane.run, json.dumps(arguments).encode(), secrets, request.limits, request.deadline, NAMES
             )
             return await supervise(
-                sandbox, job, on_output=lambda _name, _data: None, cancelled=cancelled or asyncio.Event()
+                sandbox, job, on_output=lambda _name, _data: None, cancelled=cancelled or Cancellation()
             )
         finally:
             await sandbox.destroy()

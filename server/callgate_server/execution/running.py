@@ -11,6 +11,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
@@ -86,7 +87,7 @@ class Running:
         self.suspended = asyncio.Event()
         # What a client may ask for: another call's id where this one only waits for that.
         self.claimed_id = call_id
-        self.cancelled = asyncio.Event()
+        self.cancelled = Cancellation()
         # Set when everything of the call is cleaned up, a little after its answer.
         self.finished = asyncio.Event()
         self._events: list[Event] = []

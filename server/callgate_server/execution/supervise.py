@@ -13,6 +13,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeVar, assert_never
 
+from callgate_server.execution.cancellation import Cancellation, shorten
 from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason, refuse_egress
 from callgate_server.execution.egress import EgressSession, Outlet
 from callgate_server.execution.framing import Frame, FrameDecoder, encode_call, encode_cancel, encode_secret
@@ -31,29 +32,6 @@ EXIT_WAIT_S: Final = 2.0
 _T = TypeVar("_T")
 
 
-async def unless_cancelled(work: Coroutine[Any, Any, _T], cancelled: asyncio.Event) -> _T | None:
-    """Await `work`, or give it up as soon as the call is cancelled; None then.
-
-    What was done in the moment of the cancelling is returned all the same: it may be a sandbox to destroy.
-    """
-    result: _T | None = None
-    try:
-        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
-            watcher = group.create_task(_expire_when_set(limit, cancelled))
-            result = await work
-            watcher.cancel()
-    except TimeoutError:
-        return result
-    except BaseExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
-    return result
-
-
-async def _expire_when_set(limit: asyncio.Timeout, cancelled: asyncio.Event) -> None:
-    await cancelled.wait()
-    limit.reschedule(asyncio.get_running_loop().time())
-
-
 class _Ending(Enum):
     """How the wire ended: said farewell, went away, or spoke nonsense."""
 
@@ -68,7 +46,7 @@ async def supervise(
     *,
     clock: Callable[[], float] = time.monotonic,
     on_output: OutputListener,
-    cancelled: asyncio.Event,
+    cancelled: Cancellation,
     egress: Callable[[Outlet], EgressSession] | None = None,
 ) -> RunOutcome:
     """Run the tool once and return how it ended, with all that was kept of its output.
@@ -108,7 +86,7 @@ class _Run:
         job: Job,
         clock: Callable[[], float],
         on_output: OutputListener,
-        cancelled: asyncio.Event,
+        cancelled: Cancellation,
     ) -> None:
         self._sandbox = sandbox
         self._job = job
@@ -172,7 +150,7 @@ class _Run:
             # Two steps, so that a cancel frame can never land inside the call frame.
             await self._watched(self._send_call(call_frame), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S)
             ending = await self._watched(
-                self._receive_all(), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S, announce=True
+                self._receive_and_announce(), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S
             )
         except TimeoutError:
             await self._sandbox.kill()
@@ -227,32 +205,31 @@ class _Run:
             return _Ending.VIOLATION
         return _Ending.GONE
 
-    async def _watched(
-        self, work: Coroutine[Any, Any, _T], limit_s: float, *, cancel_grace_s: float, announce: bool = False
-    ) -> _T:
+    async def _receive_and_announce(self) -> _Ending:
+        """Receive all, and tell the runner should the call be cancelled meanwhile."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                announcing = group.create_task(self._announce_cancelling())
+                ending = await self._receive_all()
+                announcing.cancel()
+                return ending
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+
+    async def _announce_cancelling(self) -> None:
+        await self._cancelled.wait()
+        with contextlib.suppress(ConnectionError):
+            await self._send_in_turn(encode_cancel())
+
+    async def _watched(self, work: Coroutine[Any, Any, _T], limit_s: float, *, cancel_grace_s: float) -> _T:
         """Await `work`, at most `limit_s`, or `cancel_grace_s` from the moment the call is cancelled.
 
         Raises:
             TimeoutError: the time is over; `cancelled` says which of the two it was.
         """
-        try:
-            async with asyncio.timeout(limit_s) as limit, asyncio.TaskGroup() as group:
-                watcher = group.create_task(self._shorten_when_cancelled(limit, cancel_grace_s, announce=announce))
-                result = await work
-                watcher.cancel()
-                return result
-        except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
-
-    async def _shorten_when_cancelled(self, limit: asyncio.Timeout, grace_s: float, *, announce: bool) -> None:
-        await self._cancelled.wait()
-        if limit.expired():
-            return
-        sooner = asyncio.get_running_loop().time() + grace_s
-        limit.reschedule(min(sooner, limit.when() or sooner))
-        if announce:
-            with contextlib.suppress(ConnectionError):
-                await self._send_in_turn(encode_cancel())
+        async with asyncio.timeout(limit_s) as limit:
+            with self._cancelled.calling(lambda: shorten(limit, cancel_grace_s)):
+                return await work
 
     def _stopped_from_outside(self) -> RunOutcome:
         ended = self._collector.ended

@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -172,11 +173,22 @@ async def test_what_is_too_old_or_was_a_fallback_itself_is_no_last_good_answer()
 
 async def test_a_cancelled_call_does_not_fall_back() -> None:
     async with World(tool(**CONSTANT)) as world:
+        world.sandboxes.turn = asyncio.Event()
+        running = await world.pipeline.start("agent", request())
+        await world.sandboxes.asked.wait()
+        running.cancel()
+        answer = await running.wait()
+    assert (answer["state"], answer["fallback"]) == ("cancelled", None)
+
+
+async def test_a_call_whose_tool_ends_as_it_is_cancelled_does_not_fall_back() -> None:
+    async with World(tool(**CONSTANT)) as world:
         world.sandboxes.first = [list(UNAVAILABLE)]
         running = await world.pipeline.start("agent", request())
         running.cancel()
         answer = await running.wait()
-    assert (answer["state"], answer["fallback"]) == ("cancelled", None)
+    assert running.cancelled.is_set()
+    assert answer["fallback"] is None
 
 
 async def test_where_a_breaker_stops_the_tool_its_fallback_answers_and_the_tool_is_not_run() -> None:

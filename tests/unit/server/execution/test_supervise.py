@@ -9,11 +9,12 @@ import pytest
 
 from callgate_runner import wire
 from callgate_server.execution import supervise as module
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.egress import EgressSession, Outlet
 from callgate_server.execution.egress_frames import decode_egress, encode_over
 from callgate_server.execution.framing import Frame
 from callgate_server.execution.sandbox import ExitReport
-from callgate_server.execution.supervise import supervise, unless_cancelled
+from callgate_server.execution.supervise import supervise
 from callgate_server.model.answer import Exit, SandboxInfo
 from callgate_server.model.call import Deadline
 from callgate_server.model.egress import EgressUsage
@@ -94,7 +95,7 @@ async def run(
     seconds: float = 60.0,
     secrets: tuple[DeliveredSecret, ...] = (),
     arguments: bytes = b'{"a":1}',
-    cancelled: asyncio.Event | None = None,
+    cancelled: Cancellation | None = None,
     on_output: Callable[[str, bytes], None] = lambda _name, _data: None,
     egress: Callable[[Outlet], EgressSession] | None = None,
 ) -> RunOutcome:
@@ -106,7 +107,7 @@ async def run(
         job,
         clock=time.monotonic,
         on_output=on_output,
-        cancelled=cancelled or asyncio.Event(),
+        cancelled=cancelled or Cancellation(),
         egress=egress,
     )
 
@@ -227,7 +228,7 @@ async def test_the_runner_s_own_reason_stands_when_its_account_is_late(monkeypat
 
 
 async def test_a_cancelled_run_ends_in_order_when_it_can() -> None:
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     killed = ended(cause="cancelled", code=None, signal=9) + BYE
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [wire.encode(wire.STDOUT, b"part")], wire.CANCEL: [killed]})
     outcome = await run(sandbox, cancelled=cancelled, on_output=lambda _name, _data: cancelled.set())
@@ -236,7 +237,7 @@ async def test_a_cancelled_run_ends_in_order_when_it_can() -> None:
 
 async def test_a_cancelled_run_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CANCEL_GRACE_S", 0.05)
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [wire.encode(wire.STDOUT, b"part")]})
     outcome = await run(sandbox, cancelled=cancelled, on_output=lambda _name, _data: cancelled.set())
     assert (outcome.cause, outcome.stdout.head, sandbox.killed) == (Cause.CANCELLED, b"part", True)
@@ -244,7 +245,7 @@ async def test_a_cancelled_run_that_does_not_end_is_killed(monkeypatch: pytest.M
 
 
 async def test_a_cancel_over_a_broken_wire_is_still_a_cancel() -> None:
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [wire.encode(wire.STDOUT, b"part"), None]})
     outcome = await run(sandbox, cancelled=cancelled, on_output=lambda _name, _data: cancelled.set())
     assert outcome.cause is Cause.CANCELLED
@@ -252,7 +253,7 @@ async def test_a_cancel_over_a_broken_wire_is_still_a_cancel() -> None:
 
 @pytest.mark.parametrize("greeting", [[], [HELLO]])
 async def test_a_call_cancelled_before_it_started_runs_nothing(greeting: list[bytes | None]) -> None:
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     cancelled.set()
     sandbox = FakeRunner({0: greeting})
     outcome = await run(sandbox, cancelled=cancelled)
@@ -261,7 +262,7 @@ async def test_a_call_cancelled_before_it_started_runs_nothing(greeting: list[by
 
 
 async def test_a_tool_that_ended_before_the_cancel_arrived_has_its_own_end() -> None:
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     stream = wire.encode(wire.STDOUT, b"x") + ended(code=3, stdout_bytes=1) + BYE
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [stream]})
     outcome = await run(sandbox, cancelled=cancelled, on_output=lambda _name, _data: cancelled.set())
@@ -307,75 +308,6 @@ async def test_a_secret_is_on_the_wire_once_and_in_no_repr() -> None:
 
 
 # --- what a cancelled call waits for -----------------------------------------------------------------------------
-
-
-async def test_work_is_done_unless_the_call_is_cancelled() -> None:
-    async def work() -> str:
-        await asyncio.sleep(0)
-        return "done"
-
-    assert await unless_cancelled(work(), asyncio.Event()) == "done"
-
-
-async def test_work_is_given_up_when_the_call_is_cancelled() -> None:
-    cancelled, begun, given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def work() -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            given_up.set()
-
-    waiting = asyncio.ensure_future(unless_cancelled(work(), cancelled))
-    await begun.wait()
-    cancelled.set()
-    async with asyncio.timeout(10):
-        assert await waiting is None
-    assert given_up.is_set()
-
-
-async def test_what_was_done_in_the_moment_of_the_cancelling_is_not_lost() -> None:
-    cancelled, begun = asyncio.Event(), asyncio.Event()
-    done = asyncio.get_running_loop().create_future()
-
-    async def work() -> str:
-        begun.set()
-        result: str = await done
-        return result
-
-    waiting = asyncio.ensure_future(unless_cancelled(work(), cancelled))
-    await begun.wait()
-    # The watcher has to be waiting too, so that both wake in one turn of the loop, the watcher first.
-    await asyncio.sleep(0)
-    cancelled.set()
-    done.set_result("a sandbox")
-    async with asyncio.timeout(10):
-        assert await waiting == "a sandbox"
-
-
-@pytest.mark.parametrize("error", [CallError(Reason.OVERLOADED, "full"), TimeoutError("of its own")])
-async def test_a_failure_of_the_work_comes_out_as_it_is(error: Exception) -> None:
-    async def work() -> None:
-        raise error
-
-    with pytest.raises(type(error)) as raised:
-        await unless_cancelled(work(), asyncio.Event())
-    assert raised.value is error
-
-
-async def test_the_end_of_the_waiter_is_the_end_of_the_work() -> None:
-    begun = asyncio.Event()
-
-    async def work() -> None:
-        begun.set()
-        await asyncio.Event().wait()
-
-    waiting = asyncio.ensure_future(unless_cancelled(work(), asyncio.Event()))
-    await begun.wait()
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
 
 
 # --- a way out -------------------------------------------------------------------------------------------------
@@ -504,14 +436,14 @@ async def test_a_way_out_needs_both_ends() -> None:
             FakeRunner({}),
             job,
             on_output=lambda _name, _data: None,
-            cancelled=asyncio.Event(),
+            cancelled=Cancellation(),
             egress=lambda outlet: FakeSession(outlet, FakeRunner({})),
         )
 
 
 async def test_a_cancel_never_lands_inside_a_frame_of_the_session() -> None:
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [OPENED], wire.CANCEL: [ended(cause="cancelled", code=None), BYE]})
-    cancelled = asyncio.Event()
+    cancelled = Cancellation()
     whole = sandbox.send
     stuck = asyncio.Event()
 
