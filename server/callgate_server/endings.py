@@ -62,5 +62,7 @@ class Endings:
         except CallError as unrecorded:
             unrecorded.call_id = ticket.id
             refusal = unrecorded
-        self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
+        finally:
+            # Its client may have left: what was to be recorded still is, and so it counts.
+            self.watch.refused(ticket.tool_name, refusal.reason, ticket.phases.ms)
         return refusal

@@ -9,7 +9,6 @@ stored answer costs nothing), and the intent is durable before the first side ef
 destroying the sandbox happen whatever comes, and no answer waits for them.
 """
 
-import asyncio
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,8 +90,7 @@ class Pipeline:
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
-            # Its client may leave meanwhile: it is recorded and counted all the same.
-            raise await asyncio.shield(self.endings.refuse(ticket, refusal)) from None
+            raise await self.endings.refuse(ticket, refusal) from None
         await running.started(leaving_cancels=ticket.request.on_disconnect is OnDisconnect.CANCEL)
         return running
 

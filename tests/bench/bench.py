@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -120,8 +120,7 @@ def forks(client: Callgate, gateway: RunningGateway, runs: int) -> tuple[list[Fi
     """Isolation `fork` beside a bare process: one caller with a pause and without, and many without."""
     one, row = Caller(client), Caller(client)
     rest = partial(at_rest, gateway)
-    with empty_calls() as empty:
-        disk = DurableWrites(gateway.deployment.ledger.with_name("written"))
+    with empty_calls() as empty, closing(DurableWrites(gateway.deployment.ledger.with_name("written"))) as disk:
         single = interleaved(runs * 10, {"bare": bare_python, "fork": one, "empty": empty, "disk": disk})
     in_a_row = interleaved(runs, {"bare": bare_python, "fork": row}, in_a_row=IN_A_ROW)
     many = sustained(

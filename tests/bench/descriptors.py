@@ -16,8 +16,10 @@ _LISTENING = "0A"
 def descriptors_of(pid: int) -> Counter[str]:
     """How many descriptors there are of each thing."""
     proc = Path(f"/proc/{pid}")
+    # First, so that each socket among them is in the tables unless it is closed by then.
+    targets = list(_targets(proc / "fd"))
     sockets = {**dict(_internet_sockets(proc / "net")), **dict(_unix_sockets(proc / "net"))}
-    return Counter(_name(target, sockets) for target in _targets(proc / "fd"))
+    return Counter(_name(target, sockets) for target in targets)
 
 
 def _targets(folder: Path) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 The first is a server of one method in a process of its own, on the event loop and the gRPC library that the gateway
 is on; it reads a request as large as a small call's and answers at once with as many bytes as a small answer has. The
-second writes what the ledger's log grows by, twice, and waits for the disk each time.
+second writes as much as the ledger writes for a call, and waits for the disk each time; the ledger's log is written
+over again and again, and so is this.
 """
 
 import os
@@ -21,6 +22,7 @@ _REQUEST: Final = b"r" * 100
 _ANSWER: Final = b"a" * 600
 # What a claim, or an outcome, adds to the log of the ledger's file: four pages.
 _WRITTEN: Final = b"w" * 16 * 1024
+_FILE_BYTES: Final = 256 * len(_WRITTEN)
 _TIMEOUT_S: Final = 30
 
 
@@ -49,19 +51,22 @@ def empty_calls() -> Iterator[EmptyCall]:
 
 
 class DurableWrites:
-    """Two writes to the end of a file, each on the disk before the next step."""
+    """Two writes, each on the disk before the next step, in a file that is as large as it gets from the start."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = path.open("wb", buffering=0)
+        self._file.write(b"\0" * _FILE_BYTES)
+        os.fsync(self._file.fileno())
+        self._at = 0
 
     def __call__(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            for _ in range(2):
-                os.write(descriptor, _WRITTEN)
-                os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
+        for _ in range(2):
+            os.pwrite(self._file.fileno(), _WRITTEN, self._at)
+            os.fdatasync(self._file.fileno())
+            self._at = (self._at + len(_WRITTEN)) % _FILE_BYTES
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _Handlers(grpc.GenericRpcHandler):

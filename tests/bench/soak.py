@@ -138,12 +138,18 @@ class Soak:
             killer.result()
 
     def at_rest(self, before: Holdings | None = None) -> Holdings:
-        """What is held when all lanes have ended; given `before`, as soon as no more is left than there was."""
+        """What is held when all lanes have ended; given `before`, as soon as no more is left than there was.
+
+        A thread more does not end: gRPC's pool keeps what it starts, and nothing is waited for on its account.
+        """
         until = time.monotonic() + _SETTLE_S
         time.sleep(2 * _IDLE_S)
         while True:
             now = holdings(self.gateway, self.seen | set(self.gateway.deployment.sandboxes().values()))
-            settled = not now.containers | now.tasks if before is None else not any(now.more_than(before).values())
+            if before is None:
+                settled = not now.containers | now.tasks
+            else:
+                settled = not any({**now.more_than(before), "threads left": 0}.values())
             if settled or time.monotonic() > until:
                 return now
             time.sleep(0.5)

@@ -1,5 +1,6 @@
 """What the gateway's share is compared with does what it says."""
 
+from contextlib import closing
 from pathlib import Path
 
 from floor import DurableWrites, empty_calls
@@ -11,8 +12,11 @@ def test_an_empty_call_is_answered_by_a_server_of_its_own() -> None:
         call()
 
 
-def test_durable_writes_are_appended(tmp_path: Path) -> None:
-    written = DurableWrites(tmp_path / "written")
-    written()
-    written()
-    assert (tmp_path / "written").stat().st_size == 4 * 16 * 1024
+def test_durable_writes_go_over_what_was_written_and_the_file_stays_as_large(tmp_path: Path) -> None:
+    path = tmp_path / "written"
+    with closing(DurableWrites(path)) as written:
+        size = path.stat().st_size
+        for _ in range(200):
+            written()
+    assert path.stat().st_size == size
+    assert path.read_bytes() == b"w" * size

@@ -8,11 +8,12 @@ forbidden read may mean an expired token: only if the token is indeed dead is th
 so that a forbidden path costs the store one lookup and not one login. A lease whose revocation failed, or whose
 answer came too late for anybody, is revoked in the background until it succeeds.
 
-Connections to the store are kept, and each thread may come to need one. They are all opened after the first login, so
-that what the gateway holds then is what it holds for good; those that break are replaced when they are next needed.
+Connections to the store are kept, and each thread may come to need one. They are opened after the first login, so that
+as a rule the gateway holds then what it holds for good; one that cannot be opened, or breaks, comes when it is needed.
 """
 
 import asyncio
+import contextlib
 import math
 import random
 import re
@@ -349,14 +350,18 @@ class OpenBao:
         answer will do, and this one costs the store no entry in its audit log.
         """
         adapter = self._adapter(None)
-        try:
-            answers = [
-                adapter.request("head", "/v1/sys/health", stream=True, raise_exception=False) for _ in range(_THREADS)
-            ]
-            for answer in answers:
-                answer.content  # noqa: B018  # reads it
-        except requests.RequestException as error:
-            raise _classified(error) from None
+        with contextlib.ExitStack() as until_read:
+            try:
+                asked = [
+                    until_read.enter_context(
+                        adapter.request("head", "/v1/sys/health", stream=True, raise_exception=False)
+                    )
+                    for _ in range(_THREADS)
+                ]
+                for answer in asked:
+                    answer.content  # noqa: B018  # reads it
+            except (vault.VaultError, requests.RequestException, ValueError) as error:
+                raise _classified(error) from None
 
     def _exchange(
         self, method: _Method, path: str, token: _Token | None, body: Mapping[str, Any] | None = None

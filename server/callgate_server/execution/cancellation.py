@@ -1,4 +1,4 @@
-"""The wish that a call end, as its waiters see it: an event that can also call back.
+"""The wish that a call end, as its waiters see it: an event that can also shorten a time limit.
 
 A task that watched for it beside every wait of a call would be several for each call, and none is ever told a thing.
 """
@@ -6,10 +6,9 @@ A task that watched for it beside every wait of a call would be several for each
 import asyncio
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
-_MOMENT_S: Final = 0.001
 
 
 class Cancellation(asyncio.Event):
@@ -26,18 +25,25 @@ class Cancellation(asyncio.Event):
         for tell in tuple(self._told):
             tell()
 
-    def calling(self, tell: Callable[[], None]) -> "_Calling":
-        """Return a context in which `tell` is called when this is set, and at its beginning if that is so by then."""
-        return _Calling(self, self._told, tell)
+    def shortening(self, limit: asyncio.Timeout, grace_s: float = 0) -> "_Shortening":
+        """Return a context in which `limit`, entered before it, ends `grace_s` seconds after this is set, or sooner.
+
+        Whatever its waiter is to be given in the same turn of the event loop still reaches it.
+        """
+        return _Shortening(self, self._told, limit, grace_s)
 
 
-class _Calling:
-    __slots__ = ("_cancellation", "_tell", "_told")
+class _Shortening:
+    __slots__ = ("_cancellation", "_grace_s", "_limit", "_next_turn", "_told")
 
-    def __init__(self, cancellation: Cancellation, told: list[Callable[[], None]], tell: Callable[[], None]) -> None:
+    def __init__(
+        self, cancellation: Cancellation, told: list[Callable[[], None]], limit: asyncio.Timeout, grace_s: float
+    ) -> None:
         self._cancellation = cancellation
         self._told = told
-        self._tell = tell
+        self._limit = limit
+        self._grace_s = grace_s
+        self._next_turn: asyncio.Handle | None = None
 
     def __enter__(self) -> None:
         self._told.append(self._tell)
@@ -48,6 +54,20 @@ class _Calling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._told.remove(self._tell)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+
+    def _tell(self) -> None:
+        # A limit that is over is acted upon in the next turn, this one in the turn after it: by then the waiter has
+        # what came together with the cancelling.
+        self._next_turn = asyncio.get_running_loop().call_soon(self._shorten)
+
+    def _shorten(self) -> None:
+        if self._limit.expired():
+            return
+        sooner = asyncio.get_running_loop().time() + self._grace_s
+        until = self._limit.when()
+        self._limit.reschedule(sooner if until is None else min(sooner, until))
 
 
 async def unless_cancelled(work: Coroutine[Any, Any, _T], cancelled: Cancellation) -> _T | None:
@@ -59,21 +79,9 @@ async def unless_cancelled(work: Coroutine[Any, Any, _T], cancelled: Cancellatio
     limit = asyncio.timeout(None)
     try:
         async with limit:
-            with cancelled.calling(lambda: shorten(limit, 0)):
+            with cancelled.shortening(limit):
                 result = await work
     except TimeoutError:
         if not limit.expired():
             raise
     return result
-
-
-def shorten(limit: asyncio.Timeout, grace_s: float) -> None:
-    """Let a time limit end in `grace_s` seconds, unless it does so sooner. It ends a moment later at the earliest.
-
-    In that moment whoever waits takes what came at the same time, which would be lost to a limit that is over at once.
-    """
-    if limit.expired():
-        return
-    sooner = asyncio.get_running_loop().time() + max(grace_s, _MOMENT_S)
-    until = limit.when()
-    limit.reschedule(sooner if until is None else min(sooner, until))

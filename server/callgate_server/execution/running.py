@@ -92,6 +92,8 @@ class Running:
         self.finished = asyncio.Event()
         self._events: list[Event] = []
         self._changed = asyncio.Event()
+        # Whether it waits, or has waited, for somebody's approval.
+        self._asked = False
 
     def accept(self, claimed_id: str | None = None) -> None:
         """Say that the call is claimed, or that it waits for `claimed_id`, which is the same call."""
@@ -100,6 +102,7 @@ class Running:
 
     def wait_for(self, state: State, group: str | None, expires_at: datetime) -> None:
         """Say that the call waits, and for what."""
+        self._asked = self._asked or state is State.AWAITING_APPROVAL
         self._publish(Waiting(self._next_seq, self.call_id, state, group, expires_at))
 
     def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
@@ -145,9 +148,7 @@ class Running:
 
     async def settled(self) -> None:
         """Wait until the call has ended, or waits for somebody's approval, which no caller should wait for."""
-        while not self.ended:
-            if any(isinstance(event, Waiting) and event.state is State.AWAITING_APPROVAL for event in self._events):
-                return
+        while not self.ended and not self._asked:
             await self._changed.wait()
 
     async def wait(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeVar, assert_never
 
-from callgate_server.execution.cancellation import Cancellation, shorten
+from callgate_server.execution.cancellation import Cancellation
 from callgate_server.execution.collect import Collector, classify, killed_for_unknown_reason, refuse_egress
 from callgate_server.execution.egress import EgressSession, Outlet
 from callgate_server.execution.framing import Frame, FrameDecoder, encode_call, encode_cancel, encode_secret
@@ -228,7 +228,7 @@ class _Run:
             TimeoutError: the time is over; `cancelled` says which of the two it was.
         """
         async with asyncio.timeout(limit_s) as limit:
-            with self._cancelled.calling(lambda: shorten(limit, cancel_grace_s)):
+            with self._cancelled.shortening(limit, cancel_grace_s):
                 return await work
 
     def _stopped_from_outside(self) -> RunOutcome:

@@ -17,7 +17,7 @@ class Calls(Protocol):
     """The pipeline."""
 
     async def start(self, token: str | None, request: CallRequest) -> Running:
-        """Take one call as far as its claim. Whoever stops waiting for that cuts nothing in half.
+        """Take one call as far as its claim. Once its caller is known, who stops waiting cuts nothing in half.
 
         Raises:
             CallError: the call is refused.

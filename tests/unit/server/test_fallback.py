@@ -188,7 +188,7 @@ async def test_a_call_whose_tool_ends_as_it_is_cancelled_does_not_fall_back() ->
         running.cancel()
         answer = await running.wait()
     assert running.cancelled.is_set()
-    assert answer["fallback"] is None
+    assert (answer["error"]["reason"], answer["fallback"]) == ("tool_unavailable", None)
 
 
 async def test_where_a_breaker_stops_the_tool_its_fallback_answers_and_the_tool_is_not_run() -> None:

@@ -101,7 +101,7 @@ class CedarPolicy:
         self._scopes = policy_set(scopes(sources))
         self._permits = policy_set(source.template for source in sources if source.permits)
         self._visible = visible(vocabulary.arguments, sources)
-        self._circumstances_count = mentions(_CIRCUMSTANCES, sources)
+        self._looks_at_circumstances = mentions(_CIRCUMSTANCES, sources)
         self._rulings: dict[tuple[Caller, str], list[Part]] = {}
         self._schema = cedarpy.Schema.from_str(schema_text(self._visible))
         self._entities = lru_cache(maxsize=_CALLERS_KEPT)(vocabulary.with_caller)
@@ -182,7 +182,7 @@ class CedarPolicy:
     def _parts(self, caller: Caller, tool: Tool, arguments: dict[str, Json]) -> list[Part]:
         """Ask, or remember: where no policy looks at arguments, time or task, the same caller and tool get the same."""
         entities = self._entities_of(caller, tool)
-        if self._circumstances_count or self._visible[tool.name].attributes:
+        if self._looks_at_circumstances or self._visible[tool.name].attributes:
             return self._ask(self._requests(caller, tool, arguments), entities)
         same = (_without_task(caller), tool.name)
         parts = self._rulings.get(same)
@@ -190,7 +190,7 @@ class CedarPolicy:
             parts = self._ask(self._requests(caller, tool, arguments), entities)
             if all(part.ruling is not Ruling.ERROR for part in parts):
                 if len(self._rulings) >= _RULINGS_KEPT:
-                    self._rulings.clear()
+                    self._rulings.pop(next(iter(self._rulings)))
                 self._rulings[same] = parts
         return parts
 

@@ -34,6 +34,10 @@ _STORE_FAULTS: Final = (sqlite3.Error, OSError, MemoryError)
 _log = logging.getLogger(__name__)
 
 
+class _MovedOnError(sqlite3.OperationalError):
+    """The chain does not end where it was known to end: another program has written to it."""
+
+
 class Transaction:
     """What one item may do: SQL on the connection, and events at the chain's end."""
 
@@ -47,10 +51,13 @@ class Transaction:
     def append(self, call_id: str, kind: str, body: dict[str, Json]) -> int:
         """Append an event and return its number."""
         event = follow(self.keys.chain, self.head, self.at, call_id, kind, encode(body).decode())
-        self.connection.execute(
-            "INSERT INTO events (seq, at, call_id, kind, body, hash) VALUES (?, ?, ?, ?, ?, ?)",
-            (event.seq, event.at, event.call_id, event.kind, event.body, event.hash),
-        )
+        try:
+            self.connection.execute(
+                "INSERT INTO events (seq, at, call_id, kind, body, hash) VALUES (?, ?, ?, ?, ?, ?)",
+                (event.seq, event.at, event.call_id, event.kind, event.body, event.hash),
+            )
+        except sqlite3.IntegrityError as error:
+            raise _MovedOnError(str(error)) from error
         self.head = Head(event.seq, event.hash)
         return event.seq
 
@@ -133,14 +140,17 @@ class Writer:
             return
         try:
             outcomes = [_attempt(transaction, item.work, shared=len(group) > 1) for item in group]
-            if connection.in_transaction:  # unless its only item took it back
+            if len(group) > 1 or not isinstance(outcomes[0], CallError):  # a lone item took its transaction back
                 connection.execute("COMMIT")
         except Exception as fault:  # as above
+            remembered = self._head is not None
             self._disconnect()
-            self._write_halves(group, fault)
+            if remembered and isinstance(fault, _MovedOnError):
+                self._write(group)  # where the chain ends now; what is wrong with it, `verify` says
+            else:
+                self._write_halves(group, fault)
             return
-        # What was refused may have met events that are not ours.
-        self._head = None if any(isinstance(outcome, CallError) for outcome in outcomes) else transaction.head
+        self._head = transaction.head
         self._note_success()
         for item, outcome in zip(group, outcomes, strict=True):
             item.tell(outcome)

@@ -144,14 +144,34 @@ def test_a_bad_item_that_shares_with_nobody_leaves_nothing(bench, fault, expecte
     assert check(KEYS.chain, bench.events()).fault is None
 
 
-def test_events_of_another_program_are_met_once(bench):
-    assert bench.append().result(TIMEOUT_S) == 1
-    other = sqlite3.connect(bench.path, isolation_level=None)
-    other.execute("INSERT INTO events VALUES (2, 'now', 'c', 'forged', '{}', 'none')")
+def forge(path):
+    """Append an event as another program would."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("INSERT INTO events SELECT max(seq) + 1, 'now', 'c', 'forged', '{}', 'none' FROM events")
     other.close()
-    assert reason(bench.append()) is Reason.INTERNAL
-    assert bench.append().result(TIMEOUT_S) == 3
-    assert check(KEYS.chain, bench.events()).fault is not None
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_events_of_another_program_lose_nothing_and_are_told_of(bench, items):
+    assert bench.append().result(TIMEOUT_S) == 1
+    forge(bench.path)
+    bench.hold()
+    futures = [bench.append("ours") for _ in range(items)]
+    bench.gate.set()
+    assert [future.result(TIMEOUT_S) for future in futures] == list(range(3, 3 + items))
+    fault = check(KEYS.chain, bench.events()).fault
+    assert fault is not None
+    assert "event 2" in fault
+
+
+def test_an_item_that_ends_its_own_transaction_is_not_told_that_it_is_written(bench):
+    def work(transaction):
+        transaction.append("c", "note", {})
+        transaction.connection.execute("ROLLBACK")
+
+    assert reason(bench.submit(work, owed=False)) is Reason.AUDIT_UNAVAILABLE
+    assert bench.append().result(TIMEOUT_S) == 1
+    assert check(KEYS.chain, bench.events()).fault is None
 
 
 def test_a_file_that_went_away_refuses_writes_until_it_is_back(bench, tmp_path):
