@@ -60,7 +60,8 @@ def stopped(response: pb.StopResponse) -> Stopped:
 
 
 def breaker(message: pb.Breaker) -> Breaker:
-    return Breaker(message.name, message.state, message.calls, message.failures, message.slow)
+    retry_after_ms = _optional(message, "retry_after_ms")
+    return Breaker(message.name, message.state, message.calls, message.failures, message.slow, retry_after_ms)
 
 
 def _amounts(message: pb.Budget) -> Amounts:

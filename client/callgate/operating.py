@@ -43,13 +43,18 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """A circuit breaker. `state` is closed, half_open, open or forced_open; the figures are those of its window."""
+    """A circuit breaker. `state` is closed, half_open, open or forced_open; the counts are those of its window.
+
+    `retry_after_ms` is how long an open one refuses until calls try it again by themselves; None in every other state:
+    one that was opened by hand is closed by hand.
+    """
 
     name: str
     state: str
     calls: int = 0
     failures: int = 0
     slow: int = 0
+    retry_after_ms: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the public JSON document."""

@@ -5,6 +5,7 @@ Breakers of a tenant (`tool:acme/…`, `upstream:acme/…`) are its administrato
 like one that does not exist.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,10 @@ from callgate_server.model.errors import CallError, Reason
 
 
 class BreakerView(Protocol):
-    """A breaker as it is now: `calls`, `failures` and `slow` are those of its window."""
+    """A breaker as it is now: `calls`, `failures` and `slow` are those of its window.
+
+    `retry_after_s` is how long it stays open by itself, None for one that is not open or was opened by hand.
+    """
 
     @property
     def state(self) -> str: ...
@@ -25,6 +29,8 @@ class BreakerView(Protocol):
     def failures(self) -> int: ...
     @property
     def slow(self) -> int: ...
+    @property
+    def retry_after_s(self) -> float | None: ...
 
 
 class BreakerSet(Protocol):
@@ -86,12 +92,15 @@ class Breakers:
 
 
 def breaker_document(name: str, view: BreakerView) -> dict[str, Any]:
+    left_s = view.retry_after_s
     return {
         "name": name,
         "state": str(view.state),
         "calls": view.calls,
         "failures": view.failures,
         "slow": view.slow,
+        # Rounded up: who comes after it is not told once more to wait.
+        "retry_after_ms": None if left_s is None else math.ceil(left_s * 1000),
     }
 
 

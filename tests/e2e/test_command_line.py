@@ -225,6 +225,54 @@ def test_policy_says_what_it_rules_and_why(deployed: Deployment) -> None:
     assert explain(deployed, "no.such", "developer", "{}").returncode == 1
 
 
+OPERATORS = (
+    '@id("operators")\npermit(principal in Role::"operator", action == Action::"administer", resource)\n'
+    'when { principal.tenant == resource && context.operation != "shared_breakers" };\n'
+    '@id("asking")\n@approval("owners")\n'
+    'permit(principal in Role::"deputy", action == Action::"administer", resource);\n'
+)
+
+
+def explain_act(deployed: Deployment, operation: str, role: str) -> "subprocess.CompletedProcess[str]":
+    who = ("--tenant", "acme", "--agent", "root", "--role", role)
+    return callgated("policy", "explain", *who, "--administer", operation, "-c", deployed.config)
+
+
+def test_policy_says_what_it_rules_on_what_administrators_do_and_why(tmp_path: Path) -> None:
+    deployed = Deployment(tmp_path / "gateway", policies=OPERATORS)
+    deployed.write_config()
+    allowed = explain_act(deployed, "stop", "operator")
+    assert allowed.returncode == 0
+    assert allowed.stdout.startswith("allow: acme/root administering acme: stop")
+    assert "administer on acme: allow" in allowed.stdout
+    assert "decided by operators (policies.cedar:1)" in allowed.stdout
+    nearly = explain_act(deployed, "shared_breakers", "operator")
+    assert (nearly.returncode, nearly.stdout.startswith("deny: ")) == (1, True)
+    assert "in scope, but its conditions did not hold: operators (policies.cedar:1)" in nearly.stdout
+    nobody = explain_act(deployed, "stop", "visitor")
+    assert (nobody.returncode, "no policy applies" in nobody.stdout) == (1, True)
+    asking = explain_act(deployed, "stop", "deputy")
+    assert (asking.returncode, "decided by asking" in asking.stdout) == (1, True)
+    assert "cannot be approved" in asking.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["text.diff", "--administer", "stop"], "leave out TOOL, or leave out --administer"),
+        (["--administer", "stop", "--arguments", "{}", "--to", "https://a.example"], "leave out --arguments, --to"),
+        ([], "name a tool, or give --administer with one of stop, resume"),
+        (["text.diff", "--to", "https://a.example", "--arguments", "{}"], "leave out one of --to and --arguments"),
+        (["text.diff", "--method", "GET"], "say with --to what the tool wants to reach"),
+        (["--administer", "fly"], "'shared_breakers'"),
+    ],
+)
+def test_what_asks_policy_two_questions_or_none_is_a_usage_error_with_the_remedy(words: list[str], remedy: str) -> None:
+    done = callgated("policy", "explain", *words, "--tenant", "acme", "--agent", "root")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert remedy in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_tools_are_listed_and_explained_at_the_isolation_level_that_the_operator_chose(tmp_path: Path) -> None:
     forbid = '@id("no-forks") forbid(principal, action in Action::"call", resource) when { resource.isolation == Isolation::"fork" };\n'
     deployed = Deployment(

@@ -63,6 +63,11 @@ def test_a_tool_that_ends_at_its_limits_is_stopped_for_its_tenant_and_comes_back
     assert int(refused.headers["retry-after"]) in (1, 2)
     assert [event["kind"] for event in running.deployment.events(refused.json()["call_id"])] == ["refused"]
     assert breaker(running, "tool:acme/probe.fragile") == OPEN
+    with running.web() as web:
+        shown = {each["name"]: each for each in web.get("/v1/breakers").json()["breakers"]}
+    assert shown["tool:acme/probe.fragile"]["state"] == "open"
+    assert 0 <= shown["tool:acme/probe.fragile"]["retry_after_ms"] <= 2000
+    assert shown["engine"]["retry_after_ms"] is None
     runs(running, "rival")
     assert running.post("text.diff", {"before": "a", "after": "b"}).json()["state"] == "succeeded"
     eventually(lambda: runs(running))

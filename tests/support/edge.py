@@ -379,7 +379,14 @@ TASK = {
     "ended_at": None,
 }
 STOP = {"agent": "other", "reason": "it loops", "at": "2026-03-04T05:06:07+00:00", "by": "bot"}
-BREAKER = {"name": "tool:acme/text.echo", "state": "closed", "calls": 9, "failures": 2, "slow": 1}
+BREAKER = {
+    "name": "tool:acme/text.echo",
+    "state": "open",
+    "calls": 9,
+    "failures": 2,
+    "slow": 1,
+    "retry_after_ms": 12_300,
+}
 
 
 @dataclass
@@ -447,7 +454,7 @@ class Breakers:
 
     async def set(self, token: str | None, name: str, *, open_it: bool) -> dict[str, Any]:
         await self.played.identify(token)
-        return {**BREAKER, "name": name, "state": "forced_open" if open_it else "closed"}
+        return {**BREAKER, "name": name, "state": "forced_open" if open_it else "closed", "retry_after_ms": None}
 
 
 @dataclass

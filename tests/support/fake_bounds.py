@@ -8,7 +8,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from callgate_proto.v1 import gateway_pb2 as pb
 
-BREAKERS = ("engine", "tool:acme/text.diff")
+BREAKERS = ("engine", "tool:acme/text.diff", "upstream:acme/statistics.example:8443")
+# It failed, and is tried again by itself.
+FAILING = BREAKERS[2]
 
 
 class FakeBounds:
@@ -94,6 +96,8 @@ class FakeBounds:
         return pb.SetBreakerResponse(breaker=self._breaker(request.name))
 
     def _breaker(self, name: str) -> pb.Breaker:
+        if name == FAILING and name not in self.opened:
+            return pb.Breaker(name=name, state="open", retry_after_ms=12_300)
         return pb.Breaker(
             name=name, state="forced_open" if name in self.opened else "closed", calls=9, failures=2, slow=1
         )

@@ -27,7 +27,7 @@ from callgate import AsyncCallgate, Callgate
 from callgate_server.backends import api_keys
 from callgate_server.backends.catalog.build import build
 from callgate_server.backends.docker.images import DockerImages
-from callgate_server.backends.json_schema import check_schema
+from callgate_server.backends.json_schema import check_constant, check_schema
 from callgate_server.backends.openbao_dev import DevServer
 from callgate_server.backends.sqlite import audit
 from callgate_server.backends.sqlite.files import load_or_create_key
@@ -53,7 +53,7 @@ def catalog_lock() -> Path:
     lock = ROOT / ".callgate" / "tests.catalog.lock"
     images = DockerImages(ENGINE, ROOT / ".callgate")
     report = build(
-        CATALOG, lock, images=images, check_schema=check_schema, write_schemas=False,
+        CATALOG, lock, images=images, check_schema=check_schema, check_constant=check_constant, write_schemas=False,
         progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     assert report.catalog is not None, f"schemas drifted: {report.drifted}"

@@ -290,9 +290,11 @@ class Screen:
         if not breakers:
             self.note("No circuit breaker has been needed yet.")
             return
-        table = _table("breaker", "state", "calls", "failed", "slow")
+        table = _table("breaker", "state", "calls", "failed", "slow", "retry in")
         for breaker in breakers:
-            cells = (breaker.name, breaker.state, str(breaker.calls), str(breaker.failures), str(breaker.slow))
+            counts = map(str, (breaker.calls, breaker.failures, breaker.slow))
+            left = "" if breaker.retry_after_ms is None else duration(breaker.retry_after_ms)
+            cells = (breaker.name, breaker.state, *counts, left)
             table.add_row(*(Text(one_line(cell)) for cell in cells))
         _console(sys.stdout).print(table)
 

@@ -22,6 +22,7 @@ import jsonschema_rs
 from callgate_server.admission.validate import MAX_VIOLATIONS
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
+from callgate_server.model.manifest import Manifest
 from callgate_server.model.strict_json import Json, encode
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
@@ -77,7 +78,8 @@ class CompiledSchemas:
         """Compile every schema of the catalog.
 
         Raises:
-            ValueError: a schema is unacceptable; the message names the tool, the place and the fault.
+            ValueError: a schema is unacceptable, or a `fallback.constant` does not fit one; the message names the
+                tool, the place and the fault.
         """
         inputs: dict[str, _Compiled] = {}
         outputs: dict[str, _Compiled] = {}
@@ -90,7 +92,8 @@ class CompiledSchemas:
                     compiled[tool.digest] = _compile(schema)
                 except ValueError as error:
                     raise ValueError(f"the {side} schema of {tool.name}: {error}") from None
-            _check_constant(tool, outputs[tool.digest])
+            if fault := _constant_fault(tool.manifest, outputs[tool.digest]):
+                raise ValueError(f"fallback.constant: {fault}")
         return cls(inputs, outputs)
 
     def input_violations(self, tool: Tool, arguments: Json) -> Sequence[Violation]:
@@ -102,16 +105,15 @@ class CompiledSchemas:
         return _violations(self._outputs[tool.digest], result)
 
 
-def _check_constant(tool: Tool, output: _Compiled) -> None:
-    """See that what is answered instead of a tool's result fits where that result would have to."""
-    fallback = tool.manifest.fallback
+def _constant_fault(manifest: Manifest, output: _Compiled) -> str:
+    """Say why what is answered instead of a tool's result does not fit where that result would have to; else empty."""
+    fallback = manifest.fallback
     if fallback is None or fallback.constant is None:
-        return
-    if found := _violations(output, fallback.constant):
-        raise ValueError(
-            f"{tool.name}: `fallback.constant` does not fit the tool's `output` at {found[0].path or '/'}: "
-            f"{found[0].message}; change one of them"
-        )
+        return ""
+    found = _violations(output, fallback.constant)
+    if not found:
+        return ""
+    return f"does not fit the `output` of {manifest.tool} at {found[0].path or '/'}: {found[0].message}; change either"
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -123,6 +125,17 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             pattern that needs backtracking, an unknown format. Names the place as a JSON Pointer.
     """
     _compile(schema)
+
+
+def check_constant(manifest: Manifest) -> None:
+    """Refuse a manifest whose `fallback.constant` its own `output` does not allow.
+
+    Raises:
+        ValueError: names the tool, the place as a JSON Pointer and what the schema asks for there; or see
+            `check_schema`.
+    """
+    if fault := _constant_fault(manifest, _compile(manifest.output)):
+        raise ValueError(fault)
 
 
 def fits(schema: Mapping[str, Any], value: Json) -> bool:

@@ -7,7 +7,7 @@ import typer
 
 from callgate_server.backends.catalog.build import build as build_catalog
 from callgate_server.backends.docker.images import DockerImages
-from callgate_server.backends.json_schema import check_schema
+from callgate_server.backends.json_schema import check_constant, check_schema
 from callgate_server.cli.output import document, err, explained, fail, say
 from callgate_server.config import deployed_catalog, load
 from callgate_server.model.catalog import Tool
@@ -33,6 +33,7 @@ def build(
             settings.catalog.lock,
             images=DockerImages(settings.engine.socket, settings.catalog.lock.parent),
             check_schema=check_schema,
+            check_constant=check_constant,
             write_schemas=write_schemas,
             progress=lambda text: err.print(text, markup=False),
             internal=settings.internal_services,

@@ -18,7 +18,7 @@ from callgate_server.backends import api_keys
 from callgate_server.backends.catalog.build import build
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.docker.images import DockerImages
-from callgate_server.backends.json_schema import check_schema
+from callgate_server.backends.json_schema import check_constant, check_schema
 from callgate_server.backends.openbao_dev import DevServer
 from callgate_server.backends.private_files import replace_private
 from callgate_server.cli import places
@@ -88,6 +88,7 @@ def _build(settings: Settings, state: Path, say: Progress) -> None:
         settings.catalog.lock,
         images=DockerImages(settings.engine.socket, state),
         check_schema=check_schema,
+        check_constant=check_constant,
         write_schemas=False,
         progress=say,
         internal=settings.internal_services,

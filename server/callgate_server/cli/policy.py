@@ -1,4 +1,4 @@
-"""`callgated policy`: why a call would be allowed or refused, before it is made."""
+"""`callgated policy`: why a call, or what an administrator does, would be allowed or refused."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from callgate_server.admission.authorize import OPERATIONS, Operation
 from callgate_server.admission.validate import check_arguments, find_tool
 from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.cedar.cases import parse_cases, run_cases
@@ -30,11 +31,14 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="The gateway's conf
 
 @app.command()
 def explain(
-    tool: Annotated[str, typer.Argument(help="Tool, like shell.run.")],
+    tool: Annotated[str | None, typer.Argument(help="Tool, like shell.run; none with --administer.")] = None,
+    *,
     tenant: Annotated[str, typer.Option(help="Tenant of the caller.")],
     agent: Annotated[str, typer.Option(help="Name of the agent.")],
     role: Annotated[list[str] | None, typer.Option(help="Role of the agent; may be given several times.")] = None,
-    arguments: Annotated[str, typer.Option("--arguments", help="Arguments of the call, as JSON.")] = "{}",
+    arguments: Annotated[
+        str | None, typer.Option("--arguments", help="Arguments of the call, as JSON; without it, {}.")
+    ] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="What the running tool wants to reach, like https://api.example.com/v1.")
     ] = None,
@@ -42,25 +46,34 @@ def explain(
         str | None,
         typer.Option("--method", help="Method of the request; without it a connection that nobody sees into."),
     ] = None,
+    administer: Annotated[
+        Operation | None,
+        typer.Option(
+            "--administer", help="What an administrator wants to do; shared_breakers are those of all tenants."
+        ),
+    ] = None,
     config: Config = Path("callgate.yaml"),
 ) -> None:
     """Say what policy rules on one call, which policies decide, and which nearly did. Exit status 1 unless allowed.
 
     With `--to`: on what the running tool may reach, by its own rules and by policy.
+
+    With `--administer`, and no tool: on what an administrator does for the whole tenant.
     """
+    _refuse_mixed(tool, arguments, to, method, administer)
+    caller = Caller(tenant, agent, tuple(role or ()))
     with explained(CallError):
-        settings = load(config)
-        catalog, policy = _live(settings)
-        chosen = find_tool(catalog, tool)
-        caller = Caller(tenant, agent, tuple(role or ()))
-        if to is None:
-            decoded, _ = check_arguments(CompiledSchemas.of(catalog), chosen, arguments.encode())
-            allowed, explanation = True, policy.explain(caller, chosen, decoded)
+        catalog, policy = _live(load(config))
+        if administer is not None:
+            allowed = _act_told(policy, caller, administer)
         else:
-            ask = _ask(to, method)
-            allowed, explanation = _by_rules(chosen, ask), policy.explain_consent(caller, chosen, ask)
-    about = f"{tenant}/{agent} calling {tool}" if to is None else f"{tool}, called by {tenant}/{agent}, reaching {to}"
-    if not (_told(explanation, about) and allowed):
+            chosen = find_tool(catalog, tool or "")
+            if to is not None:
+                allowed = _connection_told(policy, caller, chosen, to, method)
+            else:
+                decoded, _ = check_arguments(CompiledSchemas.of(catalog), chosen, (arguments or "{}").encode())
+                allowed = _told(policy.explain(caller, chosen, decoded), f"{_name(caller)} calling {chosen.name}")
+    if not allowed:
         raise typer.Exit(1)
 
 
@@ -95,6 +108,47 @@ def _live(settings: Settings) -> tuple[Catalog, PolicyDirectory]:
     catalog = deployed_catalog(settings)
     alarms: list[str] = []
     return catalog, PolicyDirectory(settings.policy.directory, catalog, alarms.append, lambda: datetime.now(UTC))
+
+
+def _refuse_mixed(
+    tool: str | None, arguments: str | None, to: str | None, method: str | None, administer: Operation | None
+) -> None:
+    """Refuse what asks two questions at once, or none: part of it would be passed over in silence.
+
+    Raises:
+        typer.BadParameter: says what to leave out, or what to add.
+    """
+    if administer is not None:
+        given = {"TOOL": tool, "--arguments": arguments, "--to": to, "--method": method}
+        if mixed := ", ".join(name for name, value in given.items() if value is not None):
+            raise typer.BadParameter(f"--administer is about no call: leave out {mixed}, or leave out --administer")
+    elif tool is None:
+        raise typer.BadParameter(f"name a tool, or give --administer with one of {', '.join(OPERATIONS)}")
+    elif to is not None and arguments is not None:
+        raise typer.BadParameter("with --to nothing looks at arguments: leave out one of --to and --arguments")
+    elif to is None and method is not None:
+        raise typer.BadParameter("--method is that of a request: say with --to what the tool wants to reach")
+
+
+def _act_told(policy: PolicyDirectory, caller: Caller, operation: Operation) -> bool:
+    """Say whether an administrator may do this; nobody can be asked to approve it."""
+    explanation = policy.explain_administration(caller, operation)
+    allowed = _told(explanation, f"{_name(caller)} administering {caller.tenant}: {operation}")
+    if explanation.verdict.ruling is Ruling.NEEDS_APPROVAL:
+        say("  refused: what administrators do cannot be approved; permit it without `@approval`, or do not", "red")
+    return allowed
+
+
+def _connection_told(policy: PolicyDirectory, caller: Caller, tool: Tool, to: str, method: str | None) -> bool:
+    """Say whether a running tool may reach this, by its own rules and by policy."""
+    ask = _ask(to, method)
+    by_rules = _by_rules(tool, ask)
+    about = f"{tool.name}, called by {_name(caller)}, reaching {to}"
+    return _told(policy.explain_consent(caller, tool, ask), about) and by_rules
+
+
+def _name(caller: Caller) -> str:
+    return f"{caller.tenant}/{caller.agent}"
 
 
 def _ask(url: str, method: str | None) -> EgressAsk:

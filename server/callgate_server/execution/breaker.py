@@ -111,7 +111,8 @@ class Refused:
 class View:
     """What an operator sees. `calls`, `failures` and `slow` are those that count now; `since` is monotonic.
 
-    One that is open stays so until somebody asks after its time: then it is half open.
+    One that is open stays so until somebody asks after its time: then it is half open. `retry_after_s` is what is left
+    of that time, and None in every other state: opened by hand, nothing but a hand closes it.
     """
 
     state: State
@@ -121,6 +122,7 @@ class View:
     failures: int
     slow: int
     probing: int
+    retry_after_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +159,11 @@ class Breaker:
         """Grows with each change."""
         return self._phase
 
-    def view(self) -> View:
+    def view(self, now: float) -> View:
         failures = sum(ended.failed for ended in self._ended)
         slow = sum(ended.slow for ended in self._ended)
-        return View(self._state, self._why, self._since, len(self._ended), failures, slow, len(self._probing))
+        left_s = self.closed_for_s(now) if self._state is State.OPEN else None
+        return View(self._state, self._why, self._since, len(self._ended), failures, slow, len(self._probing), left_s)
 
     def ask(self, now: float) -> Permit | Refused:
         """May a call go through now? Every permit is to be reported, once: `succeed`, `fail` or `cancel`."""
@@ -238,7 +241,7 @@ class Breaker:
 
     def _judge(self, now: float, *, most: int) -> None:
         """Open where too many of `most` calls failed or were slow, whatever the rest of them will do."""
-        view = self.view()
+        view = self.view(now)
         if view.failures / most >= self._rules.failure_rate:
             self._move(Why.FAILURES, now)
         elif view.slow / most >= self._rules.slow_rate:

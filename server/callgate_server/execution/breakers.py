@@ -229,7 +229,8 @@ class Breakers:
 
     def list(self) -> dict[str, View]:
         """What there is, by name."""
-        return {str(key): breaker.view() for group in self._breakers.values() for key, breaker in group.items()}
+        now = self._clock()
+        return {str(key): breaker.view(now) for group in self._breakers.values() for key, breaker in group.items()}
 
     def open(self, name: str, by: str = "") -> View:
         """Refuse everybody there until `close`. The breaker may be one that nobody has asked yet.
@@ -250,8 +251,9 @@ class Breakers:
     def _by_hand(self, name: str, act: Callable[[Breaker, float], None], by: str) -> View:
         key = BreakerKey.parse(name)
         breaker = self._of(key)
-        self._watched(key, breaker, partial(act, breaker, self._clock()), by)
-        return breaker.view()
+        now = self._clock()
+        self._watched(key, breaker, partial(act, breaker, now), by)
+        return breaker.view(now)
 
     # -------------------------------------------------------------------------------------------------------------
 

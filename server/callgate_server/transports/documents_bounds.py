@@ -122,6 +122,10 @@ class BreakerDocument(_Document):
     calls: int
     failures: int
     slow: int
+    retry_after_ms: Annotated[
+        int | None,
+        Field(ge=0, description="Of an open one: how long until calls try it again by themselves. Null otherwise."),
+    ]
 
 
 class BreakersDocument(_Document):

@@ -28,6 +28,8 @@ def test_what_arrives_is_read_as_it_is() -> None:
     stopped = pb.StopResponse(stopped=pb.Stopped(agent="bot", by="root"), cancelled=2)
     assert _bounds.stopped(stopped) == Stopped(Stop("bot", "", None, "root"), 2)
     assert _bounds.breaker(pb.Breaker(name="engine", state="open", calls=5)) == Breaker("engine", "open", 5, 0, 0)
+    for left_ms in (0, 12_300):
+        assert _bounds.breaker(pb.Breaker(name="x", retry_after_ms=left_ms)) == Breaker("x", "", retry_after_ms=left_ms)
 
 
 @pytest.mark.parametrize("document", [b"[]", b"{", b"NaN"])

@@ -17,6 +17,7 @@ class View:
     calls: int = 5
     failures: int = 1
     slow: int = 0
+    retry_after_s: float | None = None
 
 
 @dataclass
@@ -72,7 +73,17 @@ async def test_an_administrator_sees_its_tenants_and_the_shared_ones() -> None:
     assert [shown["name"] for shown in await breakers.list("agent")] == ["engine", "tool:acme/text.echo"]
     assert (await breakers.list("other"))[1] == {
         "name": "tool:rival/text.echo", "state": "closed", "calls": 5, "failures": 1, "slow": 0,
+        "retry_after_ms": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("left_s", "shown"), [(12.3, 12300), (0.0001, 1), (0.0, 0), (None, None)])
+async def test_how_long_one_stays_open_by_itself_is_shown_and_never_too_short(
+    left_s: float | None, shown: int | None
+) -> None:
+    breakers, known = desk()
+    known.views["engine"] = View("open", retry_after_s=left_s)
+    assert (await breakers.list("agent"))[0]["retry_after_ms"] == shown
 
 
 async def test_a_breaker_is_opened_and_closed_by_name_and_it_is_known_by_whom() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from callgate_server.backends.catalog.build import build
-from callgate_server.backends.json_schema import check_schema
+from callgate_server.backends.json_schema import check_constant, check_schema
 from support.tools import SANDBOX_IMAGES, call
 
 
@@ -32,6 +32,7 @@ def test_the_example_is_a_tool(tmp_path: Path) -> None:
         tmp_path / "catalog.lock",
         images=Digests(),
         check_schema=check_schema,
+        check_constant=check_constant,
         write_schemas=True,
         progress=lambda line: None,
     )

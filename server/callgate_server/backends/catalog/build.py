@@ -19,6 +19,7 @@ from callgate_server.model.manifest import JsonSchema, Manifest
 
 Progress = Callable[[str], None]
 SchemaCheck = Callable[[JsonSchema], None]
+ConstantCheck = Callable[[Manifest], None]
 
 
 class ImageBuilder(Protocol):
@@ -49,6 +50,7 @@ def build(
     *,
     images: ImageBuilder,
     check_schema: SchemaCheck,
+    check_constant: ConstantCheck,
     write_schemas: bool,
     progress: Progress,
     internal: Sequence[InternalService] = (),
@@ -70,7 +72,7 @@ def build(
     for path, text in stale.items():
         progress(f"writing {path.name}")
         path.write_text(text, encoding="utf-8")
-    manifests = [_checked(declaration, check_schema, internal) for declaration in declared]
+    manifests = [_checked(declaration, check_schema, check_constant, internal) for declaration in declared]
     _refuse_doubles(declared)
     digests = images.build(folders, progress)
     catalog = Catalog.of(*(Tool.pin(manifest, digests[manifest.image]) for manifest in manifests))
@@ -118,7 +120,12 @@ def _refuse_doubles(declared: Sequence[Declaration]) -> None:
         places[path.name] = path
 
 
-def _checked(declaration: Declaration, check_schema: SchemaCheck, internal: Sequence[InternalService]) -> Manifest:
+def _checked(
+    declaration: Declaration,
+    check_schema: SchemaCheck,
+    check_constant: ConstantCheck,
+    internal: Sequence[InternalService],
+) -> Manifest:
     manifest = declaration.manifest()
     for fault in exposed(manifest.rules, internal):
         raise declaration.fault(fault.at, fault.text)
@@ -127,4 +134,8 @@ def _checked(declaration: Declaration, check_schema: SchemaCheck, internal: Sequ
             check_schema(schema)
         except ValueError as error:
             raise ValueError(f"{declaration.path}: the {side} schema: {error}") from None
+    try:
+        check_constant(manifest)
+    except ValueError as error:
+        raise declaration.fault(("fallback", "constant"), str(error)) from None
     return manifest

@@ -93,6 +93,10 @@ class PolicyDirectory:
         """See `CedarPolicy.explain_consent`."""
         return self._live.explain_consent(caller, tool, ask)
 
+    def explain_administration(self, caller: Caller, operation: Operation) -> Explanation:
+        """See `CedarPolicy.explain_administration`."""
+        return self._live.explain_administration(caller, operation)
+
     def refresh(self) -> Report:
         """Take up changed files. Blocks for the time of reading and checking them; one caller at a time. Never raises.
 

@@ -1,9 +1,9 @@
 """One set of policies, and what it says of a call. A decision is made by one set, whatever is reloaded meanwhile.
 
 A call is ruled on as action `call:<tool>` on the tool and `use` on each of its secrets; all must be allowed. What a
-running tool wants to reach is ruled on as `connect` on the host. Forbid wins. Only Cedar's explicit Allow without any
-evaluation error is an allow: Cedar skips a policy whose evaluation fails, which for a forbid would open the gate, so
-one failing policy refuses the call.
+running tool wants to reach is ruled on as `connect` on the host, what an operator does as `administer` on the tenant.
+Forbid wins. Only Cedar's explicit Allow without any evaluation error is an allow: Cedar skips a policy whose evaluation
+fails, which for a forbid would open the gate, so one failing policy refuses the call.
 """
 
 import re
@@ -123,12 +123,7 @@ class CedarPolicy:
     def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
         """See `admission.authorize.Policy`."""
 
-        def ask() -> list[Part]:
-            context = self._circumstances(caller) | {"operation": operation}
-            request = _request(caller, ADMINISTER, tenant_uid(caller), context)
-            return self._ask([request], self._entities(_without_task(caller)))
-
-        return self._ruled(f"{operation} by {caller.name}", ask)
+        return self._ruled(f"{operation} by {caller.name}", lambda: self._ask(*self._act(caller, operation)))
 
     def could_allow(self, caller: Caller, tool: Tool) -> bool:
         """See `admission.authorize.Policy`."""
@@ -156,6 +151,14 @@ class CedarPolicy:
             ValueError: caller or tool cannot be judged.
         """
         return self._explained(*self._connection(caller, tool, ask))
+
+    def explain_administration(self, caller: Caller, operation: Operation) -> Explanation:
+        """Say what `may_administer` would, and why.
+
+        Raises:
+            ValueError: the caller cannot be judged.
+        """
+        return self._explained(*self._act(caller, operation))
 
     def _ruled(self, about: str, ask: Callable[[], list[Part]]) -> Verdict:
         try:
@@ -208,6 +211,11 @@ class CedarPolicy:
         self._refuse_foreign(tool)
         entities = self._vocabulary.with_host(self._around(_without_task(caller), tool.name), ask)
         return [_request(caller, CONNECT, host_uid(ask), context)], entities
+
+    def _act(self, caller: Caller, operation: Operation) -> tuple[list[dict[str, Any]], cedarpy.Entities]:
+        context = self._circumstances(caller) | {"operation": operation}
+        request = _request(caller, ADMINISTER, tenant_uid(caller), context)
+        return [request], self._entities(_without_task(caller))
 
     def _circumstances(self, caller: Caller) -> dict[str, Any]:
         moment = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -35,6 +35,10 @@ def test_breakers_are_listed_opened_and_closed(commands: FakeGateway) -> None:
     listed = run("breakers").stdout
     assert "tool:acme/text.diff" in listed
     assert max(map(len, listed.splitlines())) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in listed.splitlines()}
+    assert rows["breaker"] == ["state", "calls", "failed", "slow", "retry", "in"]
+    assert rows["engine"] == ["closed", "9", "2", "1"]
+    assert rows["upstream:acme/statistics.example:8443"] == ["open", "0", "0", "0", "12.3", "s"]
     assert "engine is forced_open." in run("breakers", "open", "engine").stderr
     assert "engine is closed." in run("breakers", "close", "engine").stderr
     assert run("breakers", "open", "nonsense").exit_code == 3
@@ -53,5 +57,7 @@ def test_documents_for_programs_are_those_of_http(commands: FakeGateway) -> None
     assert document("resume", "bot") == {"resumed": "bot"}
     assert document("breakers")["breakers"][0] == {
         "name": "engine", "state": "closed", "calls": 9, "failures": 2, "slow": 1,
+        "retry_after_ms": None,
     }  # fmt: skip
+    assert document("breakers")["breakers"][2]["retry_after_ms"] == 12_300
     assert document("breakers", "open", "engine")["state"] == "forced_open"

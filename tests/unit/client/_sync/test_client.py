@@ -503,7 +503,9 @@ def test_breakers_are_listed_and_set(gateway: Callgate) -> None:
     assert [(one.name, one.state, one.failures) for one in gateway.breakers()] == [
         ("engine", "closed", 2),
         ("tool:acme/text.diff", "closed", 2),
+        ("upstream:acme/statistics.example:8443", "open", 0),
     ]
+    assert [one.retry_after_ms for one in gateway.breakers()] == [None, None, 12_300]
     assert (gateway.set_breaker("engine", open=True)).state == "forced_open"
     assert (gateway.set_breaker("engine", open=False)).state == "closed"
     with pytest.raises(CallRefused):

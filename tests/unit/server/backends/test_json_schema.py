@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.admission.validate import MAX_VIOLATIONS
-from callgate_server.backends.json_schema import CompiledSchemas, check_schema, fits
+from callgate_server.backends.json_schema import CompiledSchemas, check_constant, check_schema, fits
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
 from callgate_server.model.manifest import Manifest
@@ -342,6 +342,11 @@ def test_a_constant_fallback_must_fit_the_output(constant: dict[str, Any], fits:
     declared = Tool.pin(Manifest.model_validate(plain | {"fallback": {"constant": constant}}), "sha256:" + "0" * 64)
     if fits:
         CompiledSchemas.of(Catalog.of(declared))
+        check_constant(declared.manifest)
         return
-    with pytest.raises(ValueError, match=r"test.tool: `fallback.constant` does not fit .* change one of them"):
+    fault = r"does not fit the `output` of test.tool at .*: .*; change either"
+    with pytest.raises(ValueError, match=f"^fallback.constant: {fault}$") as at_the_start:
         CompiledSchemas.of(Catalog.of(declared))
+    with pytest.raises(ValueError, match=f"^{fault}$") as in_the_build:
+        check_constant(declared.manifest)
+    assert str(at_the_start.value) == f"fallback.constant: {in_the_build.value}"

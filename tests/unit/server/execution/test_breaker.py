@@ -75,7 +75,7 @@ def test_without_a_limit_nothing_is_slow():
     breaker = Breaker(BreakerRules(window=4, min_calls=1, slow_rate=0.01), 0)
     breaker.succeed(permit(breaker), 0, 1e9)
     assert breaker.state is State.CLOSED
-    assert breaker.view().slow == 0
+    assert breaker.view(20).slow == 0
 
 
 def test_while_it_is_open_everybody_is_refused_and_told_for_how_long():
@@ -94,7 +94,7 @@ def test_after_a_time_so_many_probes_go_through_and_the_others_are_refused_at_on
     assert refusal(breaker, 11) <= 1, "a probe that has ended makes no room for a third"
     breaker.succeed(probes[1], 12, 0)
     assert (breaker.state, breaker.why) == (State.CLOSED, Why.RECOVERED)
-    assert breaker.view().calls == 0, "what was before does not count any more"
+    assert breaker.view(20).calls == 0, "what was before does not count any more"
 
 
 def test_probes_that_fail_open_it_again_for_the_whole_time():
@@ -168,7 +168,7 @@ def test_a_late_result_of_an_earlier_phase_counts_for_nothing():
     for one in late[5:]:
         breaker.fail(one, 12, 0)
     assert breaker.state is State.CLOSED
-    assert breaker.view().calls == 0
+    assert breaker.view(20).calls == 0
 
 
 def test_opened_by_hand_it_stays_open_until_it_is_closed_by_hand():
@@ -178,7 +178,7 @@ def test_opened_by_hand_it_stays_open_until_it_is_closed_by_hand():
     assert refusal(breaker, 5) == refusal(breaker, 1e9) == RULES.open_s
     breaker.succeed(under_way, 6, 0)
     breaker.force_open(7)
-    assert (breaker.state, breaker.why, breaker.view().since) == (State.FORCED_OPEN, Why.OPENED_BY_HAND, 5)
+    assert (breaker.state, breaker.why, breaker.view(20).since) == (State.FORCED_OPEN, Why.OPENED_BY_HAND, 5)
     breaker.close(8)
     assert (breaker.state, breaker.why) == (State.CLOSED, Why.CLOSED_BY_HAND)
     permit(breaker, 8)
@@ -189,7 +189,7 @@ def test_closed_by_hand_it_counts_anew(make):
     breaker = make()
     breaker.close(20)
     breaker.close(21)
-    assert (breaker.state, breaker.view().since, breaker.view().calls) == (State.CLOSED, 20, 0)
+    assert (breaker.state, breaker.view(20).since, breaker.view(20).calls) == (State.CLOSED, 20, 0)
     breaker.fail(permit(breaker, 21), 21, 0)
     assert breaker.state is State.CLOSED
 
@@ -199,10 +199,19 @@ def test_the_view_tells_what_counts_now():
     breaker = Breaker(rules, 3)
     breaker.fail(permit(breaker), 3, 2)
     breaker.succeed(permit(breaker), 3, 0)
-    view = breaker.view()
+    view = breaker.view(3)
     assert (view.state, view.why, view.since) == (State.CLOSED, None, 3)
     assert (view.calls, view.failures, view.slow, view.probing) == (2, 1, 1, 0)
-    assert half_open()[0].view().probing == 2
+    assert half_open()[0].view(10).probing == 2
+
+
+def test_the_view_tells_how_long_it_stays_open_by_itself():
+    breaker = opened(now=100)
+    assert [breaker.view(now).retry_after_s for now in (100, 107.5, 110, 300)] == [10, 2.5, 0, 0]
+    assert Breaker(RULES, 0).view(3).retry_after_s is None
+    assert half_open()[0].view(10).retry_after_s is None
+    breaker.force_open(101)
+    assert breaker.view(102).retry_after_s is None, "it stays so until it is closed by hand"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +347,7 @@ class BreakerModel(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_model(self) -> None:
-        view = self.breaker.view()
+        view = self.breaker.view(self.now)
         assert view.state is self.phase.state
         assert self.breaker.phase == len(self.phases) - 1
         assert math.isclose(view.since, self.phase.began)
@@ -349,6 +358,8 @@ class BreakerModel(RuleBasedStateMachine):
             sum(failed for failed, _ in counted),
             sum(slow for _, slow in counted),
         )
+        left_s = max(0.0, self.phase.began + self.rules.open_s - self.now)
+        assert view.retry_after_s == (left_s if view.state is State.OPEN else None)
         if view.state is State.HALF_OPEN:
             assert view.probing + view.calls <= self.rules.probes
 

@@ -69,6 +69,15 @@ async def test_who_meets_an_open_breaker_is_told_when_to_come_again_and_nothing_
     assert desk.breakers.refusals == {"engine": 1, "secrets": 0, "tool": 0, "upstream": 0}
 
 
+def test_who_looks_is_told_how_long_it_stays_open_by_itself_as_who_meets_it_is():
+    desk = Desk()
+    desk.open()
+    desk.now = 2.25
+    assert desk.breakers.list()["engine"].retry_after_s == 5.25
+    assert desk.breakers.open("engine").retry_after_s is None
+    assert desk.breakers.close("engine").retry_after_s is None
+
+
 async def test_a_cancelled_probe_lets_the_next_one_try():
     desk = Desk()
     desk.open()

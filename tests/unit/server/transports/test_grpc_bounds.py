@@ -59,8 +59,10 @@ async def test_a_breaker_is_set_by_its_name() -> None:
     async with edge() as world, grpc_stub(world) as stub:
         listed = await stub.ListBreakers(pb.ListBreakersRequest(), metadata=metadata())
         opened = await stub.SetBreaker(pb.SetBreakerRequest(name="engine", open=True), metadata=metadata())
-    assert (listed.breakers[0].name, listed.breakers[0].failures) == (BREAKER["name"], 2)
+    (shown,) = listed.breakers
+    assert (shown.name, shown.failures, shown.retry_after_ms) == (BREAKER["name"], 2, 12_300)
     assert (opened.breaker.name, opened.breaker.state) == ("engine", "forced_open")
+    assert not opened.breaker.HasField("retry_after_ms")
 
 
 async def test_a_gate_without_them_says_so() -> None:

@@ -49,6 +49,7 @@ async def test_a_breaker_is_set_by_its_name() -> None:
         closed = await client.post("/v1/breakers", json={"name": "engine", "open": False})
     assert listed.json() == {"breakers": [BREAKER]}
     assert (opened.json()["state"], closed.json()["state"]) == ("forced_open", "closed")
+    assert opened.json()["retry_after_ms"] is None
 
 
 @pytest.mark.parametrize(

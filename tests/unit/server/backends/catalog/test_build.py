@@ -10,7 +10,7 @@ import pytest
 from callgate_server.backends.catalog.build import BuildReport, build, stale_schemas
 from callgate_server.backends.catalog.lock import load_catalog
 from callgate_server.backends.catalog.manifests import declarations, image_folders
-from callgate_server.backends.json_schema import check_schema
+from callgate_server.backends.json_schema import check_constant, check_schema
 from callgate_server.model.egress import InternalService
 
 SANDBOX_IMAGES = Path(__file__).resolve().parents[5] / "sandbox_images"
@@ -55,6 +55,7 @@ def run(
         lock,
         images=builder or FakeBuilder(),
         check_schema=check_schema,
+        check_constant=check_constant,
         write_schemas=write,
         progress=said.append,
         internal=internal,
@@ -133,6 +134,36 @@ def test_a_tool_that_is_not_fit_stops_the_build_before_an_image(
     with pytest.raises(ValueError, match=says):
         run(images, tmp_path / "catalog.lock", builder=builder)
     assert builder.built == []
+
+
+CONSTANT = "fallback:\n  constant: {exit_code: 0}\n"
+
+
+def test_a_constant_fallback_that_fits_the_output_is_built(images: Path, tmp_path: Path) -> None:
+    manifest = images / "shell/tools/shell.run.yaml"
+    manifest.write_text(manifest.read_text() + CONSTANT)
+    report = run(images, tmp_path / "catalog.lock")
+    assert report.catalog is not None
+    fallback = report.catalog.tools["shell.run"].manifest.fallback
+    assert fallback is not None
+    assert fallback.constant == {"exit_code": 0}
+
+
+def test_a_constant_fallback_that_does_not_fit_the_output_stops_the_build_before_an_image(
+    images: Path, tmp_path: Path
+) -> None:
+    manifest = images / "shell/tools/shell.run.yaml"
+    declared = manifest.read_text()
+    manifest.write_text(declared + CONSTANT.replace("0}", "never-shown}"))
+    builder = FakeBuilder()
+    with pytest.raises(ValueError, match=r"shell\.run\.yaml") as caught:
+        run(images, tmp_path / "catalog.lock", builder=builder)
+    assert str(caught.value) == (
+        f"{manifest}: line {len(declared.splitlines()) + 2}: fallback.constant: "
+        "does not fit the `output` of shell.run at /exit_code: must be of type integer; change either"
+    )
+    assert builder.built == []
+    assert not (tmp_path / "catalog.lock").exists()
 
 
 def test_a_failed_image_leaves_the_lock_as_it_was(images: Path, tmp_path: Path) -> None:

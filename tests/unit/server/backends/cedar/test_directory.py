@@ -205,6 +205,15 @@ def test_every_decision_is_made_by_one_set_while_sets_change(tmp_path: Path) -> 
     assert all(policies == (versions[version],) for version, policies in seen)
 
 
+def test_who_is_no_longer_permitted_administers_nothing(tmp_path: Path) -> None:
+    rules = Rules(tmp_path, a=PERMIT_ALL, b='@id("ops") permit(principal, action == Action::"administer", resource);\n')
+    assert rules.live.may_administer(DEVELOPER, "stop").policies == ("ops",)
+    assert rules.live.explain_administration(DEVELOPER, "stop").parts[0].deciding[0].file == "b.cedar"
+    (tmp_path / "b.cedar").unlink()
+    assert rules.refresh_twice() is Refreshed.LOADED
+    assert rules.live.explain_administration(DEVELOPER, "stop").verdict.ruling is Ruling.DENY
+
+
 def test_what_is_no_longer_permitted_is_not_reached_any_more(tmp_path: Path) -> None:
     ask = EgressAsk("https", "api.example.com", 443)
     rules = Rules(tmp_path, a=PERMIT_ALL, b='@id("out") permit(principal, action == Action::"connect", resource);\n')

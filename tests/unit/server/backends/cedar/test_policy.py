@@ -536,3 +536,17 @@ def test_an_administrator_who_cannot_be_judged_is_refused_and_the_operator_alarm
     verdict = policy(ADMINISTRATORS, alarms).may_administer(Caller("a/b", "root", ("operator",)), "stop")
     assert verdict.ruling is Ruling.ERROR
     assert len(alarms) == 1
+
+
+def test_explanation_of_an_act_of_an_operator_shows_what_decided_and_what_nearly_did() -> None:
+    live = policy(ADMINISTRATORS)
+    allowed = live.explain_administration(OPERATOR, "stop")
+    assert allowed.verdict == live.may_administer(OPERATOR, "stop")
+    (part,) = allowed.parts
+    assert (part.part.action, part.part.resource, part.part.ruling) == ("administer", "acme", Ruling.ALLOW)
+    assert [source.id for source in part.deciding] == ["ops"]
+    (part,) = live.explain_administration(OPERATOR, "shared_breakers").parts
+    assert (part.part.ruling, part.deciding) == (Ruling.DENY, ())
+    assert [source.id for source in part.nearly] == ["ops"]
+    (part,) = live.explain_administration(DEVELOPER, "stop").parts
+    assert (part.part.ruling, part.deciding, part.nearly) == (Ruling.DENY, (), ())
