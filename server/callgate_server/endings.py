@@ -41,12 +41,12 @@ class Endings:
         self.watch.finished(call.tool.name, answer.state, answer.usage, call.ticket.phases.ms)
 
     async def fail(self, running: Running, call: Admitted, failure: CallError, state: State) -> None:
-        """End a claimed call that has no answer."""
+        """End a claimed call that has no answer. What its earlier attempts used counts all the same."""
         failure.call_id = running.call_id
         try:
             end = Completion(running.call_id, state, failure.reason, failure.message, None, call.ticket.sandbox)
             with call.ticket.phases.measure("record"):
-                await self.ledger.complete(self.limits.ended(call, end, None))
+                await self.ledger.complete(self.limits.ended(call, end, call.ticket.used))
         except CallError as unrecorded:
             unrecorded.call_id = running.call_id
             failure = unrecorded

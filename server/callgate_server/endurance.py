@@ -73,13 +73,14 @@ class Endurance:
         """Return the answer of the last attempt; what it leaves to be cleaned up is in `cleanup`.
 
         Its usage is of all attempts: `cpu_ms` and `egress_bytes` are sums, `max_rss_kb` is the highest. `wall_ms` is
-        the last one's. An attempt whose end cannot be recorded is the last.
+        the last one's. An attempt whose end cannot be recorded is the last. What those before the last have used is in
+        the call's ticket as well, for an end without an answer.
 
         Raises:
             CallError: as the last attempt, or `audit_unavailable`: one that started no tool could not be recorded.
         """
         self.budgets.called(call.ticket.caller.tenant, call.tool.name, self.clock())
-        failures, before = 0, None
+        failures, ticket = 0, call.ticket
         while True:
             own = AsyncExitStack()
             # At once: whatever comes, the attempt is cleaned up. A second time it does nothing.
@@ -88,17 +89,17 @@ class Endurance:
             failures += 1
             pause = self._pause_s(running, call, ended, failures)
             if pause is None:
-                return ended.result(before)
+                return ended.result(ticket.used)
             await own.aclose()
             try:
                 await self._note(call, ended)
             except CallError:
                 if ended.answer is None:
                     raise
-                return ended.result(before)
-            before = ended.used(before)
+                return ended.result(ticket.used)
+            ticket.used = ended.used(ticket.used)
             if not await self._waited(running, pause):
-                return self._cancelled(call, ended, before)
+                return self._cancelled(call, ended)
             call = replace(call, attempt=call.attempt + 1)
 
     async def _attempt(self, running: Running, call: Admitted, own: AsyncExitStack) -> _Ended:
@@ -140,8 +141,9 @@ class Endurance:
         return False
 
     @staticmethod
-    def _cancelled(call: Admitted, ended: _Ended, used: Usage | None) -> Answer:
+    def _cancelled(call: Admitted, ended: _Ended) -> Answer:
         """The answer of a call that was cancelled between two attempts: with what the one before left."""
+        used = call.ticket.used
         early = call.cancelled_early().timed(call.ticket.queue_ms, dict(call.ticket.phases.ms))
         if ended.answer is None:
             return early if used is None else replace(early, usage=used)

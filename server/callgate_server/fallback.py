@@ -196,7 +196,7 @@ class _Stand:
     async def _end(self, admitted: Admitted, reason: Reason, message: str, state: State) -> None:
         ticket, parts = admitted.ticket, self.fallbacks
         end = Completion(ticket.id, state, reason, message, None, ticket.sandbox)
-        await parts.ledger.complete(parts.limits.ended(admitted, end, None))
+        await parts.ledger.complete(parts.limits.ended(admitted, end, ticket.used))
         parts.watch.refused(self.tool.name, reason, ticket.phases.ms)
 
     def _ticket(self) -> Ticket:

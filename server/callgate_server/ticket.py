@@ -21,7 +21,7 @@ from callgate_server.execution.egress_rules import is_seen
 from callgate_server.execution.sandbox import LaneTerms, SandboxRequest
 from callgate_server.ledger.record import recorded
 from callgate_server.ledger.store import Beginning, Completion, Intent, Parcel, Refusal
-from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo
+from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo, Usage
 from callgate_server.model.call import Caller, CallRequest, Deadline
 from callgate_server.model.catalog import Tool
 from callgate_server.model.egress import Credential
@@ -71,6 +71,8 @@ class Ticket:
     # The backend's own name for the sandbox that the call got.
     sandbox: str = ""
     queue_ms: float = 0.0
+    # What its attempts have used that another one followed; None where no tool ran in any of them.
+    used: Usage | None = None
     redrive: Redrive | None = None
     # Its way through the circuit breaker of its tool.
     passage: Passage = field(default_factory=Passage)
@@ -288,9 +290,10 @@ class Admitted:
         return Completion(self.ticket.id, answer.state, reason, message, document, self.ticket.sandbox, kind)
 
     def nothing_ran(self) -> Answer:
-        """The answer of a call that got as far as its claim and no further, to be given a state."""
+        """The answer of a call whose last attempt got no further than its claim, to be given a state."""
         blank = self.blank(SandboxInfo("", "", self.tool.manifest.isolation))
-        return replace(blank, nonce=new_nonce()).timed(self.ticket.queue_ms, dict(self.ticket.phases.ms))
+        blank = replace(blank, nonce=new_nonce(), usage=self.ticket.used or Usage())
+        return blank.timed(self.ticket.queue_ms, dict(self.ticket.phases.ms))
 
     def cancelled_early(self) -> Answer:
         """The answer of a call that was cancelled while it waited for a sandbox."""

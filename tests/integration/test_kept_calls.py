@@ -2,11 +2,13 @@
 and SIGKILL. CASES F9, F10, P16, R4."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from callgate_server.backends import api_keys
 from callgate_server.backends.openbao_dev import DevServer
 from support.gateway import Deployment, RunningGateway
 from support.images import ENGINE
@@ -388,3 +390,34 @@ def test_a_stop_ends_what_only_waits_and_a_task_that_ended_takes_its_queued_call
         assert refusal(gateway.post("probe.run", SHORT)) == (403, "stopped")
     assert "began" not in [event["kind"] for event in deployment.events(queued["call_id"])]
     assert deployment.verify().fault is None
+
+
+def test_what_was_queued_with_a_key_that_is_revoked_meanwhile_runs_with_the_roles_it_had(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway", settings=ONE_AT_ONCE)
+    keys = deployment.folder / "keys.json"
+    made = api_keys.create(
+        keys, tenant="acme", agent="leaver", roles=("developer",), purpose="production", now=datetime.now(UTC)
+    )
+    deployment.tokens["leaver"] = made.key.reveal().decode()
+    deployment.tokens["demoted"] = deployment.key("acme", "leaver", "visitor")
+    with deployment.start() as gateway:
+        running = later(gateway, "probe.run", READY_THEN_SLEEP)
+        in_state(gateway, running["call_id"], "running")
+        queued = later(gateway, "probe.run", SHORT["code"], tenant="leaver")
+        api_keys.revoke(keys, made.id)
+        for caller, refused in (("leaver", (401, "unauthenticated")), ("demoted", (403, "policy_denied"))):
+            assert refusal(gateway.post("probe.run", SHORT, tenant=caller)) == refused
+        assert shown(gateway, queued["call_id"], "demoted")["state"] == "admitted"
+        with gateway.web() as web:
+            assert web.post(f"/v1/calls/{running['call_id']}/cancel").json()["state"] == "cancelled"
+        eventually(lambda: succeeded(deployment, queued["call_id"]))
+        # What came of it is not shown to who may not call the tool any more.
+        with gateway.web("demoted") as web:
+            assert refusal(web.get(f"/v1/calls/{queued['call_id']}")) == (404, "unknown_call")
+    assert deployment.verify().fault is None
+
+
+def succeeded(deployment: Deployment, call_id: str) -> None:
+    events = deployment.events(call_id)
+    assert [event["kind"] for event in events] == ["intent", "began", "outcome"]
+    assert events[-1]["state"] == "succeeded"

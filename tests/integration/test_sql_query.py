@@ -4,10 +4,12 @@ A role of the database exists for one call and is gone after it; the caller name
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from callgate_server.backends.openbao_dev import free_port
 from support.gateway import Deployment, RunningGateway
 from support.live import eventually, refusal
 from support.openbao import ConfiguredServer
@@ -38,14 +40,17 @@ def bao(tmp_path_factory: pytest.TempPathFactory, orders: Postgres) -> Iterator[
         yield server
 
 
-@pytest.fixture(scope="module")
-def sql(tmp_path_factory: pytest.TempPathFactory, bao: ConfiguredServer, orders: Postgres) -> Iterator[RunningGateway]:
-    rule = {"scheme": "tcp", "host": "localhost", "port": orders.port, "local_port": 5432}
-    settings = {
+def settings(port: int) -> dict[str, Any]:
+    rule = {"scheme": "tcp", "host": "localhost", "port": port, "local_port": 5432}
+    return {
         "egress": {"authority_dir": "egress", "internal": [{"host": "localhost", "networks": LOOPBACK}]},
         "tools": {name: {"egress": [dict(rule)], "fixed": {"database": "postgres"}} for name in TOOLS},
     }
-    deployment = Deployment(tmp_path_factory.mktemp("sql"), bao, settings=settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def sql(tmp_path_factory: pytest.TempPathFactory, bao: ConfiguredServer, orders: Postgres) -> Iterator[RunningGateway]:
+    deployment = Deployment(tmp_path_factory.mktemp("sql"), bao, settings=settings(orders.port))  # type: ignore[arg-type]
     with deployment.start() as running:
         yield running
         deployment.wait_until_clean()
@@ -166,6 +171,16 @@ def test_a_call_whose_time_is_up_leaves_neither_its_statement_nor_its_role(
         assert orders.query(running) == "0"
 
     eventually(ended)
+
+
+def test_a_database_that_the_gate_cannot_reach_is_away_for_now(tmp_path: Path, bao: ConfiguredServer) -> None:
+    deployment = Deployment(tmp_path / "gateway", bao, settings=settings(free_port()))  # type: ignore[arg-type]
+    with deployment.start() as gateway:
+        for tool in TOOLS:
+            answer = asked(gateway, "SELECT 1", tool=tool)
+            assert (answer["state"], answer["error"]["reason"]) == ("failed", "tool_unavailable"), answer
+            assert answer["stderr"]["text"] == "The database cannot be reached for now; try again later.\n"
+    deployment.wait_until_clean()
 
 
 def test_without_the_secret_store_it_fails_by_name_and_tools_without_secrets_go_on(

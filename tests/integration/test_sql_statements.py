@@ -3,16 +3,21 @@
 Without a sandbox: what the gate and the leases add is in test_sql_query.py.
 """
 
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from callgate_server.backends.openbao_dev import free_port
 from support.postgres import Postgres
 from support.tools import Ended, call
 
 PASSWORD = "a-password-of-the-suite"
+SSL_REQUEST = (80877103).to_bytes(4, "big")
 Run = Callable[..., Ended]
 
 
@@ -241,9 +246,77 @@ def test_a_statement_cannot_hold_what_ends_it(run: Run) -> None:
 def test_a_database_that_is_not_there_is_told_without_the_role(run: Run) -> None:
     ended = run("query", "SELECT 1", database="no_such")
     assert ended.result is None
+    assert ended.status == 1
     assert "no connection to database `no_such`" in ended.stderr
     assert "suite_reader" not in ended.stderr
     assert PASSWORD not in ended.stderr
+
+
+@pytest.mark.parametrize("tool", ["query", "execute"])
+def test_a_database_that_is_full_is_away_for_now(run: Run, tables: Postgres, tool: str) -> None:
+    role = {"query": "suite_reader", "execute": "suite_writer"}[tool]
+    tables.query("CREATE DATABASE full_one CONNECTION LIMIT 0")
+    try:
+        ended = run(tool, "SELECT 1", database="full_one")
+    finally:
+        tables.query("DROP DATABASE full_one")
+    assert (ended.status, ended.result) == (75, None)
+    assert ended.stderr == "The database cannot be reached for now; try again later.\n"
+    assert role not in ended.stderr
+
+
+def refusing(message: str) -> bytes:
+    """A server's last word before there is a connection (PostgreSQL, "Message Formats", ErrorResponse)."""
+    fields = b"".join(b"%c%s\0" % (kind, text.encode()) for kind, text in ((83, "FATAL"), (86, "FATAL"), (77, message)))
+    return b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("reply", "ends"),
+    [
+        (refusing("the database system is starting up"), 75),
+        (refusing("the database system is shutting down"), 75),
+        (refusing("sorry, too many clients already"), 75),
+        (refusing('password authentication failed for user "suite_reader"'), 1),
+        (b"", 75),
+    ],
+)
+def test_a_server_that_is_away_for_now_is_told_from_one_that_refuses(tmp_path: Path, reply: bytes, ends: int) -> None:
+    with closing_server(reply) as port:
+        ended = connecting(tmp_path, port)
+    assert (ended.status, ended.result) == (ends, None)
+    assert PASSWORD not in ended.stderr
+
+
+def test_a_port_that_nothing_listens_on_has_no_rule_and_that_is_said(tmp_path: Path) -> None:
+    ended = connecting(tmp_path, free_port())
+    assert (ended.status, "operator for a tcp rule" in ended.stderr) == (1, True)
+
+
+def connecting(folder: Path, port: int) -> Ended:
+    secrets = {"username": "suite_reader", "password": PASSWORD}
+    document = {"sql": "SELECT 1", "database": "postgres", "secrets": secrets}
+    return call("sql:query", "sql", folder, document, packages=True, database__PORT=port)
+
+
+@contextmanager
+def closing_server(reply: bytes) -> Iterator[int]:
+    """A server that offers no TLS, and ends each connection with this."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asked = self.request.recv(65536)
+            if asked[4:8] == SSL_REQUEST:
+                self.request.sendall(b"N")
+                self.request.recv(65536)
+            self.request.sendall(reply)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.parametrize("name", ["postgres host=evil.test", "postgresql://evil.test/x", "a'b", ""])

@@ -7,6 +7,7 @@ that what is too much is never held. What a value is in JSON is said at `_shown`
 import base64
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,19 @@ CONNECT_TIMEOUT_S = 15
 MAX_ROWS_BYTES = 2 * 1024 * 1024
 MAX_JSON_DEPTH = 32
 _MAX_DIGITS = 100
+# EX_TEMPFAIL: nothing is wrong with the call, and another attempt may do it.
+_NOT_NOW = 75
+# What is said of a connection that may be had later: by libpq where the far side is gone (the gate breaks a connection
+# that leads nowhere), and by the server that starts, stops or is full. One that nothing listens for has no tcp rule.
+_AWAY = (
+    "server closed the connection unexpectedly",
+    "Connection reset by peer",
+    "timeout expired",
+    "the database system is ",
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "too many connections for ",
+)
 _EXACT = ("bool", "int2", "int4", "int8", "oid", "float4", "float8", "bytea", "json", "jsonb")
 # A server whose client is gone would otherwise finish the statement first.
 _SESSION = """
@@ -65,7 +79,7 @@ def run(
     """Run one statement in a transaction of its own. With `write` it is committed once its rows are safe.
 
     Raises:
-        SystemExit: it failed. The text is for the caller.
+        SystemExit: it failed. The text is for the caller. With status 75 there was no connection, and may be later.
     """
     with _connected(database, credentials) as connection:
         try:
@@ -98,7 +112,10 @@ def _connected(database: str, credentials: dict[str, str]) -> psycopg.Connection
             gssencmode="disable",
             autocommit=True,
         )
-    except psycopg.Error:
+    except psycopg.Error as error:
+        if _is_away(error):
+            sys.stderr.write("The database cannot be reached for now; try again later.\n")
+            raise SystemExit(_NOT_NOW) from None
         raise SystemExit(
             f"There is no connection to database `{database}`; ask the gateway's operator for a tcp rule with "
             f"local_port {PORT}, and whether the role may connect to that database."
@@ -106,6 +123,15 @@ def _connected(database: str, credentials: dict[str, str]) -> psycopg.Connection
     _load_exactly(connection.adapters)
     set_json_loads(_json_or_text, connection)
     return connection
+
+
+def _is_away(error: psycopg.Error) -> bool:
+    """Whether the database is away for now.
+
+    There is no SQLSTATE before there is a connection, so the text says it. A server that speaks another language than
+    English is not understood, and its refusal is a failure like any other.
+    """
+    return any(words in str(error) for words in _AWAY)
 
 
 def _load_exactly(adapters: AdaptersMap) -> None:

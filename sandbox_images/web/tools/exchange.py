@@ -1,18 +1,20 @@
 """One exchange with an upstream, by way of the gate's proxy like any library's: bounded, and told where it came from.
 
 What the upstream may be is not decided here: the gate decides each connection and each request, a redirect's too.
+Whoever is away for now is told from a failure by the exit status, but only where nothing can have come of the request.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 
 MAX_REDIRECTS = 5
 # Until a connection is there, and between two pieces of an answer; the whole is the call's deadline.
@@ -22,7 +24,14 @@ _MOVED = (301, 302, 303, 307, 308)
 # What may go along to another origin than the one it was meant for.
 _HARMLESS = ("accept", "accept-language", "user-agent")
 _GATE_BYTES = 200
+# EX_TEMPFAIL: nothing is wrong with the call, and another attempt may do it.
+_NOT_NOW = 75
+_UNAVAILABLE = (502, 503, 504)
+# Why the gate says that: of a request that it has not sent, and of one that may have reached the upstream.
+_UNSENT = ("unresolved", "unreachable", "circuit_open")
+_CUT_OFF = ("broken_off", "idle")
 _REFUSED_BY_THE_GATE = "The gateway does not let this tool reach that address; ask its operator for an egress rule"
+_AWAY = "The upstream cannot be reached for now"
 _NO_RULES = (
     "This tool has no egress rule here and reaches nothing; ask the gateway's operator to name what it may reach."
 )
@@ -68,21 +77,31 @@ class Reply:
 
 
 def exchange(
-    method: str, url: str, *, headers: Mapping[str, str], body: bytes | None, limit_bytes: int, follow: bool
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    limit_bytes: int,
+    follow: bool,
+    reads: bool = False,
 ) -> Reply:
     """Send one request, and with `follow` those that a GET or HEAD is redirected to; return the last answer.
 
+    `reads` says that the tool has no effect, whatever became of its requests.
+
     Raises:
-        SystemExit: no answer came. The text is for the caller, and names no address.
+        SystemExit: no answer came. What is said is for the caller, and names no address. With status 75 another attempt
+            may have one, and this one has had no effect.
     """
     asked = _sendable(url)
     with requests.Session() as session:
-        for _ in range(MAX_REDIRECTS + 1):
+        for hop in range(MAX_REDIRECTS + 1):
             try:
                 reply, onward = _send(session, method, url, headers, body, limit_bytes)
             except (requests.RequestException, HTTPError) as error:
-                raise SystemExit(_said(error)) from None
-            _refuse_words_of_the_gate(reply)
+                _end(_said(error), not_now=_is_cut_off(error) if reads else hop == 0 and _is_unsent(error))
+            _refuse_words_of_the_gate(reply, _UNSENT + _CUT_OFF if reads else _UNSENT if hop == 0 else ())
             reply.source["url"] = asked
             if onward is None or not follow or method not in ("GET", "HEAD"):
                 return reply
@@ -140,8 +159,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
-def _refuse_words_of_the_gate(reply: Reply) -> None:
-    """Tell what the gate says in an upstream's place from an upstream's answer.
+def _refuse_words_of_the_gate(reply: Reply, passing: Sequence[str]) -> None:
+    """Tell what the gate says in an upstream's place from an upstream's answer. `passing` are reasons that pass.
 
     Raises:
         SystemExit: it was the gate.
@@ -154,23 +173,63 @@ def _refuse_words_of_the_gate(reply: Reply) -> None:
         return
     if not isinstance(document, dict) or document.keys() != {"error", "why"}:
         return
-    why = str(document["why"])[:40]
-    if document["error"] == "egress_refused":
+    error, why = document["error"], str(document["why"])[:40]
+    if error not in ("egress_refused", "egress_failed"):
+        return
+    away = reply.status in _UNAVAILABLE
+    not_now = away and why in passing
+    if away and why in _UNSENT:
+        _end(f"{_AWAY} ({why}).", not_now=not_now)
+    if error == "egress_refused":
         raise SystemExit(f"{_REFUSED_BY_THE_GATE} ({why}).")
-    if document["error"] == "egress_failed":
-        raise SystemExit(f"The gateway could not bring back an answer of the upstream ({why}).")
+    _end(f"The gateway could not bring back an answer of the upstream ({why}).", not_now=not_now)
+
+
+def _end(text: str, *, not_now: bool) -> NoReturn:
+    if not_now:
+        sys.stderr.write(f"{text}\n")
+        raise SystemExit(_NOT_NOW)
+    raise SystemExit(text)
+
+
+def _is_unsent(error: Exception) -> bool:
+    """Whether there was no connection to send the request on, because whoever it was for is away."""
+    return isinstance(error, requests.exceptions.ConnectTimeout) or _is_tunnel_unavailable(error)
+
+
+def _is_cut_off(error: Exception) -> bool:
+    """Whether the upstream is away, or went away before it began to answer."""
+    match error:
+        case requests.exceptions.ReadTimeout():
+            return True
+        case requests.exceptions.ConnectionError(args=(ProtocolError(args=(_, ConnectionError())),)):
+            return True
+        case _:
+            return _is_unsent(error)
+
+
+def _is_tunnel_unavailable(error: Exception) -> bool:
+    """Whether the gate opened no tunnel because it could not reach the upstream. Its words are nowhere else."""
+    words = tuple(f"Tunnel connection failed: {status}" for status in _UNAVAILABLE)
+    cause = getattr(_cause(error), "original_error", None)
+    return isinstance(error, requests.exceptions.ProxyError) and str(cause).startswith(words)
+
+
+def _cause(error: Exception) -> object:
+    return getattr(error.args[0] if error.args else None, "reason", None)
 
 
 def _said(error: Exception) -> str:
-    cause = error.args[0] if error.args else None
     match error:
+        case requests.exceptions.ProxyError() if _is_tunnel_unavailable(error):
+            return f"{_AWAY}."
         case requests.exceptions.ProxyError():
             return f"{_REFUSED_BY_THE_GATE}."
         case requests.exceptions.SSLError():
             return "The upstream's certificate is not valid for that address."
         case requests.exceptions.ConnectTimeout() | requests.exceptions.ReadTimeout():
             return "The upstream did not answer in time."
-        case requests.exceptions.ConnectionError() if isinstance(getattr(cause, "reason", None), NewConnectionError):
+        case requests.exceptions.ConnectionError() if isinstance(_cause(error), NewConnectionError):
             # A sandbox with rules has the gate for a proxy, and would not have tried by itself.
             return _NO_RULES
         case requests.exceptions.InvalidHeader() | requests.exceptions.InvalidURL():

@@ -65,7 +65,7 @@ def fetch(
         keep_raw: Hand back the page's bytes as they came too, as the file `page`.
     """
     reply = exchange.exchange(
-        "GET", url, headers={"Accept": _ACCEPT}, body=None, limit_bytes=MAX_PAGE_BYTES, follow=True
+        "GET", url, headers={"Accept": _ACCEPT}, body=None, limit_bytes=MAX_PAGE_BYTES, follow=True, reads=True
     )
     if keep_raw:
         with open(RAW_FILE, "wb") as file:

@@ -233,7 +233,8 @@ class Manifest(_Strict):
     egress: Egress = ()
     retry: Retry = Retry()
     fallback: Fallback | None = None
-    # Whether failures of this tool open its circuit breaker. Not for one that runs the caller's own program.
+    # Whether failures of this tool open its circuit breaker. Not for one that runs the caller's own program, or
+    # whose upstream the caller names: that has a breaker of its own.
     breaker: bool = True
     # What a call costs, in units of the operator's choice; budgets count them.
     cost: Annotated[float, Field(ge=0, le=1_000_000)] = 1

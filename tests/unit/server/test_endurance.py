@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from callgate_runner import wire
+from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.model.call import CallRequest
 from callgate_server.model.catalog import Tool
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import Amounts, Budget
 from support.stages import World, exit_frame, success, tool
 
 UNAVAILABLE = [exit_frame(code=75), wire.encode(wire.BYE, b"")]
@@ -152,14 +154,43 @@ async def test_many_failing_calls_are_hardly_retried() -> None:
     assert 5 <= len(world.watch.retries) <= 5 + 20 * 0.2 + 5
 
 
-async def test_the_usage_is_that_of_all_attempts() -> None:
-    def gone(**usage: object) -> list[bytes]:
-        return [exit_frame(code=75, **usage), wire.encode(wire.BYE, b"")]
+def gone(**usage: object) -> list[bytes]:
+    return [exit_frame(code=75, **usage), wire.encode(wire.BYE, b"")]
 
-    async with World(declared()) as world:
+
+async def test_the_usage_is_that_of_all_attempts() -> None:
+    bounds = BoundTable(per_agent=Bounds(budget=Budget(calls=9, window_h=24)))
+    async with World(declared(egress=[{"host": "api.example.com"}]), bounds=bounds) as world:
         world.sandboxes.first = [gone(cpu_ms=40.0, max_rss_kb=5000, wall_ms=90.0), gone(cpu_ms=20.0)]
         usage = (await answered(world))["usage"]
     assert (usage["cpu_ms"], usage["max_rss_kb"], usage["wall_ms"]) == (61.0, 5000, 2.0)
+    assert usage["egress_bytes"] == 3 * (10 + 32)
+    assert [charge.amounts for charge in world.ledger.completions[0].charges] == [Amounts(0, 61_000, 126)]
+
+
+async def test_what_falls_back_after_an_attempt_that_never_started_says_what_those_before_used() -> None:
+    async with World(declared(fallback={"constant": {"rate": 1}}, egress=[{"host": "api.example.com"}])) as world:
+        world.sandboxes.first = [gone(cpu_ms=40.0), gone(cpu_ms=20.0)]
+        world.sandboxes.errors = [None, None, NOT_NOW]
+        answer = await answered(world)
+    assert answer["fallback"]["error"]["reason"] == "sandbox_unavailable"
+    assert (answer["usage"]["cpu_ms"], answer["usage"]["egress_bytes"]) == (60.0, 84)
+
+
+@pytest.mark.parametrize("cpu_ms", [40.0, None])
+async def test_a_call_cancelled_between_attempts_says_what_those_before_used(cpu_ms: float | None) -> None:
+    async with World(tool(retry={"attempts": 5, "backoff_s": 60})) as world:
+        endurance = replace(world.endurance, chance=lambda: 0.5)
+        pipeline = replace(world.pipeline, attempts=replace(world.pipeline.attempts, endurance=endurance))
+        world.sandboxes.first = [] if cpu_ms is None else [gone(cpu_ms=cpu_ms)]
+        world.sandboxes.errors = [NOT_NOW] if cpu_ms is None else []
+        running = await pipeline.start("agent", request())
+        async with asyncio.timeout(5):
+            while not world.watch.retries:  # noqa: ASYNC110  # what is watched has no event
+                await asyncio.sleep(0.001)
+        running.cancel()
+        answer = await running.wait()
+    assert (answer["state"], answer["usage"]["cpu_ms"]) == ("cancelled", cpu_ms or 0.0)
 
 
 async def test_where_a_failed_attempt_cannot_be_recorded_its_answer_stands() -> None:

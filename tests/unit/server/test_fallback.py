@@ -12,7 +12,7 @@ from callgate_server.backends.json_schema import compiled
 from callgate_server.fallback import FALLS_BACK, may_fall_back
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.spending import Budget
+from callgate_server.model.spending import MILLION, Amounts, Budget, Scope
 from callgate_server.model.task import Stop, Task, new_task_id
 from callgate_server.model.verdict import Ruling
 from support.stages import AGENT, World, exit_frame, success, tool
@@ -281,6 +281,31 @@ async def test_what_stands_in_is_charged_as_a_call_of_its_own(calls: int, reason
     charged = [[charge.amounts.calls for charge in intent.charges] for intent in world.ledger.intents]
     assert charged == [[1]] * calls
     assert [charge.amounts.cpu_us for end in world.ledger.completions for charge in end.charges] == [1000] * calls
+
+
+async def test_what_stands_in_and_never_starts_is_given_back() -> None:
+    bounds = BoundTable(per_agent=Bounds(budget=Budget(calls=9, window_h=24)))
+    async with World(tool(**OTHER), other(), bounds=bounds) as world:
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        world.sandboxes.errors = [None, NO_SANDBOX]
+        await answered(world)
+        assert world.limits.budgets.spent(Scope("acme", "bot")) == Amounts(1, 1000, 0, MILLION)
+    inner, outer = [[charge.amounts for charge in end.charges] for end in world.ledger.completions]
+    assert (inner, outer) == ([Amounts(calls=-1, cost=-MILLION)], [Amounts(cpu_us=1000)])
+
+
+async def test_what_stands_in_and_fails_is_charged_with_what_its_attempts_used() -> None:
+    bounds = BoundTable(per_agent=Bounds(budget=Budget(calls=9, window_h=24)))
+    twice = {"attempts": 2, "backoff_s": 0.01}
+    async with World(tool(**OTHER), other(retry=twice), bounds=bounds) as world:
+        world.sandboxes.first = [list(UNAVAILABLE), [exit_frame(code=75, cpu_ms=40.0), wire.encode(wire.BYE, b"")]]
+        world.sandboxes.errors = [None, None, NO_SANDBOX]
+        answer = await answered(world)
+        assert world.limits.budgets.spent(Scope("acme", "bot")) == Amounts(2, 41_000, 0, 2 * MILLION)
+    assert (answer["error"]["reason"], answer["usage"]["cpu_ms"]) == ("tool_unavailable", 1.0)
+    assert [row.reason for row in inner_rows(world)] == [Reason.SANDBOX_UNAVAILABLE]
+    inner, outer = [[charge.amounts for charge in end.charges] for end in world.ledger.completions]
+    assert (inner, outer) == ([Amounts(cpu_us=40_000)], [Amounts(cpu_us=1000)])
 
 
 @pytest.mark.parametrize("what", ["claim", "note:fallback_started", "note:fallback_of"])

@@ -20,6 +20,9 @@ from support.stages import AGENT, OTHER_AGENT, World, exit_frame, success, tool,
 
 BOT, ACME = Scope("acme", "bot"), Scope("acme")
 FAILS = [exit_frame(code=3), wire.encode(wire.BYE, b"")]
+THRICE = {"attempts": 3, "backoff_s": 0.01}
+API = [{"host": "api.example.com"}]
+NO_SANDBOX = CallError(Reason.SANDBOX_UNAVAILABLE, "None.")
 
 
 def request(text: str = "hi", **changes: object) -> CallRequest:
@@ -91,6 +94,25 @@ async def test_what_did_not_run_is_given_back() -> None:
         world.sandboxes.error = None
         await call(world)
         assert (await refused(world)).reason is Reason.BUDGET_EXCEEDED
+
+
+async def test_what_earlier_attempts_used_counts_where_the_last_one_never_started() -> None:
+    gone = [[exit_frame(code=75, cpu_ms=cpu_ms), wire.encode(wire.BYE, b"")] for cpu_ms in (40.0, 20.0)]
+    bounds = agent_bounds(budget=Budget(calls=9, egress_bytes=1_000_000, window_h=24))
+    async with World(tool(retry=THRICE, egress=API), bounds=bounds) as world:
+        world.sandboxes.first = gone
+        world.sandboxes.errors = [None, None, NO_SANDBOX]
+        assert (await refused(world)).reason is Reason.SANDBOX_UNAVAILABLE
+        assert world.limits.budgets.spent(BOT) == Amounts(1, 60_000, 84, MILLION)
+    assert [charge.amounts for charge in world.ledger.completions[0].charges] == [Amounts(0, 60_000, 84)]
+
+
+async def test_a_call_is_given_back_that_no_attempt_of_started() -> None:
+    async with World(tool(retry=THRICE), bounds=agent_bounds(budget=Budget(calls=9, window_h=24))) as world:
+        world.sandboxes.errors = [NO_SANDBOX] * 3
+        assert (await refused(world)).reason is Reason.SANDBOX_UNAVAILABLE
+        assert world.limits.budgets.spent(BOT) == Amounts()
+    assert [charge.amounts for charge in world.ledger.completions[0].charges] == [Amounts(calls=-1, cost=-MILLION)]
 
 
 async def test_what_was_not_claimed_is_given_back() -> None:

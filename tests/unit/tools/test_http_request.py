@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.tools import Ended, call, call_each
-from support.web_server import Answer, Asked, serving
+from support.web_server import Answer, Asked, WebServer, serving
 
 JSON = {"Content-Type": "application/json"}
 
@@ -121,7 +121,7 @@ def test_json_that_was_cut_is_text(tmp_path: Path) -> None:
 def test_a_body_that_ends_too_early_is_a_failure(tmp_path: Path) -> None:
     with serving(Answer(b"half", length=1000)) as server:
         ended = request(tmp_path, server.url)
-    assert ended.result is None
+    assert (ended.status, ended.result) == (1, None)
     assert ended.stderr == "The connection to the upstream failed, or ended before its answer was complete.\n"
 
 
@@ -217,6 +217,58 @@ def test_a_failure_of_the_gate_is_no_answer_of_the_upstream(tmp_path: Path) -> N
     assert ended.stderr == "The gateway could not bring back an answer of the upstream (encoded_answer).\n"
 
 
+def gates(why: str, status: int, error: str = "egress_failed") -> Answer:
+    return Answer(json.dumps({"error": error, "why": why}).encode(), status, JSON)
+
+
+def through(proxy: WebServer) -> dict[str, str]:
+    return {"http_proxy": proxy.url, "https_proxy": proxy.url}
+
+
+AWAY = [
+    ("unreachable", 502, "egress_failed"),
+    ("unresolved", 502, "egress_refused"),
+    ("circuit_open", 503, "egress_refused"),
+]
+
+
+@pytest.mark.parametrize(("why", "status", "error"), AWAY)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_upstream_that_nothing_was_sent_to_is_away_for_now(
+    tmp_path: Path, why: str, status: int, error: str, method: str
+) -> None:
+    with serving(gates(why, status, error)) as proxy:
+        ended = request(tmp_path, "http://a.test/", method=method, environment=through(proxy))
+    assert (ended.status, ended.result) == (75, None)
+    assert ended.stderr == f"The upstream cannot be reached for now ({why}).\n"
+
+
+@pytest.mark.parametrize(("status", "ends"), [(502, 75), (503, 75), (504, 75), (400, 1), (403, 1), (500, 1)])
+def test_a_tunnel_that_leads_nowhere_for_now_is_told_from_one_that_is_refused(
+    tmp_path: Path, status: int, ends: int
+) -> None:
+    with serving(gates("unreachable", status)) as proxy:
+        ended = request(tmp_path, "https://a.test/", method="POST", environment=through(proxy))
+    assert (ended.status, "for now" in ended.stderr) == (ends, ends == 75)
+
+
+@pytest.mark.parametrize(("why", "status"), [("broken_off", 502), ("idle", 504), ("untrusted_certificate", 502)])
+def test_what_may_have_reached_the_upstream_or_stays_so_is_a_failure(tmp_path: Path, why: str, status: int) -> None:
+    with serving(gates(why, status)) as proxy:
+        ended = request(tmp_path, "http://a.test/", environment=through(proxy))
+    assert (ended.status, ended.result, why in ended.stderr) == (1, None, True)
+
+
+def test_where_a_redirect_leads_nowhere_the_request_before_it_has_been_made(tmp_path: Path) -> None:
+    def behave(asked: Asked) -> Answer:
+        moved = Answer(b"", 302, {"Location": "http://b.test/to"})
+        return moved if asked.path == "http://a.test/from" else gates("unreachable", 502)
+
+    with serving(behave) as proxy:
+        ended = request(tmp_path, "http://a.test/from", follow_redirects=True, environment=through(proxy))
+    assert (ended.status, len(proxy.asked)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     "body", [b'{"error": "egress_refused"}', b'["egress_refused"]', b"{", b'{"error": 1, "why": 2}']
 )
@@ -230,7 +282,7 @@ def test_without_a_way_out_it_is_said_whom_to_ask_and_no_address(tmp_path: Path)
         url = server.url
     for unreachable in (f"{url}/secret-path", "https://no-such-host.invalid/secret-path"):
         ended = request(tmp_path, unreachable)
-        assert ended.result is None
+        assert (ended.status, ended.result) == (1, None)
         assert ended.stderr == (
             "This tool has no egress rule here and reaches nothing; ask the gateway's operator to name what it may reach.\n"
         )

@@ -49,6 +49,18 @@ def test_a_refusal_and_a_doubt_are_failures_that_differ(tmp_path: Path) -> None:
     assert refused.result is doubtful.result is None
 
 
+@pytest.mark.parametrize(
+    ("why", "status", "ends"), [("unreachable", 502, 75), ("broken_off", 502, 1), ("idle", 504, 1)]
+)
+def test_only_a_message_that_was_not_sent_may_be_posted_later(tmp_path: Path, why: str, status: int, ends: int) -> None:
+    words = json.dumps({"error": "egress_failed", "why": why}).encode()
+    with serving(Answer(words, status, {"Content-Type": "application/json"})) as proxy:
+        arguments = {"url": "http://a.test/hook", "text": "hello"}
+        environment = {"http_proxy": proxy.url}
+        ended = call("messages:post", "web", tmp_path, arguments, packages=True, environment=environment)
+    assert (ended.status, ended.result) == (ends, None)
+
+
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     with serving(Answer(status=307, headers={"Location": "/elsewhere"})) as server:
         assert post(tmp_path, server.url).result is None

@@ -1,6 +1,11 @@
 """`web.fetch`: what a reader of a page sees, and nothing that is hidden from readers. CASES I1, I4."""
 
 import hashlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +257,60 @@ def test_the_page_of_a_failure_is_a_page(tmp_path: Path) -> None:
     with serving(Answer(b"<h1>Gone</h1>", 410, HTML)) as server:
         page = call("web_fetch:fetch", "web", tmp_path, {"url": server.url}, packages=True).result
     assert (page["status"], page["content"]) == (410, "# Gone")
+
+
+def fetch(folder: Path, url: str, proxy: str | None = None) -> Ended:
+    environment = {} if proxy is None else {"http_proxy": proxy, "https_proxy": proxy}
+    return call("web_fetch:fetch", "web", folder, {"url": url}, packages=True, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "ends"),
+    [
+        ("unreachable", 502, 75),
+        ("broken_off", 502, 75),
+        ("idle", 504, 75),
+        ("untrusted_certificate", 502, 1),
+        ("encoded_answer", 502, 1),
+        ("unreachable", 403, 1),
+    ],
+)
+def test_what_the_gate_cannot_bring_for_now_may_be_asked_for_again(
+    tmp_path: Path, why: str, status: int, ends: int
+) -> None:
+    words = json.dumps({"error": "egress_failed", "why": why}).encode()
+    with serving(Answer(words, status, {"Content-Type": "application/json"})) as proxy:
+        ended = fetch(tmp_path, "http://a.test/", proxy.url)
+    assert (ended.status, ended.result, why in ended.stderr) == (ends, None, True)
+
+
+@contextmanager
+def answering(reply: bytes) -> Iterator[str]:
+    """An upstream that says this and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("reply", "ends"),
+    [(b"", 75), (b"junk\r\n\r\n", 1), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", 1)],
+)
+def test_a_connection_that_ends_before_any_answer_may_be_had_later(tmp_path: Path, reply: bytes, ends: int) -> None:
+    # As inside a tunnel, whose other end is the upstream and not the gate.
+    with answering(reply) as upstream:
+        ended = fetch(tmp_path, upstream)
+    assert (ended.status, ended.result) == (ends, None)
+    assert ended.stderr == "The connection to the upstream failed, or ended before its answer was complete.\n"
 
 
 def test_redirects_are_followed_and_told(tmp_path: Path) -> None:
