@@ -11,5 +11,6 @@ def test_the_documents_are_those_of_the_gateway() -> None:
     assert Stop("bot").to_json()["at"] is None
     assert Stopped(Stop("bot", "it loops", NOW, "root"), 2).to_json() == {"stopped": stop, "cancelled": 2}
     assert Breaker("engine", "open", 5, 3, 1).to_json() == {
-        "name": "engine", "state": "open", "calls": 5, "failures": 3, "slow": 1,
+        "name": "engine", "state": "open", "calls": 5, "failures": 3, "slow": 1, "retry_after_ms": None,
     }  # fmt: skip
+    assert Breaker("engine", "open", retry_after_ms=900).to_json()["retry_after_ms"] == 900
