@@ -43,7 +43,9 @@ class GatewayService(BoundsMethods, KeptMethods, gateway_pb2_grpc.GatewayService
         self._gate = gate
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        gateway_pb2_grpc.add_GatewayServicer_to_server(self, _Generic(server))  # type: ignore[no-untyped-call]  # generated
+        # It registers each method, which costs a task each, looked through at every RPC. Looked up by their names, all
+        # methods would share one queue of gRPC's, and a flood of one would end RPCs of the others.
+        gateway_pb2_grpc.add_GatewayServicer_to_server(self, server)  # type: ignore[no-untyped-call]  # generated
 
     async def Call(self, request: gateway_pb2.CallRequest, context: Context) -> gateway_pb2.CallResponse:  # noqa: N802
         running, on_disconnect = await self._start(request, context)
@@ -116,20 +118,6 @@ def _left(running: Running, on_disconnect: OnDisconnect) -> Iterator[None]:
         if on_disconnect is OnDisconnect.CANCEL:
             running.cancel()
         raise
-
-
-class _Generic:
-    """Adds handlers to a server without registering their methods.
-
-    grpc.aio keeps a task for each registered method, and looks through all of them at every RPC; methods that are
-    looked up by their name cost it one.
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
-        """Leave it at the generic handlers."""
 
 
 class Health:

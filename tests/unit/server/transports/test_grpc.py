@@ -311,12 +311,6 @@ async def test_health_cannot_be_watched_for_ever_by_anybody() -> None:
     assert world.unexpected == []
 
 
-async def test_methods_cost_no_task_each() -> None:
-    async with edge() as world, grpc_server(world):
-        waiting = [task for task in asyncio.all_tasks() if "_request_registered_call" in repr(task)]
-    assert waiting == []
-
-
 @pytest.mark.parametrize(
     ("reflection", "sent", "code"),
     [
