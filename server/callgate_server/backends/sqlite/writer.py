@@ -57,6 +57,8 @@ class Transaction:
                 (event.seq, event.at, event.call_id, event.kind, event.body, event.hash),
             )
         except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+                raise  # not its number: something in it is ours to mend
             raise _MovedOnError(str(error)) from error
         self.head = Head(event.seq, event.hash)
         return event.seq

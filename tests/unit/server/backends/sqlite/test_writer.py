@@ -164,6 +164,15 @@ def test_events_of_another_program_lose_nothing_and_are_told_of(bench, items):
     assert "event 2" in fault
 
 
+def test_an_event_that_cannot_be_one_fails_alone_and_the_ledger_goes_on(bench):
+    bench.hold()
+    before, bad, after = bench.append(), bench.append(None), bench.append()
+    bench.gate.set()
+    assert reason(bad) is Reason.INTERNAL
+    assert (before.result(TIMEOUT_S), after.result(TIMEOUT_S)) == (1, 2)
+    assert check(KEYS.chain, bench.events()).fault is None
+
+
 def test_an_item_that_ends_its_own_transaction_is_not_told_that_it_is_written(bench):
     def work(transaction):
         transaction.append("c", "note", {})
