@@ -38,7 +38,7 @@ class BoundTable:
     def of(self, caller: Caller, task: Budget | None = None) -> list[tuple[Scope, Bounds]]:
         """The bounds of a call, widest scope first. `task` is the budget of the task of ours that it belongs to."""
         tenant = caller.tenant
-        by_tenant, by_agent = self.tenants.get(tenant), self.agents.get(f"{tenant}/{caller.agent}")
+        by_tenant, by_agent = self.tenants.get(tenant), self.agents.get(caller.name)
         found = [
             (Scope(tenant), self.per_tenant if by_tenant is None else by_tenant.over(self.per_tenant)),
             (Scope(tenant, caller.agent), self.per_agent if by_agent is None else by_agent.over(self.per_agent)),

@@ -72,7 +72,7 @@ def explain(
                 allowed = _connection_told(policy, caller, chosen, to, method)
             else:
                 decoded, _ = check_arguments(CompiledSchemas.of(catalog), chosen, (arguments or "{}").encode())
-                allowed = _told(policy.explain(caller, chosen, decoded), f"{_name(caller)} calling {chosen.name}")
+                allowed = _told(policy.explain(caller, chosen, decoded), f"{caller.name} calling {chosen.name}")
     if not allowed:
         raise typer.Exit(1)
 
@@ -133,7 +133,7 @@ def _refuse_mixed(
 def _act_told(policy: PolicyDirectory, caller: Caller, operation: Operation) -> bool:
     """Say whether an administrator may do this; nobody can be asked to approve it."""
     explanation = policy.explain_administration(caller, operation)
-    allowed = _told(explanation, f"{_name(caller)} administering {caller.tenant}: {operation}")
+    allowed = _told(explanation, f"{caller.name} administering {caller.tenant}: {operation}")
     if explanation.verdict.ruling is Ruling.NEEDS_APPROVAL:
         say("  refused: what administrators do cannot be approved; permit it without `@approval`, or do not", "red")
     return allowed
@@ -143,12 +143,8 @@ def _connection_told(policy: PolicyDirectory, caller: Caller, tool: Tool, to: st
     """Say whether a running tool may reach this, by its own rules and by policy."""
     ask = _ask(to, method)
     by_rules = _by_rules(tool, ask)
-    about = f"{tool.name}, called by {_name(caller)}, reaching {to}"
+    about = f"{tool.name}, called by {caller.name}, reaching {to}"
     return _told(policy.explain_consent(caller, tool, ask), about) and by_rules
-
-
-def _name(caller: Caller) -> str:
-    return f"{caller.tenant}/{caller.agent}"
 
 
 def _ask(url: str, method: str | None) -> EgressAsk:

@@ -15,7 +15,7 @@ from callgate_server.backends.cedar.source import Source, nodes
 
 def visible(arguments: Mapping[str, Record], sources: Iterable[Source]) -> dict[str, Record]:
     """Return the argument types of each tool with only what these policies can look at."""
-    seen = [node for source in sources for node in nodes(source.template.clauses)]
+    seen = _nodes_of(sources)
     if _take_the_whole(seen):
         return dict(arguments)
     names = _attributes(seen)
@@ -27,8 +27,12 @@ def visible(arguments: Mapping[str, Record], sources: Iterable[Source]) -> dict[
 
 def mentions(names: Collection[str], sources: Iterable[Source]) -> bool:
     """Whether these policies can look at a member of the context that has one of these names."""
-    seen = [node for source in sources for node in nodes(source.template.clauses)]
+    seen = _nodes_of(sources)
     return _take_the_whole(seen) or not _attributes(seen).isdisjoint(names)
+
+
+def _nodes_of(sources: Iterable[Source]) -> list[object]:
+    return [node for source in sources for node in nodes(source.template.clauses)]
 
 
 def _attributes(seen: list[object]) -> set[str]:
