@@ -15,6 +15,8 @@ import pytest
 
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.docker.options import DockerOptions
+from callgate_server.backends.docker.sandbox import DockerSandbox
+from callgate_server.backends.docker.spec import INSTANCE_LABEL
 from callgate_server.execution.sandbox import Sandbox
 from callgate_server.model.errors import CallError, Reason
 from support.engine import PrivateEngine, tolerating_unclosed_sockets
@@ -205,6 +207,34 @@ async def test_a_sandbox_that_nobody_learnt_of_is_found_by_its_label(
     assert await refusal(backend) is Reason.SANDBOX_UNAVAILABLE
     engine.thaw()
     await cleaned(engine, backend)
+
+
+async def test_a_sandbox_that_nobody_learnt_of_is_gone_when_the_backend_closes(
+    engine: PrivateEngine, options: DockerOptions
+) -> None:
+    backend = DockerBackend(options)
+    await warm(backend)
+    with engine.client as client:
+        client.create_container(probe_image(), ["/bin/true"], labels={INSTANCE_LABEL: options.instance})
+    await backend.close()
+    assert engine.containers() == []
+
+
+async def test_starts_that_are_given_up_while_the_backend_closes_leave_nothing(
+    engine: PrivateEngine, options: DockerOptions
+) -> None:
+    """Whichever step each of them is at, and whatever waits for a thread."""
+    for moment in range(10):
+        backend = DockerBackend(options)
+        await warm(backend)
+        starts = [asyncio.create_task(backend.open(request_for(probe_image()))) for _ in range(4)]
+        await asyncio.sleep(moment * 0.03)
+        for start in starts:
+            start.cancel()
+        begun = await asyncio.gather(*starts, return_exceptions=True)
+        await asyncio.gather(*(one.destroy() for one in begun if isinstance(one, DockerSandbox)))
+        await backend.close()
+        assert engine.containers() == []
 
 
 # --- something is missing ------------------------------------------------------------------------------------

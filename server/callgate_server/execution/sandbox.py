@@ -184,7 +184,7 @@ class SandboxBackend(Protocol):
         """State of what this backend depends on, by component. Never raises."""
 
     async def close(self) -> None:
-        """Release connections and threads."""
+        """Remove every sandbox of this instance that is left, and release connections and threads. Never raises."""
 
 
 class AnonymousStarts(Protocol):

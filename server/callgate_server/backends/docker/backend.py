@@ -8,6 +8,7 @@ after its call had given up from one that is in use.
 
 import asyncio
 import json
+import logging
 import secrets
 import socket
 import time
@@ -21,7 +22,7 @@ from docker.errors import DockerException, ImageNotFound
 from callgate_server.backends.docker.engine import Engine, EngineClient
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
-from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
+from callgate_server.backends.docker.sandbox import KILL_S, RECEIVE_LIMIT, DockerSandbox, remove
 from callgate_server.backends.docker.spec import (
     INSTANCE_LABEL,
     anonymous_name,
@@ -38,6 +39,7 @@ from callgate_server.model.call import Deadline
 from callgate_server.model.errors import CallError, Reason
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _WIRE: Final = "stdin=1&stdout=1&stderr=1&stream=1"
 
 
@@ -90,20 +92,7 @@ class DockerBackend:
         Raises:
             CallError: `sandbox_unavailable`.
         """
-        try:
-            found = await self._ending.run(partial(_of_instance, self._options.instance), self._options.end_s)
-        except (DockerException, OSError) as error:
-            raise refusal(error, Step.LIST) from error
-        removed = 0
-        for container in found:
-            names = {name.removeprefix("/") for name in container.get("Names") or ()}
-            if names & self._owned:
-                continue
-            try:
-                removed += await self._ending.run(partial(remove, container["Id"]), self._options.end_s)
-            except (DockerException, OSError):
-                continue  # the next round tries again
-        return removed
+        return await self._reap(self._options.end_s)
 
     async def health(self) -> Mapping[str, Health]:
         """State of engine, default runtime and images. Never raises."""
@@ -133,8 +122,34 @@ class DockerBackend:
         self._images.clear()
 
     async def close(self) -> None:
-        """Release connections and threads; waits for requests under way."""
-        await asyncio.gather(asyncio.to_thread(self._opening.close), asyncio.to_thread(self._ending.close))
+        """Remove what is left, release connections and threads; waits for requests under way.
+
+        A start that was given up may have got its container only now, and a removal that nobody waits for is dropped
+        with its queue: nobody would look again before the next start of this instance.
+        """
+        await asyncio.to_thread(self._opening.close)
+        self._owned.clear()
+        try:
+            await self._reap(min(KILL_S, self._options.end_s))
+        except CallError as error:
+            _log.warning("containers may be left behind, which the next start removes: %s", error.message)
+        await asyncio.to_thread(self._ending.close)
+
+    async def _reap(self, end_s: float) -> int:
+        try:
+            found = await self._ending.run(partial(_of_instance, self._options.instance), end_s)
+        except (DockerException, OSError) as error:
+            raise refusal(error, Step.LIST) from error
+        removed = 0
+        for container in found:
+            names = {name.removeprefix("/") for name in container.get("Names") or ()}
+            if names & self._owned:
+                continue
+            try:
+                removed += await self._ending.run(partial(remove, container["Id"]), end_s)
+            except (DockerException, OSError) as error:
+                _log.warning("a container is not removed yet: %s", refusal(error, Step.REMOVE).message)
+        return removed
 
     async def _start(self, name: str, shape: Shape, labels: dict[str, str], deadline: Deadline) -> DockerSandbox:
         self._owned.add(name)

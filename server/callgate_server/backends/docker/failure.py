@@ -34,6 +34,7 @@ class Step(StrEnum):
     ATTACH = "attaching to the sandbox"
     START = "starting the sandbox"
     LIST = "listing sandboxes"
+    REMOVE = "removing a sandbox"
 
 
 _UNKNOWN_RUNTIME: Final = ("unknown runtime", "unknown or invalid runtime", "invalid runtime name")
