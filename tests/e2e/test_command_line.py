@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,20 @@ def test_policy_says_what_it_rules_on_what_administrators_do_and_why(tmp_path: P
     asking = explain_act(deployed, "stop", "deputy")
     assert (asking.returncode, "decided by asking" in asking.stdout) == (1, True)
     assert "cannot be approved" in asking.stdout
+
+
+def test_policy_says_what_it_rules_for_a_call_of_a_task(tmp_path: Path) -> None:
+    nightly = (
+        '@id("nightly") forbid(principal, action, resource) when { context has task && context.task == "nightly" };\n'
+    )
+    deployed = Deployment(tmp_path / "gateway", policies=PERMIT_DEVELOPERS + nightly)
+    deployed.write_config()
+    who = ("text.diff", "--tenant", "acme", "--agent", "bot", "--role", "developer", "--arguments", DIFF)
+    ask = partial(callgated, "policy", "explain", *who, "-c", deployed.config)
+    assert ask().returncode == 0
+    assert ask("--task", "daily").returncode == 0
+    refused = ask("--task", "nightly")
+    assert (refused.returncode, "decided by nightly" in refused.stdout) == (1, True)
 
 
 @pytest.mark.parametrize(

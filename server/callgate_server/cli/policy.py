@@ -36,6 +36,9 @@ def explain(
     tenant: Annotated[str, typer.Option(help="Tenant of the caller.")],
     agent: Annotated[str, typer.Option(help="Name of the agent.")],
     role: Annotated[list[str] | None, typer.Option(help="Role of the agent; may be given several times.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of the caller, as policies see it (context.task); without it, none.")
+    ] = None,
     arguments: Annotated[
         str | None, typer.Option("--arguments", help="Arguments of the call, as JSON; without it, {}.")
     ] = None,
@@ -61,7 +64,7 @@ def explain(
     With `--administer`, and no tool: on what an administrator does for the whole tenant.
     """
     _refuse_mixed(tool, arguments, to, method, administer)
-    caller = Caller(tenant, agent, tuple(role or ()))
+    caller = Caller(tenant, agent, tuple(role or ()), task)
     with explained(CallError):
         catalog, policy = _live(load(config))
         if administer is not None:

@@ -46,7 +46,7 @@ class PolicyCase(BaseModel):
     """One case. `expect` is a ruling; `policies`, where given, are the policies that must have decided.
 
     With `connect` it is about what the running tool may reach, with `administer` (and no tool) about an act of an
-    operator, otherwise about the call.
+    operator, otherwise about the call. `task` is what policies see as `context.task`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -55,12 +55,17 @@ class PolicyCase(BaseModel):
     tenant: str
     agent: str
     roles: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    task: str | None = None
     tool: str = ""
     arguments: dict[str, Any] = {}
     connect: Connection | None = None
     administer: Operation | None = None
     expect: Annotated[Ruling, Field(strict=False)]
     policies: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.tenant, self.agent, self.roles, self.task)
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
@@ -106,7 +111,7 @@ def run_cases(cases: Sequence[PolicyCase], policy: Policy, schemas: Schemas, cat
 
 def _fault(case: PolicyCase, policy: Policy, schemas: Schemas, catalog: Catalog) -> str:
     if case.administer is not None:
-        return _difference(case, policy.may_administer(Caller(case.tenant, case.agent, case.roles), case.administer))
+        return _difference(case, policy.may_administer(case.caller, case.administer))
     tool = catalog.tools.get(case.tool)
     if tool is None:
         return f"there is no tool {case.tool}"
@@ -127,7 +132,6 @@ def _difference(case: PolicyCase, verdict: Verdict) -> str:
 
 
 def _verdict(case: PolicyCase, policy: Policy, tool: Tool) -> Verdict:
-    caller = Caller(case.tenant, case.agent, case.roles)
     if case.connect is None:
-        return policy.decide(caller, tool, case.arguments)
-    return policy.consent(caller, tool, case.connect.ask)
+        return policy.decide(case.caller, tool, case.arguments)
+    return policy.consent(case.caller, tool, case.connect.ask)

@@ -46,6 +46,7 @@ def test_case_may_be_about_what_the_tool_reaches() -> None:
     [
         (CASE, "expected allow, got deny"),
         (OPERATOR | {"expect": "deny"}, "expected deny, got allow by shell"),
+        (OPERATOR | {"task": "nightly"}, "expected allow, got deny by no-rm"),
         (OPERATOR | {"policies": ["other"]}, "expected allow by other, got it by shell"),
         (CASE | {"expect": "deny", "policies": ["no-rm"]}, "expected deny by no-rm, got it by none"),
         (OPERATOR | {"tool": "no.tool"}, "there is no tool no.tool"),
