@@ -15,6 +15,7 @@ import pytest
 from callgate_server.backends.openbao_dev import free_port
 from support.postgres import Postgres
 from support.tools import Ended, call
+from support.web_server import silent_server
 
 PASSWORD = "a-password-of-the-suite"
 SSL_REQUEST = (80877103).to_bytes(4, "big")
@@ -288,15 +289,22 @@ def test_a_server_that_is_away_for_now_is_told_from_one_that_refuses(tmp_path: P
     assert PASSWORD not in ended.stderr
 
 
+def test_a_server_that_says_nothing_in_time_is_away_for_now(tmp_path: Path) -> None:
+    with silent_server() as port:
+        ended = connecting(tmp_path, port, database__CONNECT_TIMEOUT_S=2)
+    assert (ended.status, ended.result) == (75, None)
+    assert ended.stderr == "The database cannot be reached for now; try again later.\n"
+
+
 def test_a_port_that_nothing_listens_on_has_no_rule_and_that_is_said(tmp_path: Path) -> None:
     ended = connecting(tmp_path, free_port())
     assert (ended.status, "operator for a tcp rule" in ended.stderr) == (1, True)
 
 
-def connecting(folder: Path, port: int) -> Ended:
+def connecting(folder: Path, port: int, **settings: int) -> Ended:
     secrets = {"username": "suite_reader", "password": PASSWORD}
     document = {"sql": "SELECT 1", "database": "postgres", "secrets": secrets}
-    return call("sql:query", "sql", folder, document, packages=True, database__PORT=port)
+    return call("sql:query", "sql", folder, document, packages=True, database__PORT=port, **settings)
 
 
 @contextmanager

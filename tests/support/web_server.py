@@ -1,5 +1,6 @@
 """An upstream on loopback whose answers a test writes, and which keeps what it was asked. As a proxy it answers too."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,3 +88,10 @@ def serving(behaviour: Behaviour | Answer) -> Iterator[WebServer]:
     always = behaviour if isinstance(behaviour, Answer) else None
     with WebServer(behaviour if always is None else lambda _asked: always).running() as server:  # type: ignore[arg-type, return-value]
         yield server
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """A port where connections are taken, by the kernel, and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.tools import Ended, call, call_each
-from support.web_server import Answer, Asked, WebServer, serving
+from support.web_server import Answer, Asked, WebServer, serving, silent_server
 
 JSON = {"Content-Type": "application/json"}
 
@@ -257,6 +257,14 @@ def test_what_may_have_reached_the_upstream_or_stays_so_is_a_failure(tmp_path: P
     with serving(gates(why, status)) as proxy:
         ended = request(tmp_path, "http://a.test/", environment=through(proxy))
     assert (ended.status, ended.result, why in ended.stderr) == (1, None, True)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_that_is_not_answered_in_time_may_have_had_its_effect(tmp_path: Path, method: str) -> None:
+    with silent_server() as port:
+        arguments = {"url": f"http://127.0.0.1:{port}/", "method": method}
+        ended = call("http_request:request", "web", tmp_path, arguments, packages=True, exchange__TIMEOUT_S=0.3)
+    assert (ended.status, ended.result, ended.stderr) == (1, None, "The upstream did not answer in time.\n")
 
 
 def test_where_a_redirect_leads_nowhere_the_request_before_it_has_been_made(tmp_path: Path) -> None:
