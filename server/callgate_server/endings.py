@@ -10,7 +10,7 @@ from callgate_server.execution.running import Running
 from callgate_server.ledger.store import Completion, Ledger
 from callgate_server.limits import Limits
 from callgate_server.model.answer import Answer, to_document
-from callgate_server.model.errors import CallError
+from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import encode
 from callgate_server.observe.watch import Watch
@@ -24,7 +24,15 @@ class Endings:
     watch: Watch
 
     async def answer(self, running: Running, call: Admitted, answer: Answer) -> None:
-        """End a call whose tool was started, or that has a fallback's answer."""
+        """End a call whose tool was started, or that has a fallback's answer.
+
+        A kept call that only the end of this gateway interrupts has not ended: its row stays as a crash would leave it,
+        and the next life does with it what it does after one.
+        """
+        if running.interrupted and call.is_kept and answer.state is State.CANCELLED:
+            message = "The gateway was stopped while the call ran; what becomes of it is in its record."
+            running.fail(CallError(Reason.DRAINING, message, call_id=running.call_id))
+            return
         document = to_document(answer)
         try:
             with call.ticket.phases.measure("record"):

@@ -204,6 +204,21 @@ def test_told_to_stop_it_finishes_what_runs_and_leaves_what_waits_to_its_next_li
     assert deployment.verify().fault is None
 
 
+def test_what_outlasts_the_end_of_the_gateway_is_begun_again_by_the_next_one(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway", settings={"limits": {"drain_s": 1}})
+    slow = "import os, time\ntime.sleep(30 * (os.environ['CALLGATE_ATTEMPT'] == '1'))\nresult = 'again'"
+    with deployment.start() as first:
+        call = later(first, "probe.run", slow)
+        in_state(first, call["call_id"], "running")
+        assert first.stop() == 0
+    with deployment.start() as second:
+        assert in_state(second, call["call_id"], "succeeded")["result"] == "again"
+    kinds = [event["kind"] for event in deployment.events(call["call_id"])]
+    assert kinds == ["intent", "began", "settled", "requeued", "began", "outcome"]
+    assert deployment.found() == {}
+    assert deployment.verify().fault is None
+
+
 def test_a_parked_call_survives_a_kill_and_runs_once_when_it_is_approved(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path / "gateway", policies=ASKS)
     boss = Approver(deployment)

@@ -2,8 +2,7 @@
 
 Log lines and label values are made of names of the catalog, reasons, states, ids and durations. Arguments,
 results and secrets are never passed in; the text of an unexpected exception might quote one, so a line shows
-its type and where it was raised, and never its text, at no
-log level.
+its type and where it was raised, and never its text, at no log level.
 """
 
 import logging
@@ -45,6 +44,24 @@ class _Forwarded(logging.Handler):
         self._telemetry.warning(text, logger=record.name, **({"type": error} if error else {}))
 
 
+class _Lines:
+    """Standard error, where a line that cannot be written is lost, and counted: a full disk or a pipe that nobody reads
+    any more must end no call, and not keep the record from being written."""
+
+    def __init__(self, lost: Counter) -> None:
+        self._file = sys.stderr
+        self._lost = lost
+
+    def msg(self, line: str) -> None:
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except (OSError, ValueError):  # ValueError: it has been closed
+            self._lost.inc()
+
+    debug = info = warning = error = msg
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A figure that is kept elsewhere: a `gauge`, or a `counter`, which only grows.
@@ -76,8 +93,9 @@ class Telemetry:
     """Logs and metrics of one gateway."""
 
     def __init__(self, level: str) -> None:
+        self.registry = CollectorRegistry()
         self._log = structlog.wrap_logger(
-            structlog.WriteLogger(sys.stderr),
+            _Lines(self._counter("log_lines_lost", "Lines of this log that could not be written")),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -85,7 +103,6 @@ class Telemetry:
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         )
-        self.registry = CollectorRegistry()
         self._refusals = self._counter("refusals", "Calls that ended before their tool started", "tool", "reason")
         self._calls = self._counter("calls", "Calls whose tool was started", "tool", "state")
         self._defects = self._counter("unexpected_errors", "Unexpected errors")

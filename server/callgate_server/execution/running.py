@@ -88,6 +88,8 @@ class Running:
         # What a client may ask for: another call's id where this one only waits for that.
         self.claimed_id = call_id
         self.cancelled = Cancellation()
+        # Whether it is cancelled because the gateway goes, and nobody asked for that.
+        self.interrupted = False
         # Set when everything of the call is cleaned up, a little after its answer.
         self.finished = asyncio.Event()
         self._events: list[Event] = []
@@ -126,6 +128,11 @@ class Running:
     def cancel(self) -> None:
         """Ask for the end of the call. What ran until then is kept in the answer."""
         self.cancelled.set()
+
+    def interrupt(self) -> None:
+        """End the call because the gateway goes."""
+        self.interrupted = not self.cancelled.is_set()
+        self.cancel()
 
     async def started(self, *, leaving_cancels: bool = False) -> None:
         """Wait until the call is accepted, or already answered.
@@ -235,7 +242,7 @@ class RunningCalls:
         return running
 
     async def drain(self, grace_s: float, settle_s: float) -> int:
-        """Admit nothing more, let calls finish for `grace_s`, cancel the rest; return how many that were.
+        """Admit nothing more, let calls finish for `grace_s`, interrupt the rest; return how many that were.
 
         What waits is suspended at once: the record has it, and the next life of the gateway goes on with it.
         """
@@ -245,7 +252,7 @@ class RunningCalls:
         await self._idle(grace_s)
         late = list(self._by_id.values())
         for running in late:
-            running.cancel()
+            running.interrupt()
         await self._idle(settle_s)
         return len(late)
 

@@ -167,11 +167,12 @@ class Writer:
         self._write(group[middle:])
 
     def _fail(self, group: list[_Item], fault: BaseException) -> None:
-        if not self._failing:
-            _log.error("the ledger cannot be written, calls are refused: %s", fault, exc_info=fault)
-        self._failing = True
+        # Whatever else fails here: who waits is told first.
         for item in group:
             item.tell(unavailable())
+        if not self._failing:
+            self._failing = True
+            _log.error("the ledger cannot be written, calls are refused: %s", fault, exc_info=fault)
 
     def _begin(self) -> sqlite3.Connection:
         connection = self._connect()

@@ -1,5 +1,7 @@
+import contextlib
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,20 @@ def test_an_unexpected_error_is_logged_by_type_and_place_and_never_by_text_even_
     assert line["call_id"] == "call-1"
     assert any("test_telemetry.py" in where for where in line["where"])
     assert CANARY not in json.dumps(line)
+
+
+def test_a_line_that_cannot_be_written_is_lost_and_counted_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        telemetry = Telemetry("info")
+        monkeypatch.undo()
+        telemetry.take_over_logging()
+        logging.getLogger("callgate_server.anything").warning("no room")
+        telemetry.started("call-1", "python.run", "box")
+        with contextlib.suppress(OSError):
+            full.close()
+        telemetry.started("call-2", "python.run", "box")
+    assert "callgate_log_lines_lost_total 3.0" in telemetry.metrics().decode()
 
 
 def test_refusals_calls_and_phases_are_counted() -> None:
