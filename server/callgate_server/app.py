@@ -78,7 +78,7 @@ from callgate_server.tasks import Tasks
 from callgate_server.transports.gate import Gate
 from callgate_server.verification import Verification
 
-# How long calls may take to end after the grace of a drain, before the process goes anyway.
+# How long calls may take to end after the grace of a drain; what they do then has limits of its own.
 SETTLE_S: Final = 10.0
 HEALTH_EVERY_S: Final = 2.0
 LANES_EVERY_S: Final = 1.0
@@ -183,7 +183,6 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         verification = Verification(catalog, ledger, pipeline.start_for)
         work = _Work(policy, ledger, store, sandboxes, lanes, remarks, tasks, verification, health)
         work.begin(rounds, settings, catalog, telemetry)
-        resumed = await pipeline.resume()
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
@@ -201,13 +200,24 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))
         edges = Edges(settings, gate)
         held.push_async_callback(edges.close)
+        await held.enter_async_context(_drained(edges, running, settings.limits.drain_s, telemetry))
+        resumed = await pipeline.resume()
         endpoints = await edges.open()
         telemetry.info("serving", http=endpoints.http, grpc=endpoints.grpc, policy=policy.live.version, resumed=resumed)
         yield Gateway(endpoints, catalog, running)
+
+
+@asynccontextmanager
+async def _drained(edges: Edges, running: RunningCalls, drain_s: float, telemetry: Telemetry) -> AsyncIterator[None]:
+    """At the end take no more calls, and let those that run finish: where the end is a failure, without patience."""
+    grace_s = 0.0
+    try:
+        yield
+        grace_s = drain_s
+    finally:
         edges.refuse()
         telemetry.info("draining", running=len(running))
-        cancelled = await running.drain(settings.limits.drain_s, SETTLE_S)
-        telemetry.info("drained", cancelled=cancelled)
+        telemetry.info("drained", cancelled=await running.drain(grace_s, SETTLE_S))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -202,6 +203,18 @@ def test_the_pinned_catalog_is_listed(deployed: Deployment) -> None:
     assert {"python.run", "shell.run", "text.diff", "webhooks.sign"} <= set(digests)
     shown = callgated("catalog", "list", "-c", deployed.config).stdout
     assert digests["python.run"][:19] in next(line for line in shown.splitlines() if line.startswith("python.run "))
+
+
+def test_an_address_that_is_taken_is_said_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for edge in ("http", "grpc"):
+            deployment = Deployment(tmp_path / edge, settings={edge: {"listen": address}})
+            deployment.write_config()
+            done = program("callgated", "serve", "--config", deployment.config)
+            assert done.returncode == 1
+            assert address in done.stderr.splitlines()[-1]
+            assert done.stderr.splitlines()[-1].startswith("callgated: ")
 
 
 def explain(deployed: Deployment, tool: str, role: str, arguments: str) -> "subprocess.CompletedProcess[str]":

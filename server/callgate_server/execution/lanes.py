@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Any, Final, Literal, Self, assert_never, get_args
 
 from callgate_server.execution.framing import encode_lane
@@ -97,14 +96,12 @@ class Lanes:
         await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._closing = True
         for slot in self._board.slots:
             if slot.phase is Phase.IDLE:
                 self._let_go(slot, "stopped")
-        await self._tasks.__aexit__(kind, error, trace)
+        await self._tasks.__aexit__(None, None, None)
 
     def __len__(self) -> int:
         return len(self._lanes)

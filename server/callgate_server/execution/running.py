@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 from callgate_server.execution.cancellation import Cancellation
@@ -202,10 +201,9 @@ class RunningCalls:
         await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._tasks.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: object) -> None:
+        # Whatever brings the end, the calls come to theirs: `drain` has asked them to.
+        await self._tasks.__aexit__(None, None, None)
 
     def __len__(self) -> int:
         return len(self._by_id)

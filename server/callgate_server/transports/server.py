@@ -68,14 +68,17 @@ class HttpServer:
         """
         self._config.load()
         context = None if self._tls is None else _ssl_context(self._tls)
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: Receipt(self._limits, self._config, self._state),
-            self._host,
-            self.port,
-            ssl=context,
-            ssl_handshake_timeout=self._limits.receive_s if context else None,
-            backlog=self._limits.connections,
-        )
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Receipt(self._limits, self._config, self._state),
+                self._host,
+                self.port,
+                ssl=context,
+                ssl_handshake_timeout=self._limits.receive_s if context else None,
+                backlog=self._limits.connections,
+            )
+        except OSError as error:
+            raise _cannot_listen("http", f"{_bracketed(self._host)}:{self.port}") from error
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
@@ -119,7 +122,7 @@ class GrpcServer:
         tls: TlsFiles | None = None,
         reflection: bool = False,
     ) -> None:
-        self._host = f"[{host}]" if ":" in host else host
+        self._host = _bracketed(host)
         self.port = port
         self._tls = tls
         self._health = Health()
@@ -149,7 +152,7 @@ class GrpcServer:
                 pair = (self._tls.key.read_bytes(), self._tls.certificate.read_bytes())
                 self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address} for gRPC") from error
+            raise _cannot_listen("grpc", address) from error
         await self._server.start()
 
     def set_serving(self, *, serving: bool) -> None:
@@ -160,6 +163,14 @@ class GrpcServer:
         """Accept nothing more, let RPCs be answered for `grace_s`, then cut. Calls themselves are not touched."""
         self.set_serving(serving=False)
         await self._server.stop(grace_s)
+
+
+def _cannot_listen(setting: str, address: str) -> OSError:
+    return OSError(f"cannot listen on {address}: stop what listens there, or choose another `{setting}.listen`")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _options(limits: TransportLimits) -> list[tuple[str, int]]:

@@ -22,7 +22,7 @@ from docker.errors import DockerException, ImageNotFound
 from callgate_server.backends.docker.engine import Engine, EngineClient
 from callgate_server.backends.docker.failure import Step, refusal
 from callgate_server.backends.docker.options import DockerOptions
-from callgate_server.backends.docker.sandbox import KILL_S, RECEIVE_LIMIT, DockerSandbox, remove
+from callgate_server.backends.docker.sandbox import RECEIVE_LIMIT, DockerSandbox, remove
 from callgate_server.backends.docker.spec import (
     INSTANCE_LABEL,
     anonymous_name,
@@ -92,7 +92,13 @@ class DockerBackend:
         Raises:
             CallError: `sandbox_unavailable`.
         """
-        return await self._reap(self._options.end_s)
+        try:
+            found = await self._ending.run(partial(_of_instance, self._options.instance), self._options.end_s)
+        except (DockerException, OSError) as error:
+            raise refusal(error, Step.LIST) from error
+        names = {each["Id"]: {name.removeprefix("/") for name in each.get("Names") or ()} for each in found}
+        unowned = [container_id for container_id, called in names.items() if not called & self._owned]
+        return sum(await asyncio.gather(*map(self._removed, unowned)))
 
     async def health(self) -> Mapping[str, Health]:
         """State of engine, default runtime and images. Never raises."""
@@ -130,26 +136,19 @@ class DockerBackend:
         await asyncio.to_thread(self._opening.close)
         self._owned.clear()
         try:
-            await self._reap(min(KILL_S, self._options.end_s))
-        except CallError as error:
-            _log.warning("containers may be left behind, which the next start removes: %s", error.message)
-        await asyncio.to_thread(self._ending.close)
+            async with asyncio.timeout(self._options.end_s):
+                await self.reap()
+        except (CallError, TimeoutError) as error:
+            _log.warning("containers may be left behind, which the next start removes: %s", type(error).__name__)
+        finally:
+            await asyncio.to_thread(self._ending.close)
 
-    async def _reap(self, end_s: float) -> int:
+    async def _removed(self, container_id: str) -> bool:
         try:
-            found = await self._ending.run(partial(_of_instance, self._options.instance), end_s)
-        except (DockerException, OSError) as error:
-            raise refusal(error, Step.LIST) from error
-        removed = 0
-        for container in found:
-            names = {name.removeprefix("/") for name in container.get("Names") or ()}
-            if names & self._owned:
-                continue
-            try:
-                removed += await self._ending.run(partial(remove, container["Id"]), end_s)
-            except (DockerException, OSError) as error:
-                _log.warning("a container is not removed yet: %s", refusal(error, Step.REMOVE).message)
-        return removed
+            return await self._ending.run(partial(remove, container_id), self._options.end_s)
+        except (DockerException, OSError) as error:  # the next round tries again
+            _log.warning("a container is not removed yet: %s", refusal(error, Step.REMOVE).message)
+            return False
 
     async def _start(self, name: str, shape: Shape, labels: dict[str, str], deadline: Deadline) -> DockerSandbox:
         self._owned.add(name)

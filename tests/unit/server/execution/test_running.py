@@ -110,6 +110,23 @@ async def test_draining_refuses_new_calls_and_cancels_what_outlasts_the_grace() 
     assert caught.value.reason is Reason.DRAINING
 
 
+async def test_an_error_around_them_aborts_no_call() -> None:
+    async def carry(running: Running) -> None:
+        running.accept()
+        await running.cancelled.wait()
+        await asyncio.sleep(0.01)
+        running.answer({"state": "cancelled"})
+
+    calls = RunningCalls(no_defects)
+    with pytest.raises(OSError, match="taken"):
+        async with calls:
+            running = calls.spawn("c1", carry)
+            await running.started()
+            running.interrupt()
+            raise OSError("taken")
+    assert (await running.wait())["state"] == "cancelled"
+
+
 async def test_draining_waits_for_calls_that_finish_by_themselves() -> None:
     go = asyncio.Event()
 
