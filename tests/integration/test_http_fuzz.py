@@ -12,7 +12,7 @@ import grpc
 import pytest
 import schemathesis
 import uvloop
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
@@ -123,6 +123,8 @@ def test_generated_requests_are_answered_as_described(
     @given(case=operation.as_strategy(generation_mode=mode))
     @MANY
     def answer_as_described(case: Case) -> None:
+        # A parameter without a value is not sent, and what may be wrong with the request goes with it.
+        assume(all(value not in (None, [], {}) for value in (case.query or {}).values()))
         reply = case.call_and_validate(headers=dict(CREDENTIAL), timeout=30)
         answered[reply.status_code] += 1
         assert reply.status_code < 500
