@@ -29,7 +29,6 @@ TESTED_ELSEWHERE = {
     f"{SERVER}/cli/doctor.py": COMMAND_LINE,
     f"{SERVER}/cli/keys.py": COMMAND_LINE,
     f"{SERVER}/cli/main.py": COMMAND_LINE,
-    f"{SERVER}/cli/output.py": COMMAND_LINE,
     f"{SERVER}/cli/places.py": "tests/e2e/test_demo.py",
     f"{SERVER}/cli/policy.py": COMMAND_LINE,
     f"{SERVER}/cli/serving.py": "tests/integration/test_gateway_lifecycle.py",

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from callgate_server.execution.running import contained
+
 
 class Rounds:
     """Background work: each piece is a task of one group, and a piece that fails is reported and goes on."""
@@ -29,7 +31,7 @@ class Rounds:
     async def _repeat(self, name: str, work: Callable[[], Awaitable[object]], pause_s: float) -> None:
         while True:
             try:
-                await work()
+                await contained(work())
             except Exception as error:  # a round must not end the gateway
                 self._report(name, error)
             await asyncio.sleep(pause_s)

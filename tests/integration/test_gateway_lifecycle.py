@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from callgate.errors import CallRefused
 from callgate_server.backends.catalog.lock import read_lock
 from callgate_server.backends.openbao_dev import DevServer
-from support.gateway import Deployment, RunningGateway, catalog_lock
+from support.gateway import CALLGATED, Deployment, RunningGateway, catalog_lock
 from support.images import ENGINE
 from support.live import LiveCall, eventually, live, refusal
 from support.postgres import Postgres
@@ -199,6 +199,30 @@ def test_a_gateway_with_nothing_to_do_stops_at_once_also_with_a_client_connected
         began_s = time.monotonic()
         assert gateway.stop() == 0
         assert time.monotonic() - began_s < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_stop_a_gateway_in_order_too(tmp_path: Path, number: signal.Signals) -> None:
+    deployment = Deployment(tmp_path / "gateway", settings={"limits": {"drain_s": 1}})
+    # As in a terminal, however this suite was started.
+    program = ("env", "--default-signal=INT,HUP", *CALLGATED)
+    with deployment.start(program=program) as gateway, live(gateway, "probe.run") as call:
+        call.until_printed("ready")
+        # A shell sends its end to its jobs, and the terminal sends its own to them.
+        for _ in range(2):
+            gateway.process.send_signal(number)
+        assert call.answer()["state"] == "cancelled"
+        assert gateway.process.wait(timeout=30) == 0
+    assert [event["kind"] for event in deployment.events(call.call_id)] == ["intent", "outcome"]
+    assert deployment.containers() == []
+
+
+def test_a_gateway_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "gateway")
+    with deployment.start(program=("nohup", *CALLGATED)) as gateway:
+        gateway.process.send_signal(signal.SIGHUP)
+        runs(gateway)
+        assert gateway.stop() == 0
 
 
 # --- the record cannot be written --------------------------------------------------------------------------------

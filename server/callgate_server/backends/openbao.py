@@ -6,7 +6,8 @@ gets is the broker's business, and what the gateway may read is the store's own 
 A token is renewed at two thirds of its life, with jitter; when that no longer helps, the gateway logs in again. A
 forbidden read may mean an expired token: only if the token is indeed dead is there a new login and a second try,
 so that a forbidden path costs the store one lookup and not one login. A lease whose revocation failed, or whose
-answer came too late for anybody, is revoked in the background until it succeeds.
+answer came too late for anybody, is revoked in the background until it succeeds, and once more at the end: nobody has
+recorded the latter kind, so that no later start would find it.
 
 Connections to the store are kept, and each thread may come to need one. They are opened after the first login, so that
 as a rule the gateway holds then what it holds for good; one that cannot be opened, or breaks, comes when it is needed.
@@ -14,6 +15,7 @@ as a rule the gateway holds then what it holds for good; one that cannot be open
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 import re
@@ -52,6 +54,7 @@ _REVOKE_FAILURES_REPORTED: Final = 3
 _MAX_UNREVOKED: Final = 10_000
 _MAX_CREDENTIAL_BYTES: Final = 64 * 1024
 _LOOKUP_SELF: Final = "auth/token/lookup-self"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class OpenBao:
         self._login_failure: tuple[float, ConnectionError] = (-math.inf, ConnectionError())
         # Lease ids still to be revoked, oldest first, with how often it failed.
         self._unrevoked: dict[str, int] = {}
+        # Requests that nobody waits for any more, and that may still bring a lease.
+        self._given_up: set[Future[Any]] = set()
 
     async def read(self, path: str, *, timeout_s: float) -> Lease:
         """Read a path of a KV engine, or of any engine that gives leased credentials to a GET.
@@ -173,9 +178,10 @@ class OpenBao:
             tasks.create_task(self._keep_revoking(), name="openbao-revoke")
 
     async def close(self) -> None:
-        """Give our own token back (its leases end with it) and release the threads."""
-        token, self._token = self._token, None
+        """Revoke what is left over, give our own token back (its leases end with it) and release the threads."""
         try:
+            await self._revoke_last()
+            token, self._token = self._token, None
             if token is not None and isinstance(self._auth, AppRole):
                 await self._send("post", "auth/token/revoke-self", token)
         except (OSError, LookupError):
@@ -183,6 +189,18 @@ class OpenBao:
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._session.close()
+
+    async def _revoke_last(self) -> None:
+        """Wait for what was given up, as long as that can take, and try all leases that are left once more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._timeout_s):
+                await asyncio.gather(*map(asyncio.wrap_future, list(self._given_up)), return_exceptions=True)
+                await self._revoke_left_over()
+        if self._unrevoked:
+            _log.warning(
+                "leases that are not revoked, and end by themselves or with the token that got them: %d",
+                len(self._unrevoked),
+            )
 
     async def _keep_token(self) -> None:
         connected = False
@@ -218,15 +236,18 @@ class OpenBao:
     async def _keep_revoking(self) -> None:
         while True:
             await asyncio.sleep(_REVOKE_EVERY_S * (1 + self._jitter()))
-            for lease_id, failures in list(self._unrevoked.items()):
-                try:
-                    await self._revoke(lease_id)
-                except (OSError, LookupError) as error:
-                    self._unrevoked[lease_id] = failures + 1
-                    if isinstance(error, ConnectionError):
-                        break  # the others would fare the same
-                else:
-                    self._unrevoked.pop(lease_id, None)
+            await self._revoke_left_over()
+
+    async def _revoke_left_over(self) -> None:
+        for lease_id, failures in list(self._unrevoked.items()):
+            try:
+                await self._revoke(lease_id)
+            except (OSError, LookupError) as error:
+                self._unrevoked[lease_id] = failures + 1
+                if isinstance(error, ConnectionError):
+                    break  # the others would fare the same
+            else:
+                self._unrevoked.pop(lease_id, None)
 
     async def _revoke(self, lease_id: str) -> None:
         # Synchronous, so that the credential is dead when the store says so. A lease that is gone is no error.
@@ -330,13 +351,18 @@ class OpenBao:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.wrap_future(job)
         except TimeoutError:
-            job.add_done_callback(self._give_back)
+            self._give_up(job)
             raise ConnectionError(f"no answer within {self._timeout_s:g} s") from None
         except asyncio.CancelledError:
-            job.add_done_callback(self._give_back)
+            self._give_up(job)
             raise
 
+    def _give_up(self, job: Future[Any]) -> None:
+        self._given_up.add(job)
+        job.add_done_callback(self._give_back)
+
     def _give_back(self, job: Future[Any]) -> None:
+        self._given_up.discard(job)
         if job.cancelled() or job.exception() is not None:
             return
         document = job.result()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -61,10 +62,12 @@ class DevServer:
         program = find_bao(search_path)
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for _ in range(_START_ATTEMPTS):
-            server = cls._launch(program, state_dir)
-            if _answers(server.address, server._process):
-                return server
-            server.stop()
+            with ExitStack() as unless_ready:
+                server = cls._launch(program, state_dir)
+                unless_ready.callback(server.stop)
+                if _answers(server.address, server._process):
+                    unless_ready.pop_all()
+                    return server
         raise RuntimeError(f"OpenBao did not start; see {state_dir / 'openbao.log'}")
 
     @classmethod
@@ -213,6 +216,8 @@ def launch(command: list[str], *, environment: Mapping[str, str], state_dir: Pat
             # In dev mode it prints its keys there.
             stdout=subprocess.DEVNULL,
             stderr=log,
+            # A terminal sends Ctrl-C to the whole group of the gateway, which needs its store until it has drained.
+            process_group=0,
             preexec_fn=_die_with_parent,
         )
     finally:

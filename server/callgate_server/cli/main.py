@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from callgate_server.cli import audit, catalog, dev, doctor, keys, policy
-from callgate_server.cli.output import MISTAKE, err, explained, fail, say
+from callgate_server.cli.output import MISTAKE, explained, fail, say, tell
 from callgate_server.cli.serving import serve as run_gateway
 from callgate_server.config import load
 
@@ -33,9 +33,7 @@ def serve(config: Config = Path("callgate.yaml")) -> None:
         run_gateway(
             load(config),
             "production",
-            lambda gateway: err.print(
-                f"callgated: serving http {gateway.endpoints.http} grpc {gateway.endpoints.grpc}", markup=False
-            ),
+            lambda gateway: tell(f"callgated: serving http {gateway.endpoints.http} grpc {gateway.endpoints.grpc}"),
         )
 
 
@@ -61,7 +59,7 @@ def develop(
             images=images,
             engine=engine,
             log_level=log_level,
-            say=lambda text: err.print(f"callgated dev: {text}", markup=False),
+            say=lambda text: tell(f"callgated dev: {text}"),
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
@@ -17,6 +17,12 @@ MISTAKE = 2
 def say(text: str, style: str | None = None) -> None:
     """Print a line as it is: no markup in it is interpreted, since parts of it may come from files."""
     out.print(text, style=style, markup=False)
+
+
+def tell(text: str) -> None:
+    """Print a line about what goes on, to standard error. A terminal that has been closed does not end that."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 def fail(text: str, code: int = 1) -> NoReturn:

@@ -16,7 +16,7 @@ _PR_SET_DUMPABLE = 4
 
 
 def serve(settings: Settings, purpose: Purpose, ready: Callable[[Gateway], None]) -> None:
-    """Start, call `ready`, serve until SIGTERM or SIGINT, drain.
+    """Start, call `ready`, serve until SIGTERM, SIGINT or SIGHUP, drain.
 
     Raises:
         ValueError, OSError: it could not start; the text says what to do.
@@ -28,7 +28,11 @@ def serve(settings: Settings, purpose: Purpose, ready: Callable[[Gateway], None]
 async def _serve(settings: Settings, purpose: Purpose, ready: Callable[[Gateway], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    # Its terminal is closed, which `nohup` has it ignore.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, stop.set)
     async with gateway(settings, purpose=purpose) as running:
         ready(running)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Self, assert_never, get_args
@@ -87,6 +87,7 @@ class Lanes:
         self._lanes: dict[Slot, Lane] = {}
         self._waiting: dict[Waiter, _Call] = {}
         self._tasks = asyncio.TaskGroup()
+        self._starting: dict[Slot, asyncio.Task[None]] = {}
         self._closing = False
         self._refused = False
         self._ready = self._waited = self._failed_starts = 0
@@ -97,7 +98,10 @@ class Lanes:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        """Give up what is being started, end what is idle. What calls hold is theirs."""
         self._closing = True
+        for start in self._starting.values():
+            start.cancel()
         for slot in self._board.slots:
             if slot.phase is Phase.IDLE:
                 self._let_go(slot, "stopped")
@@ -198,7 +202,7 @@ class Lanes:
                 case Give(slot, waiter):
                     self._waiting[waiter].session.set_result(LaneSession(self._lanes[slot], self._take_back))
                 case Start(slot, waiter):
-                    self._spawn(self._start(slot, self._waiting[waiter].request))
+                    self._starting[slot] = self._spawn(self._start(slot, self._waiting[waiter].request))
                 case End(slot):
                     self._let_go(slot, "room")
                 case _:
@@ -230,6 +234,8 @@ class Lanes:
             self._board.idle(slot, self._clock())
             if self._closing:
                 return await self._end(slot, "stopped")
+        finally:
+            self._starting.pop(slot, None)
         self._act()
         return None
 
@@ -243,6 +249,19 @@ class Lanes:
         )
         lane = Lane(await self._backend.open(own), slot)
         try:
+            await self._order(lane, own, until)
+        except BaseException:
+            # From here on it is not given up: the end of a lane is not cut short.
+            self._starting.pop(slot, None)
+            await lane.sandbox.destroy()
+            raise
+        if lane.cold is not None:
+            _log.warning("every call of %s imports its tool anew; the imports leave: %s", request.tool, lane.cold)
+        return lane
+
+    async def _order(self, lane: Lane, own: SandboxRequest, until: float) -> None:
+        """Have a container that was started become a lane."""
+        try:
             async with asyncio.timeout(until - self._clock()):
                 await lane.ready()
                 lane.pending = b""
@@ -251,15 +270,7 @@ class Lanes:
                 await lane.sandbox.send(encode_lane(run, own.limits, order, self._rules.idle_s + 60))
                 await lane.ready()
         except (TimeoutError, ConnectionError, ValueError) as error:
-            refusal = await self._why_not(lane)
-            await lane.sandbox.destroy()
-            raise refusal from error
-        except BaseException:
-            await lane.sandbox.destroy()
-            raise
-        if lane.cold is not None:
-            _log.warning("every call of %s imports its tool anew; the imports leave: %s", request.tool, lane.cold)
-        return lane
+            raise await self._why_not(lane) from error
 
     async def _why_not(self, lane: Lane) -> CallError:
         report = await lane.sandbox.wait_exit(_EXIT_WAIT_S)
@@ -324,8 +335,8 @@ class Lanes:
         if not self._closing:
             self._act()
 
-    def _spawn(self, work: Any) -> None:  # noqa: ANN401  # a coroutine of any kind
-        self._tasks.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return self._tasks.create_task(work)
 
 
 def cores() -> int:

@@ -1,9 +1,16 @@
 import asyncio
 
+import pytest
+
 from callgate_server.rounds import Rounds
 
 
-async def test_work_is_done_again_and_again_and_a_fault_does_not_end_it() -> None:
+class PanicError(BaseException):
+    """What compiled code throws when it panics."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a fault"), PanicError()])
+async def test_work_is_done_again_and_again_and_a_fault_does_not_end_it(fault: BaseException) -> None:
     reported: list[tuple[str, str]] = []
     done = 0
     enough = asyncio.Event()
@@ -13,7 +20,11 @@ async def test_work_is_done_again_and_again_and_a_fault_does_not_end_it() -> Non
         done += 1
         if done == 3:
             enough.set()
-        raise RuntimeError("a fault")
+        # As `to_thread` hands it on.
+        await asyncio.to_thread(fail)
+
+    def fail() -> None:
+        raise fault
 
     async with Rounds(lambda name, error: reported.append((name, type(error).__name__))) as rounds:
         rounds.carry("work", work, pause_s=0)

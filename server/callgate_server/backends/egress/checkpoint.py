@@ -140,12 +140,14 @@ class Checkpoint:
 
     async def close(self, trip: Trip, why: Why | None = None) -> None:
         """End what is open of a trip, and record what it carried, or that it was given up on the way."""
+        # All of them before the first word of it: the record may take its time, and a cancellation cut that short.
+        for metered in trip.links:
+            await metered.abort()
         if trip.dialling is not None:
             given_up, trip.dialling = trip.dialling, None
             await self._note("egress_closed", _closed(given_up, 0, 0, why))
         while trip.links:
             metered = trip.links.pop()
-            await metered.abort()
             carried = _closed(metered.ask, metered.sent_bytes, metered.received_bytes, why)
             await self._note("egress_closed", carried)
 

@@ -24,6 +24,7 @@ from callgate_server.execution.egress import EgressTerms, Outlet
 from callgate_server.execution.egress_rules import Why, listening_rule
 from callgate_server.execution.egress_streams import Stream, Streams
 from callgate_server.execution.framing import Frame
+from callgate_server.execution.running import contained
 from callgate_server.model.egress import PROXY_PORT, EgressAsk, EgressUsage, Scheme
 
 # How much longer a connection may be silent than an upstream, so that the tool can be told of that.
@@ -91,7 +92,7 @@ class Session:
     async def _contained(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work`. The group's other tasks, and the gateway with them, end with one that fails: none may."""
         try:
-            await work()
+            await contained(work())
         except Exception as error:
             self._report("egress", error)
 

@@ -21,6 +21,19 @@ print(server.address, server._process.pid, flush=True)
 os._exit(1)
 """
 
+INTERRUPTED = """
+import contextlib, os, signal, subprocess, sys
+from pathlib import Path
+from callgate_server.backends.openbao_dev import DevServer
+signal.signal(signal.SIGINT, lambda *_: None)
+with DevServer.start(Path(sys.argv[1]), search_path="") as server:
+    os.killpg(0, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server._process.wait(1)
+    server.operator.enable_kv()
+    print("it answers", flush=True)
+"""
+
 
 def test_a_dev_server_answers_its_operator_and_nobody_else(tmp_path: Path) -> None:
     with DevServer.start(tmp_path / "state", search_path="") as server:
@@ -61,6 +74,32 @@ def test_a_dev_server_dies_with_its_parent(tmp_path: Path) -> None:
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
     eventually(is_gone)
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_the_store_that_a_gateway_still_needs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        # A process group of its own, as what a shell starts in a terminal has.
+        process_group=0,
+    )
+    assert done.stdout == "it answers\n", done.stderr
+
+
+def test_ctrl_c_while_it_starts_leaves_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(_: str, process: subprocess.Popen[bytes]) -> bool:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("callgate_server.backends.openbao_dev._answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        DevServer.start(tmp_path, search_path="")
+    assert [process.poll() is None for process in started] == [False]
 
 
 def test_starting_off_the_main_thread_is_refused(tmp_path: Path) -> None:

@@ -476,6 +476,57 @@ async def test_when_the_gateway_stops_nobody_is_taken_and_what_comes_back_ends()
     assert refused.value.reason is Reason.DRAINING
 
 
+class StuckLane(FakeLane):
+    """Hangs where it is told to: before its first hello, or while one asks how it ended."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(number, takes_orders=False)
+        self._where = where
+        self.reached = asyncio.Event()
+
+    async def receive(self) -> bytes:
+        if self._where == "hello":
+            await self._hang()
+        return await super().receive()
+
+    async def wait_exit(self, timeout_s: float) -> ExitReport:
+        if self._where == "exit":
+            await self._hang()
+        return await super().wait_exit(timeout_s)
+
+    async def destroy(self) -> None:
+        self.reached.set()
+        await asyncio.sleep(0.01)
+        await super().destroy()
+
+    async def _hang(self) -> None:
+        self.reached.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("where", ["hello", "exit", "end"])
+async def test_when_the_gateway_stops_a_lane_that_is_being_started_is_given_up_and_leaves_nothing(where: str) -> None:
+    lane = StuckLane(0, where)
+    backend = FakeBackend(make=lambda _: lane)
+    async with asyncio.timeout(5), lanes_on(backend, start_s=60) as lanes:
+        waiting = asyncio.ensure_future(lanes.open(request()))
+        await lane.reached.wait()
+        waiting.cancel()
+    assert lane.destroyed
+    await asyncio.wait({waiting})
+
+
+async def test_when_the_gateway_stops_nobody_waits_for_an_engine_that_starts_a_lane() -> None:
+    backend = FakeBackend(gate=asyncio.Event())
+    async with asyncio.timeout(5), lanes_on(backend) as lanes:
+        waiting = asyncio.ensure_future(lanes.open(request()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert backend.requests
+        waiting.cancel()
+    await asyncio.wait({waiting})
+
+
 @pytest.mark.parametrize("cold", ["threads", None])
 async def test_the_operator_is_told_when_a_lane_opens_whose_imports_are_not_warm(
     cold: str | None, caplog: pytest.LogCaptureFixture

@@ -46,6 +46,7 @@ class FakeDialler:
         self.resolved = resolved
         self.fails = fails
         self.hangs = hangs
+        self.links = []
 
     async def resolve(self, host, port):
         self.order.append(("resolve", host, port))
@@ -57,7 +58,8 @@ class FakeDialler:
             await asyncio.Event().wait()
         if self.fails:
             raise FailedError(self.fails)
-        return Link()
+        self.links.append(Link())
+        return self.links[-1]
 
 
 class Desk:
@@ -283,6 +285,18 @@ async def test_a_fault_of_the_record_at_an_end_does_not_keep_the_rest_from_endin
     await desk.checkpoint.close(trip)
     assert not trip.links
     assert [str(error) for error in desk.reports] == ["a fault of the gateway"] * 2
+
+
+async def test_a_cancellation_while_an_end_is_recorded_leaves_no_connection_open():
+    desk = Desk(rule(HOST, 443), fault=asyncio.CancelledError())
+    trip = Trip(1)
+    for _ in range(2):
+        await desk.checkpoint.dial(await desk.checkpoint.admit(ASK), trip, tls=True)
+    # As when a third is on its way.
+    trip.dialling = ASK
+    with pytest.raises(asyncio.CancelledError):
+        await desk.checkpoint.close(trip, Why.CALL_ENDED)
+    assert [link.upstream.aborted for link in desk.dialler.links] == [True, True]
 
 
 async def test_a_connection_that_was_allowed_and_given_up_on_the_way_has_an_end_in_the_record():

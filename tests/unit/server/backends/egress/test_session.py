@@ -246,6 +246,22 @@ async def test_a_fault_of_one_connection_is_only_that_ones(tmp_path, upstream):
     assert [str(error) for error in gate.reports] == ["a fault of the gateway"]
 
 
+async def test_a_panic_of_compiled_code_is_only_that_of_its_connection(tmp_path, upstream):
+    class PanicError(BaseException):
+        """What policy throws when it panics."""
+
+    def consent(_):
+        if not gate.reports:
+            raise PanicError
+        return ALLOWED
+
+    async with open_rig(tmp_path, tcp(upstream), consent=consent) as gate:
+        assert await get(gate.ports[5432]) == b""
+        await until(lambda: gate.reports)
+        assert await get(gate.ports[5432])
+    assert [type(error.__cause__) for error in gate.reports] == [PanicError]
+
+
 async def test_a_fault_while_a_connection_is_turned_away_or_left_is_only_that_ones(tmp_path, upstream):
     async def broken(_):
         raise RuntimeError("a fault of the wire")
