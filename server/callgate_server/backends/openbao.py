@@ -243,9 +243,11 @@ class OpenBao:
             try:
                 await self._revoke(lease_id)
             except (OSError, LookupError) as error:
+                # To the end: one whose own database is away is not tried before the others again.
+                self._unrevoked.pop(lease_id, None)
                 self._unrevoked[lease_id] = failures + 1
                 if isinstance(error, ConnectionError):
-                    break  # the others would fare the same
+                    break  # the others would probably fare the same
             else:
                 self._unrevoked.pop(lease_id, None)
 

@@ -355,6 +355,32 @@ async def given_up(openbao: OpenBao, store: Store) -> threading.Event:
     return released
 
 
+async def test_a_lease_whose_own_database_is_away_keeps_no_other_from_its_revocation(
+    store: Store, token_file: TokenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callgate_server.backends.openbao._REVOKE_EVERY_S", 0.01)
+    attempts = 0
+
+    def revoke() -> Answer:
+        nonlocal attempts
+        attempts += 1
+        return (204, None) if attempts == 4 else (500, {"errors": ["database is down"]})
+
+    store.answers["sys/leases/revoke"] = revoke
+    openbao = OpenBao(store.address, token_file)
+    away, other = "database/creds/away/1", "database/creds/other/1"
+    for lease_id in (away, other):
+        with pytest.raises(CallError):
+            await openbao.revoke(lease_id, timeout_s=5)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        background = tasks.create_task(openbao.run())
+        while attempts < 6:  # noqa: ASYNC110 - seen by its number alone
+            await asyncio.sleep(0.01)
+        background.cancel()
+    assert list(openbao._unrevoked) == [away]
+    await openbao.close()
+
+
 @pytest.mark.parametrize("when", ["before the end", "at the end"])
 async def test_a_lease_that_came_too_late_is_revoked_before_the_end(
     store: Store, token_file: TokenFile, when: str, caplog: pytest.LogCaptureFixture
