@@ -69,11 +69,16 @@ class Approvals:
             raise CallError(
                 Reason.APPROVAL_VOID, "This digest is not that of the call; look at it again and repeat its digest."
             )
-        decided = await self.ledger.decide(call_id, caller.name, approve=approve)
+        # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits for it.
+        decided = await self.running.carried_out(call_id, self._decided(call_id, caller.name, approve=approve))
+        return self._document(decided, parcel)
+
+    async def _decided(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+        decided = await self.ledger.decide(call_id, by, approve=approve)
         running = self.running.get(call_id)
         if running is not None:
             running.decided.set()
-        return self._document(decided, parcel)
+        return decided
 
     async def _asked(self, caller: Caller, call_id: str) -> StoredCall:
         stored = await self.ledger.get(call_id)

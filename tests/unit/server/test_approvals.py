@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -6,6 +7,7 @@ import pytest
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.approvals import Approvals
 from callgate_server.execution.running import Running
+from callgate_server.ledger.store import StoredCall
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.task import Stop
@@ -81,6 +83,41 @@ async def test_a_denial_says_who_and_ends_the_call() -> None:
         assert (await approvals.decide("boss", running.call_id, digest, approve=False))["state"] == "denied"
         assert await reason(running.wait()) is Reason.APPROVAL_DENIED
         assert (await approvals.show("boss", running.call_id))["arguments"] is None
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_a_decision_whose_approver_leaves_while_it_is_written_reaches_the_call(
+    monkeypatch: pytest.MonkeyPatch, *, approve: bool
+) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        writing, disk, decide = asyncio.Event(), asyncio.Event(), world.ledger.decide
+        writes: list[asyncio.Task[StoredCall]] = []
+
+        async def write(call_id: str, by: str, *, approve: bool) -> StoredCall:
+            writing.set()
+            await disk.wait()
+            return await decide(call_id, by, approve=approve)
+
+        async def slowly(call_id: str, by: str, *, approve: bool) -> StoredCall:
+            # As the ledger does it: who stops waiting takes nothing back.
+            writes.append(asyncio.create_task(write(call_id, by, approve=approve)))
+            return await asyncio.shield(writes[0])
+
+        monkeypatch.setattr(world.ledger, "decide", slowly)
+        asking = asyncio.create_task(approvals.decide("boss", running.call_id, digest, approve=approve))
+        await writing.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert not running.decided.is_set()
+        disk.set()
+        async with asyncio.timeout(5):
+            if approve:
+                assert (await running.wait())["state"] == "succeeded"
+            else:
+                assert await reason(running.wait()) is Reason.APPROVAL_DENIED
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 64])
