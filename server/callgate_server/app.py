@@ -121,7 +121,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule))
+        limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule), catalog)
         authentication = Authentication(
             *known,
             TaskCredentials(limits.tasks, ledger.digest),
@@ -162,7 +162,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             breakers=breakers,
             running=running,
             duplicates=duplicates,
-            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue), telemetry),
+            kept=KeptCalls(ledger, kept_queue(settings.queue), patience(settings.queue), telemetry, limits),
             endings=Endings(ledger, limits, telemetry),
         )
         stops = Stops(authentication, administration, ledger.register, limits.stops, running)
@@ -186,7 +186,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
-            approvals=Approvals(authentication, catalog, ledger, running, limits.stops.refuse),
+            approvals=Approvals(authentication, catalog, ledger, running, limits.stops.refuse, limits.unused),
             dead_letters=DeadLetters(
                 authentication, ledger, partial(is_administrator, policy), pipeline.redrive, limits.stops.refuse
             ),

@@ -18,6 +18,7 @@ from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import decode, encode
 from callgate_server.queries import moment
 
@@ -26,11 +27,14 @@ MAX_LISTED: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
+    """`unused` says what a call gives back that is denied."""
+
     authentication: Authentication
     catalog: Catalog
     ledger: Ledger
     running: RunningCalls
     refuse_stopped: Callable[[Caller], None]
+    unused: Callable[[StoredCall], tuple[Charge, ...]]
 
     async def list(self, token: str | None) -> list[dict[str, Any]]:
         """What waits for an approval that this caller may give, then what was decided lately; without arguments."""
@@ -69,11 +73,16 @@ class Approvals:
             raise CallError(
                 Reason.APPROVAL_VOID, "This digest is not that of the call; look at it again and repeat its digest."
             )
-        decided = await self.ledger.decide(call_id, caller.name, approve=approve)
-        running = self.running.get(call_id)
+        # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits for it.
+        decided = await self.running.carried_out(call_id, self._decided(stored, caller.name, approve=approve))
+        return self._document(decided, parcel)
+
+    async def _decided(self, asked: StoredCall, by: str, *, approve: bool) -> StoredCall:
+        decided = await self.ledger.decide(asked.call_id, by, approve=approve, charges=self.unused(asked))
+        running = self.running.get(asked.call_id)
         if running is not None:
             running.decided.set()
-        return self._document(decided, parcel)
+        return decided
 
     async def _asked(self, caller: Caller, call_id: str) -> StoredCall:
         stored = await self.ledger.get(call_id)

@@ -8,11 +8,11 @@ What waited is judged once more before it runs, by `Readmit`, since policy or th
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from callgate_server.admission.queue import Queue
 from callgate_server.execution.running import Running, RunningCalls, contained, internal
@@ -21,6 +21,7 @@ from callgate_server.model.answer import Answer, Decision, Failure, SandboxInfo,
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import encode
 from callgate_server.observe.watch import Watch
 from callgate_server.result.conclude import new_nonce
@@ -47,6 +48,16 @@ Readmit = Callable[[StoredCall, Parcel], Awaitable[Admitted]]
 Run = Callable[[Running, Admitted], Awaitable[None]]
 
 
+class Reservations(Protocol):
+    """What calls have reserved of budgets."""
+
+    def owed(self, kept: StoredCall) -> AbstractContextManager[None]:
+        """Hold what a call has reserved in an earlier life."""
+
+    def unused(self, kept: StoredCall) -> tuple[Charge, ...]:
+        """What a call gives back, should it end now."""
+
+
 class _Over(Exception):  # no error: it is how the waiting ended
     """The call's waiting is over without its turn: in which state, with which failure."""
 
@@ -68,6 +79,7 @@ class KeptCalls:
     queue: Queue
     patience: Patience
     watch: Watch
+    limits: Reservations
 
     def keeping(self, call: Admitted) -> Keeping:
         """How a call that was just admitted is to be kept."""
@@ -121,7 +133,7 @@ class KeptCalls:
         return len(waiting)
 
     async def _resumed(self, running: Running, *, kept: StoredCall, readmit: Readmit, run: Run) -> None:
-        with self.queue.place(kept.caller.tenant, owed=True):
+        with self.queue.place(kept.caller.tenant, owed=True), self.limits.owed(kept):
             running.accept()
             await self.carry(running, kept, readmit, run)
 
@@ -179,17 +191,19 @@ class KeptCalls:
 
     async def _end(self, running: Running, kept: StoredCall, over: _Over) -> None:
         """Record that the call will not run, and say so; unless somebody has ended it meanwhile."""
+        charges: tuple[Charge, ...] = ()
         with contextlib.suppress(CallError):  # what cannot be read now may be written all the same
             now = await self.ledger.get(kept.call_id)
             if now is not None and now.state not in IN_FLIGHT:
                 reason = now.reason or Reason.NOT_POSSIBLE
                 return running.fail(CallError(reason, now.message, call_id=kept.call_id))
+            charges = self.limits.unused(now or kept)
         document = _cancelled(kept, over.failure) if over.state is State.CANCELLED else None
         answer_json = None if document is None else encode(document)
         failure = over.failure
         try:
             await self.ledger.complete(
-                Completion(kept.call_id, over.state, failure.reason, failure.message, answer_json)
+                Completion(kept.call_id, over.state, failure.reason, failure.message, answer_json, charges=charges)
             )
         except CallError as unrecorded:
             return running.fail(unrecorded)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.budgets import Budgets
@@ -20,9 +20,10 @@ from callgate_server.admission.loops import LoopGuard, SameCall
 from callgate_server.admission.rates import Rates
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
-from callgate_server.ledger.store import Completion
+from callgate_server.ledger.store import Completion, StoredCall
 from callgate_server.model.answer import Usage
 from callgate_server.model.call import Caller
+from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.spending import Amounts, Budget, Charge, Scope, hour_of, millionths
@@ -35,6 +36,7 @@ _OF_THE_CALL: Final = frozenset(
     | {Reason.SANDBOX_LOST}
 )
 _US: Final = 1000
+_Budgets: TypeAlias = list[tuple[Scope, Budget]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Limits:
     tasks: LiveTasks
     stops: StopList
     loops: LoopGuard
+    catalog: Catalog
     rates: Rates = field(default_factory=Rates)
     budgets: Budgets = field(default_factory=Budgets)
     shares: Shares = field(default_factory=Shares)
@@ -83,38 +86,45 @@ class Limits:
             CallError: `loop_stopped`, `overloaded`, `budget_exceeded`, `rate_limited`.
         """
         self._refuse_loop(call)
-        bounds = self._bounds(call)
+        bounds = self._bounds(call.ticket.caller)
         with self.shares.hold(_places(call, bounds)):
-            budgets, needed = _budgets(bounds), _reservation(call)
-            short = self.budgets.reserve(budgets, needed, hour_of(call.ticket.received_at))
+            budgets, needed, hour = _budgets(bounds), _reservation(call.tool), hour_of(call.ticket.received_at)
+            short = self.budgets.reserve(budgets, needed, hour)
             if short is not None:
                 raise CallError(Reason.BUDGET_EXCEEDED, short)
-            self._reserved.add(call.ticket.id)
-            try:
+            with self._unless_ended(call.ticket.id, budgets, needed, hour):
                 self._refuse_haste(bounds)
-                yield self._charges(call, budgets, needed)
-            finally:
-                self._give_back(call, budgets)
+                yield _charges(budgets, needed, hour)
+
+    @contextmanager
+    def owed(self, kept: StoredCall) -> Iterator[None]:
+        """Hold what a call has reserved in an earlier life, which `load` has counted, as `place` does in this one."""
+        with self._unless_ended(kept.call_id, *self._reserved_by(kept)):
+            yield
+
+    def unused(self, kept: StoredCall) -> tuple[Charge, ...]:
+        """Return what a kept call gives back, for the record, should it end now. One that was begun has used it."""
+        budgets, reserved, hour = self._reserved_by(kept)
+        return _charges(budgets, -reserved, hour)
 
     def ended(self, call: Admitted, completion: Completion, usage: Usage | None) -> Completion:
         """Count the end of a claimed call, and return it with what it spent. `usage` is None where no tool ran."""
         self._learn(call, completion)
-        budgets = _budgets(self._bounds(call))
+        budgets, hour = _budgets(self._bounds(call.ticket.caller)), hour_of(call.ticket.received_at)
         known = usage is not None or completion.state is State.UNKNOWN
-        spent = _used(usage or Usage()) if known else -_reservation(call)
+        spent = _used(usage or Usage()) if known else -_reservation(call.tool)
         self._reserved.discard(call.ticket.id)
         if not budgets:
             return completion
-        self._count(call, budgets, spent)
-        return replace(completion, charges=self._charges(call, budgets, spent))
+        self.budgets.add(budgets, spent, hour)
+        return replace(completion, charges=_charges(budgets, spent, hour))
 
     def load(self, charges: Iterable[Charge]) -> None:
         """Take over what was spent before this life of the gateway."""
         known = ((charge, self._budget(charge.scope)) for charge in charges)
         self.budgets.load(((charge, budget) for charge, budget in known if budget is not None), hour_of(self.now()))
 
-    def _bounds(self, call: Admitted) -> list[tuple[Scope, Bounds]]:
-        caller = call.ticket.caller
+    def _bounds(self, caller: Caller) -> list[tuple[Scope, Bounds]]:
         live = self.tasks.of(caller)
         if live is None and is_task_of_ours(caller.task):
             # It ended while the call ran. What the call comes to is its spending all the same.
@@ -153,20 +163,29 @@ class Limits:
         elif completion.reason in _OF_THE_CALL:
             self.loops.failed(_same(call), completion.reason, self.clock())
 
-    def _give_back(self, call: Admitted, budgets: list[tuple[Scope, Budget]]) -> None:
-        if call.ticket.id in self._reserved:
-            self._reserved.discard(call.ticket.id)
-            self._count(call, budgets, -_reservation(call))
+    @contextmanager
+    def _unless_ended(self, call_id: str, budgets: _Budgets, reserved: Amounts, hour: int) -> Iterator[None]:
+        """Give back what a call has reserved, unless `ended` is told of it meanwhile."""
+        self._reserved.add(call_id)
+        try:
+            yield
+        finally:
+            if call_id in self._reserved:
+                self._reserved.discard(call_id)
+                self.budgets.add(budgets, -reserved, hour)
 
-    def _count(self, call: Admitted, budgets: list[tuple[Scope, Budget]], spent: Amounts) -> None:
-        self.budgets.add(budgets, spent, hour_of(call.ticket.received_at))
+    def _reserved_by(self, kept: StoredCall) -> tuple[_Budgets, Amounts, int]:
+        """What a kept call has reserved and not used: in which budgets, how much, in which hour."""
+        begun = kept.state is State.RUNNING or (kept.attempt or 1) > 1
+        reserved = Amounts() if begun else _reservation(self.catalog.tools.get(kept.tool))
+        return _budgets(self._bounds(kept.caller)), reserved, hour_of(kept.received_at)
 
-    def _charges(self, call: Admitted, budgets: list[tuple[Scope, Budget]], amounts: Amounts) -> tuple[Charge, ...]:
-        hour = hour_of(call.ticket.received_at)
-        return tuple(Charge(scope, 0 if budget.window_h is None else hour, amounts) for scope, budget in budgets)
+
+def _charges(budgets: _Budgets, amounts: Amounts, hour: int) -> tuple[Charge, ...]:
+    return tuple(Charge(scope, 0 if budget.window_h is None else hour, amounts) for scope, budget in budgets)
 
 
-def _budgets(bounds: list[tuple[Scope, Bounds]]) -> list[tuple[Scope, Budget]]:
+def _budgets(bounds: list[tuple[Scope, Bounds]]) -> _Budgets:
     return [(scope, found.budget) for scope, found in bounds if found.budget is not None]
 
 
@@ -177,8 +196,9 @@ def _places(call: Admitted, bounds: list[tuple[Scope, Bounds]]) -> list[tuple[Sc
     return [(scope, found.concurrent) for scope, found in bounds if found.concurrent is not None]
 
 
-def _reservation(call: Admitted) -> Amounts:
-    return Amounts(calls=1, cost=millionths(call.tool.manifest.cost))
+def _reservation(tool: Tool | None) -> Amounts:
+    """What a call of this tool reserves; of one that is gone, nobody knows the cost."""
+    return Amounts(calls=1, cost=0 if tool is None else millionths(tool.manifest.cost))
 
 
 def _used(usage: Usage) -> Amounts:

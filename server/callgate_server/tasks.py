@@ -5,6 +5,7 @@ as a keyed digest. Another agent's task answers exactly like one that does not e
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -88,6 +89,12 @@ class Tasks:
         except CallError:
             self.live.end(task)
             raise
+        except asyncio.CancelledError:
+            # Nobody will ever have its credential. Its end is written behind it, should it be written.
+            self.live.end(task)
+            with contextlib.suppress(CallError):
+                await self.register.end_task(task, "given up")
+            raise
         return task_document(TaskAccount(task, Amounts())), Sealed(credential.encode())
 
     async def list(self, token: str | None, limit: int) -> list[dict[str, Any]]:
@@ -109,12 +116,13 @@ class Tasks:
         """End a task: its credential is worthless from then on. What runs of it goes on. One that is over stays so.
 
         Raises:
-            CallError: `unknown_task`, `audit_unavailable`.
+            CallError: `unknown_task`, or `audit_unavailable`: if it holds, then until the gateway restarts.
         """
         caller = await self.authentication.identify(token)
         account = await self._own(caller, task_id)
+        # Before it is written: whoever asked may leave meanwhile, and no credential outlives its end.
+        self._forget(account.task)
         ended = await self.register.end_task(account.task, "asked for")
-        self._forget(ended)
         return task_document(TaskAccount(ended, account.spent))
 
     async def expire(self) -> None:

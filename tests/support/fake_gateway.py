@@ -93,6 +93,8 @@ class FakeGateway(FakeBounds, GatewayServicer):
         self.calls: list[Call] = []
         self.artifacts: list[tuple[str, bytes]] = []
         self.metadata: list[dict[str, str | bytes]] = []
+        # What a test wants done when a request has come.
+        self.on_request: Callable[[], object] = lambda: None
         # What every request is refused with, if a test wants that.
         self.refuse_with: Refused | None = None
         # Whether calls that wait for their turn get it.
@@ -267,6 +269,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     def _authenticate(self, context: grpc.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata())
         self.metadata.append(metadata)
+        self.on_request()
         if metadata.get("authorization") != f"Bearer {TOKEN}":
             raise Refused("unauthenticated", grpc.StatusCode.UNAUTHENTICATED, "Give a valid credential.")
         if self.refuse_with is not None:

@@ -51,6 +51,7 @@ from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.lifecycle import State, move
 from callgate_server.model.manifest import Manifest
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.pipeline import Pipeline
@@ -140,6 +141,7 @@ class MemoryLedger:
     parcels: dict[str, Parcel] = field(default_factory=dict)
     completions: list[Completion] = field(default_factory=list)
     intents: list[Intent] = field(default_factory=list)
+    charges: list[Charge] = field(default_factory=list)
 
     def _write(self, what: str) -> None:
         if what in self.failing:
@@ -179,6 +181,7 @@ class MemoryLedger:
             self.keys[key] = intent.call_id
         self._write("claim")
         self.intents.append(intent)
+        self.charges += intent.charges
         self.rows[intent.call_id] = StoredCall(
             intent.call_id, intent.caller, intent.tool, intent.version, State.RUNNING, intent.arguments_digest, None,
             "", intent.policies, intent.received_at, None, None, intent.effect,
@@ -211,13 +214,14 @@ class MemoryLedger:
         row = self.rows[beginning.call_id]
         self.rows[row.call_id] = replace(row, state=move(row.state, State.RUNNING))
 
-    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+    async def decide(self, call_id: str, by: str, *, approve: bool, charges: tuple[Charge, ...] = ()) -> StoredCall:
         self._write("approve" if approve else "deny")
         row = self.rows[call_id]
         if row.state is not State.AWAITING_APPROVAL:
             raise CallError(Reason.NOT_POSSIBLE, "It does not wait.")
         changes: dict[str, object] = {"decided_by": by, "decided_at": datetime.now(UTC), "state": State.ADMITTED}
         if not approve:
+            self.charges += charges
             changes |= {"state": State.DENIED, "reason": Reason.APPROVAL_DENIED, "message": "Denied.", "kept": False}
         self.rows[call_id] = replace(row, **changes)  # type: ignore[arg-type]
         return self.rows[call_id]
@@ -275,6 +279,7 @@ class MemoryLedger:
     async def complete(self, completion: Completion) -> None:
         self.completions.append(completion)
         self._write(f"complete:{completion.state.value}")
+        self.charges += completion.charges
         row = self.rows[completion.call_id]
         self.rows[completion.call_id] = replace(
             row,
@@ -521,7 +526,7 @@ class World:
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
-        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop))
+        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop), self.catalog)
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
         self.breakers = Breakers(rules or {}, lambda _: None)
         attempts = Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate)
@@ -548,7 +553,7 @@ class World:
             breakers=self.breakers,
             running=self.running,
             duplicates=Duplicates(self.ledger, self.running, Concurrency(Ceilings(waiting, waiting))),
-            kept=KeptCalls(self.ledger, Queue(kept), patience, self.watch),
+            kept=KeptCalls(self.ledger, Queue(kept), patience, self.watch, self.limits),
             endings=Endings(self.ledger, self.limits, self.watch),
         )
 

@@ -121,7 +121,7 @@ def call(
     screen = Envelopes() if envelope else screen_for(as_json, lines=stream)
     with connected(screen, target, token_file, ca_file, send_token_in_clear, tool=tool) as gateway:
         if asynchronous:
-            state, interrupted = _submit(gateway, wish, priority), False
+            state, interrupted = _submit(gateway, wish, priority)
         else:
             state, interrupted = _run(gateway, wish, screen, shown=stream, detach=detach)
     screen.state(state, raw=raw)
@@ -156,9 +156,10 @@ def follow(
         raise typer.Exit(FAILED)
 
 
-def _submit(gateway: Callgate, wish: _Wish, priority: int | None) -> Answer | CallSummary:
-    with usage_errors():
-        return gateway.submit(
+def _submit(gateway: Callgate, wish: _Wish, priority: int | None) -> tuple[Answer | CallSummary, bool]:
+    """Hand the call over; the flag says that the person interrupted it, which comes too late to undo it."""
+    with usage_errors(), Interrupts() as interrupts:
+        state = gateway.submit(
             wish.tool,
             wish.arguments,
             idempotency_key=wish.idempotency_key,
@@ -167,6 +168,7 @@ def _submit(gateway: Callgate, wish: _Wish, priority: int | None) -> Answer | Ca
             task=wish.task,
             purpose=wish.purpose,
         )
+        return state, interrupts.came
 
 
 def _run(

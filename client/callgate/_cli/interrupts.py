@@ -1,7 +1,7 @@
 """Ctrl-C, and the signals that end a program, as one `KeyboardInterrupt` that comes at a time when it can be obeyed.
 
 A call can be cancelled once its id is known. Until then an interruption is kept back, so that no call goes on that
-nobody knows of; a second one is not kept back.
+nobody knows of, and no task; a second one is not kept back.
 """
 
 import signal
@@ -28,6 +28,11 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @property
+    def came(self) -> bool:
+        """Whether one is kept back."""
+        return self._came
 
     def release(self) -> None:
         """From here on interruptions come at once.

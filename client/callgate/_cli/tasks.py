@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from callgate._cli.connection import (
+    INTERRUPTED,
     AsJson,
     CaFile,
     InClear,
@@ -19,6 +20,7 @@ from callgate._cli.connection import (
     usage,
     usage_errors,
 )
+from callgate._cli.interrupts import Interrupts
 from callgate.task import Amounts
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task, as `callgate tasks` shows it.")]
@@ -109,20 +111,23 @@ def create(
         # Before anything is asked for: a credential that could not be written would be lost.
         file = None if save_token is None else _new_file(save_token)
     screen = screen_for(as_json)
-    try:
-        with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
-            made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
-    except BaseException:
-        if file is not None and save_token is not None:
-            file.close()
-            save_token.unlink()
-        raise
-    if file is None:
-        screen.new_task(made)
-        return
-    with file:
-        file.write(made.token + "\n")
-    screen.task(made.task)
+    with Interrupts() as interrupts:
+        try:
+            with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+                made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
+        except BaseException:
+            if file is not None and save_token is not None:
+                file.close()
+                save_token.unlink()
+            raise
+        if file is None:
+            screen.new_task(made)
+        else:
+            with file:
+                file.write(made.token + "\n")
+            screen.task(made.task)
+        if interrupts.came:
+            raise typer.Exit(INTERRUPTED)
 
 
 @tasks.command()

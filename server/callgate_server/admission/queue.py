@@ -95,7 +95,7 @@ class Queue:
             if turn.done() and not turn.cancelled():
                 state.running -= 1
                 self._running -= 1
-            else:
+            elif entry in state.waiting:
                 state.waiting.remove(entry)
                 heapq.heapify(state.waiting)
             self._forget(tenant)
@@ -104,6 +104,8 @@ class Queue:
     def _serve(self) -> None:
         while self._running < self._rules.running and (chosen := self._next_tenant()) is not None:
             entry = heapq.heappop(chosen.waiting)
+            if entry.turn.done():
+                continue  # cancelled, and its task has not come to take it out
             chosen.running += 1
             chosen.served = next(self._numbers)
             self._running += 1

@@ -239,6 +239,15 @@ class RunningCalls:
         self._tasks.create_task(self._guard(running, carry), name=f"call-{call_id}")
         return running
 
+    async def carried_out(self, call_id: str, work: Awaitable[_T]) -> _T:
+        """Return what `work` for a call returns. It goes on to its end even if whoever asked for it stops waiting.
+
+        Then nobody is told of a refusal, and a defect is reported.
+        """
+        asked: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._tasks.create_task(self._carry_out(call_id, work, asked), name=f"for-{call_id}")
+        return await asked
+
     async def drain(self, grace_s: float, settle_s: float) -> int:
         """Admit nothing more, let calls finish for `grace_s`, interrupt the rest; return how many that were.
 
@@ -261,6 +270,18 @@ class RunningCalls:
                     await next(iter(self._by_id.values())).finished.wait()
         except TimeoutError:
             pass
+
+    async def _carry_out(self, call_id: str, work: Awaitable[_T], asked: "asyncio.Future[_T]") -> None:
+        try:
+            result = await contained(work)
+        except Exception as error:  # it is the asker's, and must not end the other calls
+            if not asked.cancelled():
+                asked.set_exception(error)
+            elif not isinstance(error, CallError):
+                self._report(call_id, error)
+        else:
+            if not asked.cancelled():
+                asked.set_result(result)
 
     async def _guard(self, running: Running, carry: Callable[[Running], Awaitable[None]]) -> None:
         try:

@@ -218,8 +218,10 @@ class Ledger(Protocol):
             CallError: `not_possible`: it is not waiting any more.
         """
 
-    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
+    async def decide(self, call_id: str, by: str, *, approve: bool, charges: tuple[Charge, ...] = ()) -> StoredCall:
         """Approve a call that waits for that, which moves it to `admitted`, or deny it. Once.
+
+        `charges` are what it gives back where it is denied.
 
         Raises:
             CallError: `not_possible`: it does not wait, or not any more.

@@ -1,13 +1,18 @@
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from callgate_server.admission.authenticate import Authentication
+from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.approvals import Approvals
 from callgate_server.execution.running import Running
+from callgate_server.ledger.store import StoredCall
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.spending import Amounts, Budget, Scope
 from callgate_server.model.task import Stop
 from callgate_server.model.verdict import Ruling
 from support.stages import World
@@ -32,7 +37,12 @@ async def asked(world: World) -> tuple[Approvals, Running]:
     world.policy.ruling = Ruling.NEEDS_APPROVAL
     running = await world.pipeline.start("agent", REQUEST)
     approvals = Approvals(
-        Authentication(Tokens()), world.catalog, world.ledger, world.running, world.limits.stops.refuse
+        Authentication(Tokens()),
+        world.catalog,
+        world.ledger,
+        world.running,
+        world.limits.stops.refuse,
+        world.limits.unused,
     )
     return approvals, running
 
@@ -81,6 +91,51 @@ async def test_a_denial_says_who_and_ends_the_call() -> None:
         assert (await approvals.decide("boss", running.call_id, digest, approve=False))["state"] == "denied"
         assert await reason(running.wait()) is Reason.APPROVAL_DENIED
         assert (await approvals.show("boss", running.call_id))["arguments"] is None
+
+
+async def test_a_denial_gives_back_what_the_call_has_reserved() -> None:
+    async with World(bounds=BoundTable(per_agent=Bounds(budget=Budget(calls=1, window_h=24)))) as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        await approvals.decide("boss", running.call_id, digest, approve=False)
+        await running.finished.wait()
+        assert sum((charge.amounts for charge in world.ledger.charges), Amounts()) == Amounts()
+        assert world.limits.budgets.spent(Scope("acme", "bot")) == Amounts()
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_a_decision_whose_approver_leaves_while_it_is_written_reaches_the_call(
+    monkeypatch: pytest.MonkeyPatch, *, approve: bool
+) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        writing, disk, decide = asyncio.Event(), asyncio.Event(), world.ledger.decide
+        writes: list[asyncio.Task[StoredCall]] = []
+
+        async def write(*decision: str, **how: Any) -> StoredCall:
+            writing.set()
+            await disk.wait()
+            return await decide(*decision, **how)
+
+        async def slowly(*decision: str, **how: Any) -> StoredCall:
+            # As the ledger does it: who stops waiting takes nothing back.
+            writes.append(asyncio.create_task(write(*decision, **how)))
+            return await asyncio.shield(writes[0])
+
+        monkeypatch.setattr(world.ledger, "decide", slowly)
+        asking = asyncio.create_task(approvals.decide("boss", running.call_id, digest, approve=approve))
+        await writing.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert not running.decided.is_set()
+        disk.set()
+        async with asyncio.timeout(5):
+            if approve:
+                assert (await running.wait())["state"] == "succeeded"
+            else:
+                assert await reason(running.wait()) is Reason.APPROVAL_DENIED
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 64])

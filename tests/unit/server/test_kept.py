@@ -1,9 +1,12 @@
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
+from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.queue import QueueRules
 from callgate_server.execution.breaker import BreakerRules
 from callgate_server.execution.breaker import State as Breaker
@@ -13,6 +16,7 @@ from callgate_server.kept import Patience
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.spending import MILLION, Amounts, Budget, Scope
 from callgate_server.model.verdict import Ruling
 from support.stages import AGENT, CANARY, World, exit_frame, tool
 
@@ -399,3 +403,100 @@ async def test_a_later_attempt_says_so_to_its_tool() -> None:
         assert (await again.wait())["attempt"] == 2
         sent = b"".join(world.sandboxes.opened[-1].received).replace(b" ", b"")
     assert b'"attempt":2' in sent
+
+
+# --- and what it has reserved of a budget --------------------------------------------------------------------------
+
+BOT = Scope("acme", "bot")
+BUDGET = BoundTable(per_agent=Bounds(budget=Budget(calls=9, window_h=24)))
+RESERVED = Amounts(calls=1, cost=MILLION)
+End = Callable[[World, Running], Awaitable[None]]
+
+
+async def cancelled(world: World, running: Running) -> None:
+    running.cancel()
+
+
+async def refused_in_its_turn(world: World, running: Running) -> None:
+    world.policy.ruling = Ruling.DENY
+    await approve(world, running)
+
+
+def spent(world: World) -> tuple[Amounts, Amounts]:
+    """In the record, and in memory."""
+    charges = [charge.amounts for charge in world.ledger.charges if charge.scope == BOT]
+    return sum(charges, Amounts()), world.limits.budgets.spent(BOT)
+
+
+async def asked_for_approval(world: World) -> Running:
+    world.policy.ruling = Ruling.NEEDS_APPROVAL
+    running = await world.pipeline.start("agent", NOW)
+    await waits(running, State.AWAITING_APPROVAL)
+    return running
+
+
+async def over(running: Running) -> None:
+    async with asyncio.timeout(5):
+        await running.finished.wait()
+
+
+@asynccontextmanager
+async def next_life(world: World) -> AsyncIterator[World]:
+    """A gateway with the same record. What was spent comes from there."""
+    async with World(bounds=BUDGET) as later:
+        later.ledger.rows |= world.ledger.rows
+        later.ledger.parcels |= world.ledger.parcels
+        later.ledger.charges += world.ledger.charges
+        later.limits.load(later.ledger.charges)
+        assert await later.pipeline.resume() == 1
+        yield later
+
+
+@pytest.mark.parametrize("end", [cancelled, refused_in_its_turn])
+async def test_what_ends_while_it_waits_gives_back_what_it_has_reserved(end: End) -> None:
+    async with World(bounds=BUDGET) as world:
+        running = await asked_for_approval(world)
+        assert spent(world) == (RESERVED, RESERVED)
+        await end(world, running)
+        await over(running)
+        assert spent(world) == (Amounts(), Amounts())
+
+
+@pytest.mark.parametrize("end", [cancelled, refused_in_its_turn])
+async def test_so_does_what_was_claimed_in_an_earlier_life(end: End) -> None:
+    async with World(bounds=BUDGET) as world:
+        running = await asked_for_approval(world)
+        await world.running.drain(1, 1)
+    async with next_life(world) as later:
+        again = later.running.get(running.call_id)
+        assert again is not None
+        assert spent(later) == (RESERVED, RESERVED)
+        await end(later, again)
+        await over(again)
+        assert spent(later) == (Amounts(), Amounts())
+
+
+async def test_what_was_claimed_in_an_earlier_life_and_runs_is_spent() -> None:
+    async with World(bounds=BUDGET) as world:
+        running = await asked_for_approval(world)
+        await world.running.drain(1, 1)
+    async with next_life(world) as later:
+        again = later.running.get(running.call_id)
+        assert again is not None
+        await approve(later, again)
+        await over(again)
+        assert spent(later) == (replace(RESERVED, cpu_us=1000), replace(RESERVED, cpu_us=1000))
+
+
+async def test_what_was_begun_before_it_waits_again_gives_nothing_back() -> None:
+    async with World(bounds=BUDGET) as world:
+        running = await asked_for_approval(world)
+        await world.running.drain(1, 1)
+        row = world.ledger.rows[running.call_id]
+        world.ledger.rows[row.call_id] = replace(row, attempt=2)
+    async with next_life(world) as later:
+        again = later.running.get(running.call_id)
+        assert again is not None
+        again.cancel()
+        await over(again)
+        assert spent(later) == (RESERVED, RESERVED)

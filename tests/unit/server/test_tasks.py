@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ from callgate_server.backends.json_schema import compiled
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
+from callgate_server.backends.sqlite.register import SqliteRegister
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
@@ -125,6 +127,48 @@ async def test_after_its_end_the_credential_is_worthless_and_ending_again_change
     world.clock.now += timedelta(seconds=1)
     assert await world.tasks.end("agent", document["task_id"]) == ended
     assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+
+
+async def test_an_end_holds_also_where_whoever_asked_for_it_leaves(world):
+    document, credential = await world.made()
+    asking = asyncio.create_task(world.tasks.end("agent", document["task_id"]))
+    while len(world.live):
+        await asyncio.sleep(0)
+        assert not asking.done()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    await world.ledger.probe()
+    assert (await world.tasks.show("agent", document["task_id"]))["ended_at"] is not None
+
+
+async def test_an_end_that_cannot_be_written_holds_until_the_restart_and_says_so(world, monkeypatch):
+    document, credential = await world.made()
+
+    async def full(*_):
+        raise CallError(Reason.AUDIT_UNAVAILABLE, "The disk is full.")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(SqliteRegister, "end_task", full)
+        assert await reason(world.tasks.end("agent", document["task_id"])) is Reason.AUDIT_UNAVAILABLE
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    assert (await world.tasks.show("agent", document["task_id"]))["ended_at"] is None
+    assert (await world.tasks.end("agent", document["task_id"]))["ended_at"] is not None
+
+
+async def test_a_task_whose_maker_leaves_before_it_has_the_credential_is_ended(world):
+    making = asyncio.create_task(world.tasks.create("agent", WISH))
+    while not len(world.live):
+        await asyncio.sleep(0)
+        assert not making.done()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert len(world.live) == 0
+    [document] = await world.tasks.list("agent", 10)
+    assert document["ended_at"] is not None
+    assert [event.kind for event in events(world.path, after=1)] == ["task_created", "task_ended"]
 
 
 async def test_what_is_over_is_written_down_and_counts_no_longer(world):

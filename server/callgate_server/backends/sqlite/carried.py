@@ -4,17 +4,19 @@ How such a call is claimed, ended and found again after a crash is `entries.py`,
 """
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from callgate_server.backends.sqlite.entries import append_state, end_call
 from callgate_server.backends.sqlite.rows import SELECT_WITHOUT_ANSWER, CallRow, carry, names, read, timestamp
+from callgate_server.backends.sqlite.spending import charge
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.store import Beginning, Step
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State, move
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import decode
 
 # In the words of the index over what is in flight: a list of other states would be searched for in all calls.
@@ -64,8 +66,10 @@ def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
     )
 
 
-def decide(transaction: Transaction, call_id: str, by: str, now: datetime, *, approve: bool) -> CallRow:
-    """Write an approver's word, and return the call as it is then.
+def decide(
+    transaction: Transaction, call_id: str, by: str, now: datetime, *, approve: bool, charges: Iterable[Charge] = ()
+) -> CallRow:
+    """Write an approver's word, and return the call as it is then. `charges` are given back where it is denied.
 
     Raises:
         CallError: `not_possible`: it waits for none, or not any more.
@@ -79,6 +83,7 @@ def decide(transaction: Transaction, call_id: str, by: str, now: datetime, *, ap
     if not approve:
         reason = Reason.APPROVAL_DENIED
         message = f"{by} denied the approval."
+        charge(transaction.connection, charges)
         return end_call(transaction, "denied", row, State.DENIED, reason, message, None, {"by": by})
     row = replace(row, state=move(State.AWAITING_APPROVAL, State.ADMITTED).value)
     carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}))

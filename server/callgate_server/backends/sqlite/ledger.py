@@ -42,6 +42,7 @@ from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import Json
 from callgate_server.model.task import is_task_of_ours
 
@@ -143,8 +144,10 @@ class SqliteLedger:
     async def begin(self, beginning: Beginning) -> None:
         await self._write(lambda transaction: carried.begin(transaction, beginning, self._boot), owed=True)
 
-    async def decide(self, call_id: str, by: str, *, approve: bool) -> StoredCall:
-        return await self._changed(partial(carried.decide, call_id=call_id, by=by, now=self._now(), approve=approve))
+    async def decide(self, call_id: str, by: str, *, approve: bool, charges: tuple[Charge, ...] = ()) -> StoredCall:
+        return await self._changed(
+            partial(carried.decide, call_id=call_id, by=by, now=self._now(), approve=approve, charges=charges)
+        )
 
     async def waiting(self) -> list[StoredCall]:
         found = await self._read(carried.read_waiting)

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import threading
 import time
 
@@ -32,6 +34,13 @@ def test_an_asynchronous_call_is_not_waited_for(commands: FakeGateway) -> None:
     assert result.stderr.startswith("queued · demo.speak 1.0.0")
     assert (commands.calls[0].request.asynchronous, commands.calls[0].request.priority) == (True, 9)
     assert run("call", "demo.guarded", "--async").exit_code == 75
+
+
+def test_interrupting_an_asynchronous_call_shows_it_all_the_same(commands: FakeGateway) -> None:
+    commands.turns.clear()
+    commands.on_request = lambda: os.kill(os.getpid(), signal.SIGINT)
+    result = run("call", "demo.speak", "--async")
+    assert (result.exit_code, f"next: callgate follow {commands.calls[0].id}" in result.stderr) == (130, True)
 
 
 def test_a_call_is_followed_to_its_end(commands: FakeGateway) -> None:

@@ -8,7 +8,9 @@ from callgate._cli.interrupts import Interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_is_kept_back_until_it_can_be_obeyed(number: signal.Signals) -> None:
     with Interrupts() as interrupts:
+        assert not interrupts.came
         signal.raise_signal(number)
+        assert interrupts.came
         with pytest.raises(KeyboardInterrupt):
             interrupts.release()
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_the_credential_goes_to_a_new_private_file(commands: FakeGateway, tmp_pa
     assert "cgt_" not in result.stdout + result.stderr
     assert run(*CREATE, "--save-token", "token").exit_code == 2
     assert len(commands.made) == 1
+
+
+@pytest.mark.parametrize("save", [(), ("--save-token", "token")])
+def test_interrupting_the_making_of_a_task_loses_no_credential(
+    commands: FakeGateway, tmp_path: Path, save: tuple[str, ...]
+) -> None:
+    commands.on_request = lambda: os.kill(os.getpid(), signal.SIGINT)
+    result = run(*CREATE, *save)
+    assert (result.exit_code, commands.made[0].task_id in result.stdout + result.stderr) == (130, True)
+    assert ((tmp_path / "token").read_text() if save else result.stdout) == "cgt_fake_credential\n"
 
 
 def test_where_nothing_was_made_no_file_is_left(commands: FakeGateway, tmp_path: Path) -> None:

@@ -99,6 +99,61 @@ async def test_who_gives_up_is_passed_over_and_a_turn_that_had_just_come_is_give
     await clients.end("d")
 
 
+@pytest.mark.parametrize("others", ["acme", "rival"])
+async def test_a_turn_that_ends_in_the_moment_in_which_the_next_one_gives_up_goes_to_the_one_after(others: str) -> None:
+    clients = Clients(Queue(ONE))
+    await clients.ask("a", "acme")
+    for name in ("b", "c"):
+        await clients.ask(name, others)
+    # b's wait is over at once, and b itself comes to that after a.
+    clients.release["a"].set()
+    clients.tasks["b"].cancel()
+    ended = await asyncio.gather(clients.tasks["a"], clients.tasks["b"], return_exceptions=True)
+    assert ended[0] is None
+    assert isinstance(ended[1], asyncio.CancelledError)
+    assert clients.served == ["a", "c"]
+    assert (clients.queue.running, clients.queue.waiting) == (1, 0)
+    await clients.end("c")
+    assert (clients.queue.running, clients.queue.waiting) == (0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ask", "leave", "cancel", "late", "step"]), st.integers(0, 11)), max_size=40),
+    st.integers(1, 2),
+)
+def test_whoever_leaves_or_gives_up_in_whichever_moment_no_turn_is_lost(acts: list[tuple[str, int]], most: int) -> None:
+    async def play() -> None:
+        queue = Queue(QueueRules(most, 1, 1000, 1000))
+        leaves: list[asyncio.Event] = []
+        tasks: list[asyncio.Task[None]] = []
+
+        async def one(number: int, leave: asyncio.Event) -> None:
+            async with queue.turn("ab"[number % 2], number % 3):
+                assert queue.running <= most
+                await leave.wait()
+
+        for act, number in acts:
+            if act == "ask":
+                leaves.append(asyncio.Event())
+                tasks.append(asyncio.create_task(one(number, leaves[-1])))
+            elif act == "step":
+                await asyncio.sleep(0)
+            elif tasks and act == "leave":
+                leaves[number % len(tasks)].set()
+            elif tasks and act == "cancel":
+                tasks[number % len(tasks)].cancel()
+            elif tasks:  # as a timeout does it: between two steps of others
+                asyncio.get_running_loop().call_soon(tasks[number % len(tasks)].cancel)
+        for leave in leaves:
+            leave.set()
+        async with asyncio.timeout(5):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(end) for end in ended} <= {type(None), asyncio.CancelledError}
+        assert (queue.running, queue.waiting) == (0, 0)
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("rules", [QueueRules(1, 1, 2, 100), QueueRules(1, 1, 100, 2)])
 def test_no_more_are_kept_than_there_are_places(rules: QueueRules) -> None:
     queue = Queue(rules)

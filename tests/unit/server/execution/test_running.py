@@ -181,3 +181,41 @@ async def test_who_stops_waiting_for_the_claim_cancels_the_call_only_if_that_was
         await waiting
     assert running.cancelled.is_set() is leaving_cancels
     assert not running.ended
+
+
+# --- what is carried out for whoever asked -------------------------------------------------------------------------
+
+
+async def test_who_asks_for_work_and_stays_gets_what_comes_of_it() -> None:
+    async def work(error: Exception | None) -> str:
+        if error is not None:
+            raise error
+        return "done"
+
+    async with RunningCalls(no_defects) as calls:
+        assert await calls.carried_out("c1", work(None)) == "done"
+        for error in (CallError(Reason.NOT_POSSIBLE, "no"), RuntimeError("defect")):
+            with pytest.raises(type(error)) as caught:
+                await calls.carried_out("c1", work(error))
+            assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [None, CallError(Reason.NOT_POSSIBLE, "no"), RuntimeError("defect")])
+async def test_work_goes_on_where_whoever_asked_leaves_and_a_defect_of_it_is_reported(error: Exception | None) -> None:
+    go, done, reported = asyncio.Event(), asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        done.set()
+        if error is not None:
+            raise error
+
+    async with RunningCalls(lambda call_id, error: reported.append((call_id, error))) as calls:
+        asking = asyncio.create_task(calls.carried_out("c1", work()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        go.set()
+    assert done.is_set()
+    assert reported == ([("c1", error)] if isinstance(error, RuntimeError) else [])

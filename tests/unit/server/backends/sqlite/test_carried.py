@@ -3,13 +3,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from callgate_server.backends.sqlite import carried, entries, rows, schema
+from callgate_server.backends.sqlite import carried, entries, rows, schema, spending
 from callgate_server.backends.sqlite.writer import Transaction
 from callgate_server.ledger.chain import Keys
 from callgate_server.ledger.store import Completion
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.sealed import Sealed
+from callgate_server.model.spending import Amounts, Charge, Scope
 from callgate_server.model.strict_json import decode
 from support.records import ANSWER, CALLER, beginning, failure, intent, keeping, success
 
@@ -126,6 +127,16 @@ def test_a_denied_call_has_ended_and_nothing_of_it_is_kept(transaction):
     assert (decided.state, decided.reason) == (State.DENIED, Reason.APPROVAL_DENIED)
     assert row(transaction, call_id).parcel is None
     assert "acme/boss" in decided.message
+
+
+@pytest.mark.parametrize(("approve", "left"), [(True, 1), (False, 0)])
+def test_what_a_call_has_reserved_is_given_back_with_its_denial(transaction, approve, left):
+    reserved = Charge(Scope("acme", "bot"), 7, Amounts(calls=1))
+    call_id = kept(transaction, "finance")
+    spending.charge(transaction.connection, [reserved])
+    back = replace(reserved, amounts=-reserved.amounts)
+    carried.decide(transaction, call_id, "acme/boss", AT, approve=approve, charges=[back])
+    assert spending.read_since(transaction.connection, 0) == [replace(reserved, amounts=Amounts(calls=left))]
 
 
 def test_after_its_time_no_approval_is_taken(transaction):
