@@ -8,8 +8,12 @@ stamp=.venv/.callgate-lock
 wanted=$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
-python=${PYTHON:-python3}
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# Debian's own, where there is one: it is built for speed, which those that are built on the spot often are not.
+python=${PYTHON:-/usr/bin/python3}
+[ -n "${PYTHON:-}" ] || new_enough "$python" || python=python3
+if ! new_enough "$python"; then
     echo "callgate: Python 3.11 or newer is needed; set PYTHON to it" >&2
     exit 1
 fi
