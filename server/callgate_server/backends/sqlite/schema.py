@@ -214,6 +214,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
+        # The pages that a call touches are few, and the system has the rest: more would be the same pages twice.
+        connection.execute("PRAGMA cache_size = -512")
     except BaseException:
         connection.close()
         raise
