@@ -77,6 +77,22 @@ class _CancelledEarlyError(Exception):
     """The call was cancelled before the runner was told to start anything."""
 
 
+class _Connections:
+    """Where frames of the tool's connections go.
+
+    It knows nothing of the run that has it: what a run holds, output and secrets, goes when that ends, and does not
+    wait for a collector of circles.
+    """
+
+    session: EgressSession | None = None
+
+    def feed(self, frame: Frame) -> None:
+        if self.session is None:
+            refuse_egress(frame)
+        else:
+            self.session.feed(frame)
+
+
 class _Run:
     """One supervision: the wire's decoder, and what came over it so far."""
 
@@ -93,8 +109,8 @@ class _Run:
         self._clock = clock
         self._cancelled = cancelled
         self._decoder = FrameDecoder()
-        self._session: EgressSession | None = None
-        self._collector = Collector(job.limits, on_output, self._feed_session)
+        self._connections = _Connections()
+        self._collector = Collector(job.limits, on_output, self._connections.feed)
         self._sending = asyncio.Lock()
         self._over = False
         self._violation = ""
@@ -127,13 +143,14 @@ class _Run:
 
     async def follow_with_egress(self, call_frame: bytes, egress: Callable[[Outlet], EgressSession]) -> RunOutcome:
         """`follow`, with the tool's connections carried by a session."""
-        self._session = session = egress(self._send_in_turn)
+        self._connections.session = session = egress(self._send_in_turn)
         try:
             outcome = await self.follow(call_frame)
         finally:
             # From here on nobody reads what the session may still have to say to the tool.
             self._over = True
             usage = await session.close()
+            self._connections.session = None
         return replace(outcome, egress=usage)
 
     def require_wire(self) -> None:
@@ -172,12 +189,6 @@ class _Run:
         await greeting(self._sandbox)
         for secret in self._job.secrets:
             await self._sandbox.send(_secret_frame(secret))
-
-    def _feed_session(self, frame: Frame) -> None:
-        if self._session is None:
-            refuse_egress(frame)
-        else:
-            self._session.feed(frame)
 
     async def _send_in_turn(self, frame: bytes) -> None:
         """Send one frame: the tasks of the session and this one share the wire."""

@@ -1,13 +1,19 @@
 import asyncio
+import gc
 import json
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
+from callgate_runner import wire
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.sealed import Sealed
 from callgate_server.pipeline import Pipeline
-from support.stages import CANARY, World, success, tool
+from callgate_server.result.redact import Redactor
+from support.stages import CANARY, World, exit_frame, success, tool
 
 SECRETS = [{"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "file"}]
 
@@ -186,3 +192,35 @@ async def test_a_tool_with_rules_never_runs_where_there_is_no_gate() -> None:
     assert caught.value.reason is Reason.INTERNAL
     assert "run" not in world.journal
     assert world.journal[-1] == "note:secret_revoked"
+
+
+@pytest.mark.parametrize("way", ["succeeds", "fails", "is lost", "is cancelled"])
+async def test_what_a_call_held_goes_with_it_and_waits_for_no_collector(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Redactor]] = []
+
+    class Watched(Redactor):
+        def __init__(self, values: Mapping[str, Sealed]) -> None:
+            super().__init__(values)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr("callgate_server.attempt.Redactor", Watched)
+    async with World() as world:
+        if way == "fails":
+            world.sandboxes.frames = [exit_frame(code=3), wire.encode(wire.BYE, b"")]
+        if way == "is lost":
+            world.sandboxes.frames = []
+        if way == "is cancelled":
+            world.sandboxes.gate = asyncio.Event()
+        gc.disable()
+        try:
+            running = await world.pipeline.start("agent", request())
+            if way == "is cancelled":
+                running.cancel()
+            await running.wait()
+            await running.finished.wait()
+            await asyncio.sleep(0)
+            assert [one() for one in held] == [None]
+        finally:
+            gc.enable()
