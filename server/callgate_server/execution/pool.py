@@ -322,11 +322,14 @@ class _Ready:
         await self.sandbox.destroy()
 
     async def _unwatch(self) -> bool:
-        if self._watcher is None:
+        watcher = self._watcher
+        if watcher is None:
             return True
-        self._watcher.cancel()
-        await asyncio.wait({self._watcher})
-        return self._watcher.cancelled()
+        watcher.cancel()
+        await asyncio.wait({watcher})
+        # Not kept: it knows this one, and a circle would wait for a collector.
+        self._watcher = None
+        return watcher.cancelled()
 
 
 class _Claimed:

@@ -238,6 +238,9 @@ class _Rendered:
         outcome, told = self._judged(error)
         try:
             if told is not None:
+                # gRPC keeps what `abort` raises in a circle, and the frames behind an error hold the whole request.
+                told.__traceback__ = None
+                del error, trace
                 await _abort(self._context, told)
         finally:
             duration_ms = round((time.monotonic() - self._began_s) * 1000, 3)

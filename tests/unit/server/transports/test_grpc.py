@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,7 @@ from grpc_status import rpc_status
 
 from callgate_proto.envelope import render
 from callgate_proto.v1 import gateway_pb2 as pb
+from callgate_server.model.call import CallRequest
 from callgate_server.transports.grpc import CALL_ID
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.server import GrpcServer
@@ -372,3 +374,19 @@ async def test_an_unknown_method_is_unimplemented() -> None:
 def test_every_method_of_the_service_is_tested_for_its_credential() -> None:
     service = pb.DESCRIPTOR.services_by_name["Gateway"]
     assert {method.name for method in service.methods} == {name for name, _ in METHODS} | {"StreamCall", "FollowCall"}
+
+
+async def test_what_a_refused_request_held_goes_with_it_and_waits_for_no_collector() -> None:
+    async with edge() as world, grpc_stub(world) as stub:
+        await refused(stub.Call(request("demo.denied"), metadata=metadata()))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await refused(stub.Call(request("demo.denied"), metadata=metadata()))
+            world.played.requests.clear()
+            await asyncio.sleep(0.05)
+            held = [one for one in gc.get_objects() if isinstance(one, CallRequest) and one.tool == "demo.denied"]
+        finally:
+            gc.enable()
+    assert held == []
