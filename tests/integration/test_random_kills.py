@@ -133,6 +133,8 @@ def test_whatever_the_moment_each_call_comes_to_one_truth(
         did_what_it_said(call, witness)
     the_record_has_one_end_for_each_call(deployment, calls)
     no_journalled_lease_is_open(deployment, store)
+    # A kill between the store's grant and its journal leaves a lease that nobody knows of, and other tests count them.
+    store.operator.request("put", "sys/leases/revoke-prefix/database/creds/probe")
 
 
 def ask_again(call: Call, gateway: RunningGateway) -> None:
