@@ -441,15 +441,17 @@ async def over(running: Running) -> None:
 
 
 @asynccontextmanager
-async def next_life(world: World) -> AsyncIterator[World]:
-    """A gateway with the same record. What was spent comes from there."""
+async def next_life(world: World, running: Running) -> AsyncIterator[tuple[World, Running]]:
+    """A gateway with the same record, and the call in it. What was spent comes from there."""
     async with World(bounds=BUDGET) as later:
         later.ledger.rows |= world.ledger.rows
         later.ledger.parcels |= world.ledger.parcels
         later.ledger.charges += world.ledger.charges
         later.limits.load(later.ledger.charges)
         assert await later.pipeline.resume() == 1
-        yield later
+        again = later.running.get(running.call_id)
+        assert again is not None
+        yield later, again
 
 
 @pytest.mark.parametrize("end", [cancelled, refused_in_its_turn])
@@ -467,9 +469,7 @@ async def test_so_does_what_was_claimed_in_an_earlier_life(end: End) -> None:
     async with World(bounds=BUDGET) as world:
         running = await asked_for_approval(world)
         await world.running.drain(1, 1)
-    async with next_life(world) as later:
-        again = later.running.get(running.call_id)
-        assert again is not None
+    async with next_life(world, running) as (later, again):
         assert spent(later) == (RESERVED, RESERVED)
         await end(later, again)
         await over(again)
@@ -480,9 +480,7 @@ async def test_what_was_claimed_in_an_earlier_life_and_runs_is_spent() -> None:
     async with World(bounds=BUDGET) as world:
         running = await asked_for_approval(world)
         await world.running.drain(1, 1)
-    async with next_life(world) as later:
-        again = later.running.get(running.call_id)
-        assert again is not None
+    async with next_life(world, running) as (later, again):
         await approve(later, again)
         await over(again)
         assert spent(later) == (replace(RESERVED, cpu_us=1000), replace(RESERVED, cpu_us=1000))
@@ -494,9 +492,7 @@ async def test_what_was_begun_before_it_waits_again_gives_nothing_back() -> None
         await world.running.drain(1, 1)
         row = world.ledger.rows[running.call_id]
         world.ledger.rows[row.call_id] = replace(row, attempt=2)
-    async with next_life(world) as later:
-        again = later.running.get(running.call_id)
-        assert again is not None
+    async with next_life(world, running) as (later, again):
         again.cancel()
         await over(again)
         assert spent(later) == (RESERVED, RESERVED)
