@@ -383,10 +383,11 @@ async def test_what_a_refused_request_held_goes_with_it_and_waits_for_no_collect
         gc.disable()
         try:
             for _ in range(5):
-                await refused(stub.Call(request("demo.denied"), metadata=metadata()))
+                await refused(stub.Call(request("demo.denied", purpose="to be let go"), metadata=metadata()))
+            assert [one.purpose for one in world.played.requests[-5:]] == ["to be let go"] * 5
             world.played.requests.clear()
             await asyncio.sleep(0.05)
-            held = [one for one in gc.get_objects() if isinstance(one, CallRequest) and one.tool == "demo.denied"]
+            held = [one for one in gc.get_objects() if isinstance(one, CallRequest) and one.purpose == "to be let go"]
         finally:
             gc.enable()
     assert held == []
