@@ -66,10 +66,9 @@ class Claims(RuleBasedStateMachine):
         found = entries.claim(self.transaction(), new, key, str(self.boot))
         holder = self.holders.get((tool, key))
         if holder is not None and (holder.state, holder.arguments) != (State.INTERRUPTED, arguments):
-            assert found is not None
             assert (found.call_id, found.state) == (holder.call_id, holder.state)
             return
-        assert found is None
+        assert found.call_id == new.call_id
         self.holders[tool, key] = Holder(new.call_id, arguments)
         self.wins[tool, key] = self.wins.get((tool, key), 0) + 1
 

@@ -13,24 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from callgate_server.backends.sqlite import register, schema
-from callgate_server.backends.sqlite.entries import OF_STATE
+from callgate_server.backends.sqlite.binding import KINDS, ROWS, row_fault
 from callgate_server.backends.sqlite.files import check_readable
-from callgate_server.backends.sqlite.rows import COLUMNS, CallRow, fingerprint
 from callgate_server.ledger.chain import Event, Head, Keys, check
 from callgate_server.ledger.store import ChainReport
 from callgate_server.model.sealed import Sealed
-from callgate_server.model.strict_json import Json, decode
 
 _EVENTS: Final = "SELECT seq, at, call_id, kind, body, hash FROM events"
-_KINDS: Final = ", ".join(f"'{kind}'" for kind in sorted(OF_STATE))
-_ROWS: Final = f"""
-    SELECT {", ".join(f"calls.{name}" for name in COLUMNS)}, events.kind, events.body,
-        calls.last_seq = (SELECT max(seq) FROM events WHERE call_id = calls.call_id AND kind IN ({_KINDS}))
-    FROM calls LEFT JOIN events ON events.seq = calls.last_seq AND events.call_id = calls.call_id
-    ORDER BY calls.rowid"""  # noqa: S608  # names of our own
 _ROWLESS: Final = f"""
-    SELECT call_id FROM events WHERE kind IN ({_KINDS})
-    AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.call_id = events.call_id) LIMIT 1"""  # noqa: S608  # as above
+    SELECT call_id FROM events WHERE kind IN ({KINDS})
+    AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.call_id = events.call_id) LIMIT 1"""  # noqa: S608  # names of our own
 
 
 def verify_file(path: Path, key: Sealed, expected: Head | None = None) -> ChainReport:
@@ -97,19 +89,8 @@ def _verify(connection: sqlite3.Connection, keys: Keys, expected: Head | None) -
 
 
 def _row_fault(connection: sqlite3.Connection, keys: Keys) -> str | None:
-    for *values, kind, body, newest in connection.execute(_ROWS):
-        row = CallRow(*values)
-        if kind is None or not newest or kind not in OF_STATE:
-            return f"call {row.call_id} does not point to the last event that changed it"
-        if _fingerprint_in(body) != fingerprint(keys, row):
-            return f"call {row.call_id} was changed after it was recorded"
+    for found in connection.execute(ROWS + " ORDER BY calls.rowid"):
+        if (fault := row_fault(keys, found)) is not None:
+            return fault
     rowless = connection.execute(_ROWLESS).fetchone()
     return None if rowless is None else f"call {rowless[0]} was removed"
-
-
-def _fingerprint_in(body: str) -> Json:
-    try:
-        said = decode(body.encode())
-    except ValueError:
-        return None
-    return said.get("row") if isinstance(said, dict) else None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+from callgate_server.backends.sqlite.binding import edited
 from callgate_server.backends.sqlite.entries import append_state, end_call
 from callgate_server.backends.sqlite.rows import SELECT_WITHOUT_ANSWER, CallRow, carry, names, read, timestamp
 from callgate_server.backends.sqlite.spending import charge
@@ -27,15 +28,16 @@ _STEPS: Final = """
     WHERE call_id = ? AND kind IN ('began', 'requeued', 'attempt_failed', 'outcome', 'settled') ORDER BY seq"""
 
 
-def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
-    """Move a call whose turn has come to `running`, in this life of the gateway.
+def begin(transaction: Transaction, beginning: Beginning, boot: str) -> CallRow:
+    """Move a call whose turn has come to `running`, in this life of the gateway, and return its row.
 
     Raises:
-        CallError: `not_possible`: it is not waiting.
+        CallError: `not_possible`: it is not waiting, or its row was edited.
     """
     row = read(transaction.connection, beginning.call_id)
     if row is None or State(row.state) is not State.ADMITTED or row.parcel is None:
         raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for its turn, or not any more.")
+    _refuse_edited(transaction, row)
     row = replace(
         row,
         state=move(State.ADMITTED, State.RUNNING).value,
@@ -62,8 +64,10 @@ def begin(transaction: Transaction, beginning: Beginning, boot: str) -> None:
                 "policy_version": beginning.policy_version,
                 "deadline_at": timestamp(beginning.deadline_at),
             },
+            known=True,
         ),
     )
+    return row
 
 
 def decide(
@@ -72,13 +76,14 @@ def decide(
     """Write an approver's word, and return the call as it is then. `charges` are given back where it is denied.
 
     Raises:
-        CallError: `not_possible`: it waits for none, or not any more.
+        CallError: `not_possible`: it waits for none, or not any more, or its row was edited.
     """
     row = read(transaction.connection, call_id)
     if row is None or row.approval is None or State(row.state) is not State.AWAITING_APPROVAL:
         raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for an approval, or not any more.")
     if row.expires_at is not None and row.expires_at <= timestamp(now):
         raise CallError(Reason.NOT_POSSIBLE, "The time to approve this call is over.")
+    _refuse_edited(transaction, row)
     row = replace(row, decided_by=by, decided_at=transaction.at)
     if not approve:
         reason = Reason.APPROVAL_DENIED
@@ -88,6 +93,19 @@ def decide(
     row = replace(row, state=move(State.AWAITING_APPROVAL, State.ADMITTED).value)
     carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}))
     return row
+
+
+def _refuse_edited(transaction: Transaction, row: CallRow) -> None:
+    """Nothing is begun for whom somebody wrote into the file.
+
+    Raises:
+        CallError: `not_possible`.
+    """
+    if edited(transaction.connection, transaction.keys, row.call_id):
+        raise CallError(
+            Reason.NOT_POSSIBLE,
+            "The record of this call was changed by another program; `callgated audit verify` says more.",
+        )
 
 
 def settle_by_hand(transaction: Transaction, call_id: str, state: State, by: str) -> CallRow:

@@ -1,7 +1,8 @@
 """What each move of a call writes: its row afterwards, and the event that explains it.
 
 Every change of state goes through the lifecycle's table, and its event holds the row's fingerprint. What an
-event says is fit to be read by an auditor: names, digests, reasons; no argument and no output.
+event says is fit to be read by an auditor: names, digests, reasons; no argument and no output. A row that somebody else
+has edited goes on to its end, and no event holds its fingerprint any more.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from callgate_server.backends.sqlite.binding import OF_STATE, edited
 from callgate_server.backends.sqlite.rows import (
     CallRow,
     carry,
@@ -32,13 +34,6 @@ from callgate_server.model.errors import REASONS, CallError, Reason
 from callgate_server.model.lifecycle import IN_FLIGHT, State, move
 from callgate_server.model.strict_json import Json, decode
 
-# Kinds of event that carry a fingerprint; a note has any other name.
-OF_STATE: Final = frozenset(
-    (
-        *("refused", "intent", "replayed", "outcome", "settled", "retried", "expired"),
-        *("began", "approved", "denied", "requeued", "redriven", "discarded"),
-    )
-)
 GENESIS: Final = "genesis"
 # Kinds that bind a row of `register.py`.
 OF_REGISTER: Final = frozenset({"task_created", "task_ended", "stopped", "resumed"})
@@ -72,7 +67,7 @@ def refuse(transaction: Transaction, refusal: Refusal, boot: str) -> None:
         "transport": refusal.transport,
     }
     who = _who(row, refusal.caller, refusal.policies)
-    insert(transaction.connection, row, append_state(transaction, "refused", row, who | body))
+    insert(transaction.connection, row, append_state(transaction, "refused", row, who | body, known=True))
 
 
 def claim(
@@ -82,8 +77,8 @@ def claim(
     boot: str,
     keeping: Keeping | None = None,
     parcel: bytes | None = None,
-) -> CallRow | None:
-    """Write the intent, or return the call that already holds the key.
+) -> CallRow:
+    """Write the intent and return its row, or return that of the call that already holds the key.
 
     An interrupted holder of the same arguments hands the key over, and the two name each other. `parcel` is what
     `keeping` holds, sealed.
@@ -133,9 +128,9 @@ def claim(
     if keeping is not None:
         body |= {"approval": row.approval, "expires_at": row.expires_at, "follows": row.follows}
     who = _who(row, intent.caller, intent.policies)
-    insert(transaction.connection, row, append_state(transaction, "intent", row, who | body | again))
+    insert(transaction.connection, row, append_state(transaction, "intent", row, who | body | again, known=True))
     charge(transaction.connection, intent.charges)
-    return None
+    return row
 
 
 def bury(
@@ -197,23 +192,24 @@ def replay(
         finished_at=transaction.at,
     )
     body = _who(row, caller, original.policies) | {"original": original.call_id}
-    insert(transaction.connection, row, append_state(transaction, "replayed", row, body))
+    insert(transaction.connection, row, append_state(transaction, "replayed", row, body, known=True))
 
 
-def complete(transaction: Transaction, completion: Completion) -> None:
-    """Write the end of a call.
+def complete(transaction: Transaction, completion: Completion, known: CallRow | None = None) -> None:
+    """Write the end of a call. `known` is its row as this process wrote it, which then need not be read.
 
     Raises:
         ValueError: there is no such call, or its state does not allow this end.
     """
-    row = read(transaction.connection, completion.call_id)
+    row = known or read(transaction.connection, completion.call_id)
     if row is None:
         raise ValueError("the end of a call that is not in the record")
     end: dict[str, Json] = {"sandbox": completion.sandbox}
     if completion.fallback is not None:
         end["fallback"] = completion.fallback
     reason, answer = completion.reason, completion.answer_json
-    end_call(transaction, "outcome", row, completion.state, reason, completion.message, answer, end)
+    known_row = known is not None
+    end_call(transaction, "outcome", row, completion.state, reason, completion.message, answer, end, known=known_row)
     charge(transaction.connection, completion.charges)
 
 
@@ -279,8 +275,9 @@ def end_call(
     more: dict[str, Json] | None = None,
     *,
     keeps_key: bool = False,
+    known: bool = False,
 ) -> CallRow:
-    """Write where a call has come to, and return its row as it is now.
+    """Write where a call has come to, and return its row as it is now. `known` is as for `append_state`.
 
     `keeps_key` leaves it its idempotency key where no answer does. What is kept of it stays only where somebody may
     still begin it: a dead letter, or one that was interrupted.
@@ -306,7 +303,7 @@ def end_call(
         "answer": None if answer is None else keyed_hash(transaction.keys.row, answer),
         **(more or {}),
     }
-    write(transaction.connection, row, append_state(transaction, kind, row, body))
+    write(transaction.connection, row, append_state(transaction, kind, row, body, known=known))
     return row
 
 
@@ -378,7 +375,18 @@ def _who(row: CallRow, caller: Caller, policies: Sequence[str]) -> dict[str, Jso
     }
 
 
-def append_state(transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json]) -> int:
-    """Append an event of state. It says what the row says, and holds the row's fingerprint."""
-    moved: dict[str, Json] = {"state": row.state, "reason": row.reason, "row": fingerprint(transaction.keys, row)}
+def append_state(
+    transaction: Transaction, kind: str, row: CallRow, body: dict[str, Json], *, known: bool = False
+) -> int:
+    """Append an event of state. It says what the row says, and holds the row's fingerprint.
+
+    What is in the file until now is looked at before, unless it is `known`: new, or changed from a row that this
+    process wrote.
+    """
+    bound = known or not edited(transaction.connection, transaction.keys, row.call_id)
+    moved: dict[str, Json] = {
+        "state": row.state,
+        "reason": row.reason,
+        "row": fingerprint(transaction.keys, row) if bound else None,
+    }
     return transaction.append(row.call_id, kind, body | moved)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from callgate_server.backends.sqlite import carried, entries, parcels, rows, schema
+from callgate_server.backends.sqlite import carried, entries, parcels, register, rows, schema
 from callgate_server.backends.sqlite.audit import verify_file
 from callgate_server.backends.sqlite.files import LedgerFiles
 from callgate_server.backends.sqlite.register import SqliteRegister
@@ -49,7 +49,7 @@ from callgate_server.model.task import is_task_of_ours
 T = TypeVar("T")
 MAX_LISTED: Final = 1000
 # Few enough that a call's intent never waits long behind them.
-EXPIRED_AT_ONCE: Final = 64
+EXPIRED_AT_ONCE: Final = 16
 _READERS: Final = 2
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class SqliteLedger:
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         for _ in range(_READERS):
             self._idle.put(_tried_reader(files.path))
+        # Rows of calls that run, as they were written: their ends are made of these, whatever the file says meanwhile.
+        self._begun: dict[str, CallRow] = {}
         self._closed = False
 
     @classmethod
@@ -126,10 +128,14 @@ class SqliteLedger:
     async def claim(self, intent: Intent, keeping: Keeping | None = None) -> StoredCall | None:
         key_digest = None if intent.idempotency_key is None else self._key_digest(intent.idempotency_key)
         parcel = None if keeping is None else parcels.seal(self._keys.parcel, intent.call_id, keeping.parcel)
-        holder = await self._write(
+        row = await self._write(
             lambda transaction: entries.claim(transaction, intent, key_digest, self._boot, keeping, parcel), owed=False
         )
-        return self._stored(holder)
+        if row.call_id != intent.call_id:
+            return self._stored(row)
+        if keeping is None:
+            self._begun[row.call_id] = row
+        return None
 
     async def parcel(self, call_id: str) -> Parcel | None:
         row = await self._read(lambda connection: rows.read(connection, call_id))
@@ -142,7 +148,8 @@ class SqliteLedger:
             raise CallError(Reason.NOT_POSSIBLE, "What was kept of this call cannot be read any more.") from error
 
     async def begin(self, beginning: Beginning) -> None:
-        await self._write(lambda transaction: carried.begin(transaction, beginning, self._boot), owed=True)
+        row = await self._write(lambda transaction: carried.begin(transaction, beginning, self._boot), owed=True)
+        self._begun[row.call_id] = row
 
     async def decide(self, call_id: str, by: str, *, approve: bool, charges: tuple[Charge, ...] = ()) -> StoredCall:
         return await self._changed(
@@ -198,8 +205,9 @@ class SqliteLedger:
 
     async def complete(self, completion: Completion) -> None:
         """See `Ledger`. Where the record cannot be written, the outcome is durable in the spool until it can."""
+        row = self._begun.pop(completion.call_id, None)
         try:
-            await self._write(lambda transaction: entries.complete(transaction, completion), owed=True)
+            await self._write(lambda transaction: entries.complete(transaction, completion, row), owed=True)
         except CallError as refusal:
             if refusal.reason is not Reason.AUDIT_UNAVAILABLE or self._closed:
                 raise
@@ -384,6 +392,9 @@ def _prepare(path: Path, keys: Keys, now: datetime) -> None:
                 raise ValueError(f"{path} is damaged ({found}); restore it from a backup or start a new one elsewhere")
             schema.migrate(connection)
             _seal(connection, keys, now)
+            forged = register.fault(connection, keys)
+            if forged is not None:
+                raise ValueError(f"{path}: {forged}; restore it from a backup or start a new one elsewhere")
         finally:
             connection.close()
     except sqlite3.OperationalError as error:

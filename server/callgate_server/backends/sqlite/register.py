@@ -1,7 +1,8 @@
 """Tasks and stops in the ledger's file: their rows, the events that bind them, and what a check of both finds.
 
 The event of each change holds the keyed hash of the row as it is then. The grant itself is in the row alone: it may
-hold a caller's values, and the record is for names, digests and reasons.
+hold a caller's values, and the record is for names, digests and reasons. A ledger with another task or stop than these
+events have is not opened: whoever can write into the file must not widen a grant or lift a stop by that.
 """
 
 import sqlite3
@@ -25,6 +26,9 @@ T = TypeVar("T")
 _EVENTS: Final = """
     SELECT kind, body FROM events WHERE call_id = '' AND kind IN ('task_created', 'task_ended', 'stopped', 'resumed')
     ORDER BY seq"""
+# Backwards: a task that ends was mostly made not long ago.
+_MADE: Final = """
+    SELECT body FROM events WHERE call_id = '' AND kind = 'task_created' AND instr(body, ?) ORDER BY seq DESC"""
 
 
 class Write(Protocol):
@@ -182,9 +186,12 @@ def end_task(transaction: Transaction, task_id: str, why: str) -> Task:
     if row is None:
         raise ValueError("the end of a task that is not in the record")
     if row.ended_at is None:
+        # What somebody else has edited has no fingerprint any more.
+        bound = _as_made(transaction, row)
         row = replace(row, ended_at=transaction.at)
         transaction.connection.execute("UPDATE tasks SET ended_at = ? WHERE task_id = ?", (row.ended_at, task_id))
-        body: dict[str, Json] = {"task_id": task_id, "why": why, "row": _fingerprint(transaction.keys, row)}
+        fingerprint = _fingerprint(transaction.keys, row) if bound else None
+        body: dict[str, Json] = {"task_id": task_id, "why": why, "row": fingerprint}
         transaction.append(NO_CALL, "task_ended", body)
     return row.to_task()
 
@@ -233,6 +240,15 @@ def _expected(connection: sqlite3.Connection) -> dict[str, Json]:
         else:
             expected.pop(_stop_name(body.get("tenant"), body.get("agent")), None)
     return expected
+
+
+def _as_made(transaction: Transaction, row: TaskRow) -> bool:
+    """Whether the row of an open task is as its event has it."""
+    for (text,) in transaction.connection.execute(_MADE, (row.task_id,)):
+        body = decode(text.encode())
+        if isinstance(body, dict) and body.get("task_id") == row.task_id:
+            return body.get("row") == _fingerprint(transaction.keys, row)
+    return False
 
 
 def _rows(connection: sqlite3.Connection) -> Iterator[tuple[str, TaskRow | StopRow]]:

@@ -107,13 +107,26 @@ def insert(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
 
 
 def end(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
-    """Write the end of a call, or what is let go of after it, into its row, which is otherwise as it was read."""
-    connection.execute(_UPDATE, (*_ended_values(row), last_seq, row.call_id))
+    """Write the end of a call, or what is let go of after it, into its row, which is otherwise as it was read.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    _changed(connection.execute(_UPDATE, (*_ended_values(row), last_seq, row.call_id)))
 
 
 def carry(connection: sqlite3.Connection, row: CallRow, last_seq: int) -> None:
-    """Write a step of a call that the gateway carries into its row."""
-    connection.execute(_UPDATE_CARRIED, (*_carried_values(row), last_seq, row.call_id))
+    """Write a step of a call that the gateway carries into its row.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    _changed(connection.execute(_UPDATE_CARRIED, (*_carried_values(row), last_seq, row.call_id)))
+
+
+def _changed(update: sqlite3.Cursor) -> None:
+    if update.rowcount != 1:
+        raise ValueError("a change of a call that is not in the record")
 
 
 def read(connection: sqlite3.Connection, call_id: str) -> CallRow | None:

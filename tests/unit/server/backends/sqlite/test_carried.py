@@ -48,7 +48,7 @@ def last_body(transaction, call_id):
 
 def kept(transaction, approval=None, *, effect="read", boot="boot", **changes):
     new = intent(effect=effect)
-    assert entries.claim(transaction, new, None, boot, keeping(approval, **changes), b"sealed") is None
+    assert entries.claim(transaction, new, None, boot, keeping(approval, **changes), b"sealed").call_id == new.call_id
     return new.call_id
 
 
@@ -182,7 +182,7 @@ def test_a_dead_letter_is_redriven_once_and_the_two_name_each_other(transaction)
     entries.complete(transaction, failure(dead))
     new = intent()
     again = keeping(redrives=dead, redriven_by="acme/boss")
-    assert entries.claim(transaction, new, None, "boot", again, b"sealed") is None
+    assert entries.claim(transaction, new, None, "boot", again, b"sealed").call_id == new.call_id
     assert (row(transaction, dead).dead, row(transaction, dead).parcel) == ("redriven", None)
     assert row(transaction, new.call_id).follows == dead
     assert last_body(transaction, dead) | {"by": "acme/boss", "as": new.call_id} == last_body(transaction, dead)
@@ -278,7 +278,8 @@ def test_what_took_effect_keeps_its_key_and_what_did_not_gives_it_back(transacti
     entries.claim(transaction, new, "key", "dead")
     entries.settle(transaction, "alive")
     assert carried.settle_by_hand(transaction, new.call_id, state, "acme/boss").holds_key == keeps
-    assert (entries.claim(transaction, intent("key", effect="unsafe"), "key", "alive") is None) is not bool(keeps)
+    holder = entries.claim(transaction, intent("key", effect="unsafe"), "key", "alive")
+    assert (holder.call_id == new.call_id) is bool(keeps)
 
 
 def test_approvals_are_listed_for_their_groups_with_what_waits_first(transaction):

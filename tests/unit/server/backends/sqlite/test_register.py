@@ -193,6 +193,20 @@ async def test_what_somebody_edits_is_noticed(filled, path, key, statement, faul
     found = verify_file(path, key).fault
     assert found is not None
     assert re.search(fault, found)
+    with pytest.raises(ValueError, match=fault):
+        SqliteLedger.open(path, key)
+
+
+@pytest.mark.parametrize("column", ["granted", "budget", "credential", "expires_at", "agent"])
+async def test_an_edited_task_is_not_made_good_by_its_end(ledger, path, key, column):
+    made, other = task(), task()
+    await ledger.register.create_task(made, "digest")
+    await ledger.register.create_task(other, "digest")
+    edited = {"granted": '{"python.run":{}}', "budget": "[1,2,3,4]"}.get(column, "2099-01-01T00:00:00.000000+00:00")
+    tamper(path, f"UPDATE tasks SET {column} = ? WHERE task_id = ?", edited, made.task_id)  # noqa: S608  # our own
+    await ledger.register.end_task(made, "asked for")
+    await ledger.register.end_task(other, "asked for")
+    assert verify_file(path, key).fault == f"task {made.task_id} was changed after it was recorded"
 
 
 async def test_a_task_that_nobody_made_is_noticed(filled, path, key):
