@@ -58,8 +58,9 @@ class Approvals:
         """Approve or deny it, once.
 
         Raises:
-            CallError: `unknown_call`; `stopped`; `policy_denied`: nobody approves its own call; `approval_void`: the
-                digest is not that of this call; `not_possible`: it does not wait any more; `audit_unavailable`.
+            CallError: `unknown_call`; `stopped`; `policy_denied`: nobody approves its own call, or one that it has
+                redriven; `approval_void`: the digest is not that of this call; `not_possible`: it does not wait any
+                more; `audit_unavailable`.
         """
         caller = await self.authentication.identify(token)
         stored = await self._asked(caller, call_id)

@@ -9,6 +9,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from callgate_server.admission.authorize import Policy, refuse_unless_still_allowed
@@ -208,7 +209,8 @@ class _Stand:
     def _admit(self, ticket: Ticket) -> Admitted:
         parts = self.fallbacks
         parts.limits.admit(ticket)
-        ticket.arguments, arguments_json = check_arguments(parts.schemas, self.tool, self.call.arguments_json)
+        seen, document = partial(parts.policy.could_allow, ticket.caller, self.tool), self.call.arguments_json
+        ticket.arguments, arguments_json = check_arguments(parts.schemas, self.tool, document, may_see=seen)
         parts.limits.confine(ticket)
         ticket.verdict = verdict = parts.policy.decide(ticket.caller, self.tool, ticket.arguments)
         # Nobody is asked to approve what stands in for something else.

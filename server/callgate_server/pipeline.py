@@ -98,7 +98,8 @@ class Pipeline:
         """Validate and authorise."""
         self.limits.admit(ticket)
         ticket.tool = tool = find_tool(self.catalog, ticket.request.tool)
-        ticket.arguments, arguments_json = check_arguments(self.schemas, tool, ticket.request.arguments_json)
+        seen, document = partial(self.policy.could_allow, ticket.caller, tool), ticket.request.arguments_json
+        ticket.arguments, arguments_json = check_arguments(self.schemas, tool, document, may_see=seen)
         self.limits.confine(ticket)
         ticket.verdict = verdict = self.policy.decide(ticket.caller, tool, ticket.arguments)
         refuse_unless_allowed(verdict)

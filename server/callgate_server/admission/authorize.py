@@ -51,8 +51,14 @@ def refuse_unless_allowed(verdict: Verdict) -> None:
             "Policy could not be evaluated, so the call is refused; the operator has been alerted.",
             policies=verdict.policies,
         )
-    message = f"Forbidden by policy {deciding}." if verdict.policies else "No policy permits this call."
-    raise CallError(Reason.POLICY_DENIED, message, policies=verdict.policies)
+    if not verdict.policies:
+        raise never_permitted()
+    raise CallError(Reason.POLICY_DENIED, f"Forbidden by policy {deciding}.", policies=verdict.policies)
+
+
+def never_permitted() -> CallError:
+    """The refusal of what no policy permits."""
+    return CallError(Reason.POLICY_DENIED, "No policy permits this call.")
 
 
 def refuse_unless_still_allowed(verdict: Verdict, approved_by: str | None) -> None:

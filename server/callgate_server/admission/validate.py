@@ -1,8 +1,9 @@
 """Do the arguments fit the tool's schema. Decisions only; the schema engine is a backend."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from callgate_server.admission.authorize import never_permitted
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.strict_json import Json, decode, encode
@@ -52,15 +53,22 @@ def parse_arguments(document: bytes) -> dict[str, Json]:
     return arguments
 
 
-def check_arguments(schemas: Schemas, tool: Tool, document: bytes) -> tuple[dict[str, Json], bytes]:
+def check_arguments(
+    schemas: Schemas, tool: Tool, document: bytes, *, may_see: Callable[[], bool]
+) -> tuple[dict[str, Json], bytes]:
     """Return the decoded arguments and their canonical bytes.
 
+    `may_see` says whether the caller sees the tool: what does not fit tells of its schema.
+
     Raises:
-        CallError: `invalid_request`, or `invalid_arguments` with the path of each bad field.
+        CallError: `invalid_request`, or `invalid_arguments` with the path of each bad field; instead of that
+            `policy_denied`, to who does not see the tool.
     """
     arguments = parse_arguments(document)
     violations = schemas.input_violations(tool, arguments)
     if violations:
+        if not may_see():
+            raise never_permitted()
         where = violations[0].path or "/"
         raise CallError(
             Reason.INVALID_ARGUMENTS,

@@ -74,7 +74,9 @@ def explain(
             if to is not None:
                 allowed = _connection_told(policy, caller, chosen, to, method)
             else:
-                decoded, _ = check_arguments(CompiledSchemas.of(catalog), chosen, (arguments or "{}").encode())
+                decoded, _ = check_arguments(
+                    CompiledSchemas.of(catalog), chosen, (arguments or "{}").encode(), may_see=lambda: True
+                )
                 allowed = _told(policy.explain(caller, chosen, decoded), f"{caller.name} calling {chosen.name}")
     if not allowed:
         raise typer.Exit(1)

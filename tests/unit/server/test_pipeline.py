@@ -72,6 +72,17 @@ async def test_only_an_allow_is_an_allow_and_every_refusal_is_recorded(ruling: R
     assert world.watch.phases == [{"admission", "record"}]
 
 
+async def test_who_can_never_call_a_tool_is_not_told_how_its_arguments_look() -> None:
+    async with World() as world:
+        misfit = request({"text": 1})
+        assert (await refusal(world, misfit)).reason is Reason.INVALID_ARGUMENTS
+        world.policy.ruling = Ruling.DENY
+        error = await refusal(world, misfit)
+    assert (error.reason, error.violations) == (Reason.POLICY_DENIED, ())
+    assert error.message == "No policy permits this call."
+    assert world.journal == ["refuse", "refuse"]
+
+
 async def test_a_refusal_is_recorded_and_counted_though_its_client_leaves() -> None:
     async with World() as world:
         world.policy.ruling = Ruling.DENY

@@ -76,7 +76,8 @@ def decide(
     """Write an approver's word, and return the call as it is then. `charges` are given back where it is denied.
 
     Raises:
-        CallError: `not_possible`: it waits for none, or not any more, or its row was edited.
+        CallError: `not_possible`: it waits for none, or not any more, or its row was edited; `policy_denied`: who would
+            approve it has made it, of a dead letter of another's.
     """
     row = read(transaction.connection, call_id)
     if row is None or row.approval is None or State(row.state) is not State.AWAITING_APPROVAL:
@@ -84,6 +85,8 @@ def decide(
     if row.expires_at is not None and row.expires_at <= timestamp(now):
         raise CallError(Reason.NOT_POSSIBLE, "The time to approve this call is over.")
     _refuse_edited(transaction, row)
+    if approve and row.follows is not None and _redriven_by(transaction.connection, row.follows, call_id) == by:
+        raise CallError(Reason.POLICY_DENIED, "Who has redriven a call cannot approve it.")
     row = replace(row, decided_by=by, decided_at=transaction.at)
     if not approve:
         reason = Reason.APPROVAL_DENIED
@@ -93,6 +96,15 @@ def decide(
     row = replace(row, state=move(State.AWAITING_APPROVAL, State.ADMITTED).value)
     carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}))
     return row
+
+
+def _redriven_by(connection: sqlite3.Connection, dead: str, call_id: str) -> str | None:
+    """Who made this call of that dead letter."""
+    for (text,) in connection.execute("SELECT body FROM events WHERE call_id = ? AND kind = 'redriven'", (dead,)):
+        body = decode(text.encode())
+        if isinstance(body, dict) and body.get("as") == call_id:
+            return str(body.get("by"))
+    return None
 
 
 def _refuse_edited(transaction: Transaction, row: CallRow) -> None:

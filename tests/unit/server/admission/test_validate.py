@@ -15,19 +15,28 @@ SCHEMAS = CompiledSchemas.of(CATALOG)
 
 def refusal(document: bytes, tool: Tool = PYTHON) -> CallError:
     with pytest.raises(CallError) as caught:
-        check_arguments(SCHEMAS, tool, document)
+        check_arguments(SCHEMAS, tool, document, may_see=lambda: True)
     return caught.value
 
 
+def test_who_does_not_see_the_tool_is_not_told_what_does_not_fit() -> None:
+    with pytest.raises(CallError) as caught:
+        check_arguments(SCHEMAS, PYTHON, b"{}", may_see=lambda: False)
+    assert (caught.value.reason, caught.value.violations) == (Reason.POLICY_DENIED, ())
+    assert check_arguments(SCHEMAS, PYTHON, b'{"code":"x"}', may_see=lambda: False)[1] == b'{"code":"x"}'
+
+
 def test_fitting_arguments_come_back_decoded_and_canonical() -> None:
-    arguments, canonical = check_arguments(SCHEMAS, PYTHON, b' {"seed": 9007199254740993, "code": "\\u00e9"}')
+    arguments, canonical = check_arguments(
+        SCHEMAS, PYTHON, b' {"seed": 9007199254740993, "code": "\\u00e9"}', may_see=lambda: True
+    )
     assert arguments == {"code": "é", "seed": 9007199254740993}
     assert canonical == '{"code":"é","seed":9007199254740993}'.encode()
 
 
 def test_equal_arguments_have_equal_canonical_bytes() -> None:
-    _, one = check_arguments(SCHEMAS, PYTHON, b'{"code":"x","seed":1}')
-    _, two = check_arguments(SCHEMAS, PYTHON, b'{ "seed" : 1, "code" : "\\u0078" }')
+    _, one = check_arguments(SCHEMAS, PYTHON, b'{"code":"x","seed":1}', may_see=lambda: True)
+    _, two = check_arguments(SCHEMAS, PYTHON, b'{ "seed" : 1, "code" : "\\u0078" }', may_see=lambda: True)
     assert one == two
 
 
@@ -97,7 +106,7 @@ def test_violations_are_capped_whatever_the_engine_returns() -> None:
         output_violations = input_violations
 
     with pytest.raises(CallError) as caught:
-        check_arguments(Endless(), PYTHON, b"{}")
+        check_arguments(Endless(), PYTHON, b"{}", may_see=lambda: True)
     assert len(caught.value.violations) == MAX_VIOLATIONS
 
 

@@ -189,6 +189,17 @@ def test_a_dead_letter_is_redriven_once_and_the_two_name_each_other(transaction)
     assert refused(entries.claim, transaction, intent(), None, "boot", again, b"s") is Reason.NOT_POSSIBLE
 
 
+def test_who_has_redriven_a_call_denies_it_and_does_not_approve_it(transaction):
+    dead = begun(transaction)
+    entries.complete(transaction, failure(dead))
+    new = intent()
+    again = keeping("finance", redrives=dead, redriven_by="acme/boss")
+    entries.claim(transaction, new, None, "boot", again, b"sealed")
+    assert refused(carried.decide, transaction, new.call_id, "acme/boss", AT, approve=True) is Reason.POLICY_DENIED
+    assert row(transaction, new.call_id).state == State.AWAITING_APPROVAL
+    assert carried.decide(transaction, new.call_id, "acme/chief", AT, approve=True).state == State.ADMITTED
+
+
 def test_what_somebody_may_have_to_look_at_is_counted(transaction):
     kept(transaction)
     kept(transaction, "finance")
