@@ -16,9 +16,7 @@ from typing import Final
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Administration, is_administrator
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
-from callgate_server.admission.loops import LoopGuard
-from callgate_server.admission.stops import StopList
-from callgate_server.admission.tasks import LiveTasks, TaskCredentials
+from callgate_server.admission.tasks import TaskCredentials
 from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
@@ -56,6 +54,7 @@ from callgate_server.parts import (
     Endpoints,
     authenticators,
     breaker_readings,
+    call_limits,
     ceilings,
     circuit_breakers,
     docker_options,
@@ -86,6 +85,7 @@ TRIAL_EVERY_S: Final = 30.0
 REVOKE_TIMEOUT_S: Final = 2.0
 VERIFY_EVERY_S: Final = 30.0
 EXPIRY_EVERY_S: Final = 60.0
+BEYOND_EVERY_S: Final = 60.0
 SPOOL_EVERY_S: Final = 1.0
 TASKS_EVERY_S: Final = 5.0
 # How many may wait for the end of a call that they repeat. They cost a little memory and nothing else.
@@ -121,7 +121,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = Limits(settings.limits.bounds, LiveTasks(), StopList(), LoopGuard(settings.limits.loop_rule), catalog)
+        limits = call_limits(settings.limits, catalog)
         authentication = Authentication(
             *known,
             TaskCredentials(limits.tasks, ledger.digest),
@@ -130,6 +130,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         administration = Administration(policy, ledger.remark)
         remarks = Remarks(ledger.remark)
         held.push_async_callback(remarks.flush)
+        held.callback(limits.tell_beyond, remarks.add)
         breakers = circuit_breakers(settings.breakers, telemetry, remarks)
         telemetry.readings(partial(breaker_readings, breakers))
         out = None if settings.egress is None else egress_gate(settings.egress, breakers, telemetry)
@@ -181,7 +182,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         health = HealthBoard(ledger, store, sandboxes, running, telemetry)
         await health.look()
         verification = Verification(catalog, ledger, pipeline.start_for)
-        work = _Work(policy, ledger, store, sandboxes, lanes, remarks, tasks, verification, health)
+        work = _Work(policy, ledger, store, sandboxes, lanes, limits, remarks, tasks, verification, health)
         work.begin(rounds, settings, catalog, telemetry)
         gate = Gate(
             calls=pipeline,
@@ -229,6 +230,7 @@ class _Work:
     store: OpenBao | None
     sandboxes: SandboxBackend
     lanes: Lanes
+    limits: Limits
     remarks: Remarks
     tasks: Tasks
     verification: Verification
@@ -242,6 +244,7 @@ class _Work:
         if forks := [tool for tool in catalog if tool.manifest.isolation == "fork"]:
             rounds.carry("fork", ForkTrial(self.lanes, forks[0]).look, pause_s=TRIAL_EVERY_S)
         rounds.carry("remarks", self.remarks.write, pause_s=SPOOL_EVERY_S)
+        rounds.carry("beyond", self.tell_beyond, pause_s=BEYOND_EVERY_S)
         rounds.carry("verify", self.verification.look, pause_s=VERIFY_EVERY_S)
         rounds.carry("spool", self.ledger.move_spooled, pause_s=SPOOL_EVERY_S)
         rounds.carry("tasks", self.tasks.expire, pause_s=TASKS_EVERY_S)
@@ -249,6 +252,9 @@ class _Work:
         if self.store is not None:
             rounds.carry("secrets", self.store.run, pause_s=1)
         rounds.carry("time", self.health.keep_time, pause_s=0)
+
+    async def tell_beyond(self) -> None:
+        self.limits.tell_beyond(self.remarks.add)
 
 
 async def _ledger(settings: Settings, held: AsyncExitStack) -> SqliteLedger:

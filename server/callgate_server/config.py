@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from callgate_server.admission.bounds import Bounds, BoundTable
+from callgate_server.admission.fruitless import FRUITLESS
 from callgate_server.admission.loops import LoopRule
 from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import load_catalog
@@ -449,7 +450,8 @@ class LimitSettings(_Strict):
     """The server's ceilings. What a caller or a manifest asks for is cut to these.
 
     `per_tenant`, `per_agent` and `per_task` hold for each; `tenants` and `agents` (`tenant/agent`) say otherwise for
-    some by name, as far as they say something. `tasks_per_agent` may be alive at once.
+    some by name, as far as they say something. `tasks_per_agent` may be alive at once. Of each agent's requests that
+    are refused or repeat a call, so many as `fruitless` says are recorded each; beyond them all it asks for is refused.
     """
 
     calls: Annotated[int, Field(ge=1)] = 256
@@ -466,6 +468,7 @@ class LimitSettings(_Strict):
     agents: dict[str, BoundSettings] = {}
     loop: LoopSettings | None = None
     tasks_per_agent: Annotated[int, Field(ge=0, le=10_000)] = 64
+    fruitless: RateSettings = RateSettings(calls=FRUITLESS.calls, per_s=FRUITLESS.per_s)
 
     @model_validator(mode="after")
     def _names_can_exist(self) -> Self:

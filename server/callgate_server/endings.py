@@ -62,9 +62,14 @@ class Endings:
         running.fail(failure)
 
     async def refuse(self, ticket: Ticket, refusal: CallError) -> CallError:
-        """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded."""
+        """Record a refusal and return what to tell the caller: the refusal, or that it could not be recorded.
+
+        Where an agent has had too many, it is recorded in a sum.
+        """
         refusal.call_id = ticket.id
         try:
+            if not self.limits.came_to_nothing(ticket.caller, refusal):
+                return refusal
             with ticket.phases.measure("record"):
                 await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
         except CallError as unrecorded:

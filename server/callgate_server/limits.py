@@ -7,7 +7,7 @@ look at the stops and a call's registration no stop can come.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.budgets import Budgets
+from callgate_server.admission.fruitless import Fruitless, TooFruitlessError
 from callgate_server.admission.limits import Shares
 from callgate_server.admission.loops import LoopGuard, SameCall
 from callgate_server.admission.rates import Rates
@@ -27,6 +28,7 @@ from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.spending import Amounts, Budget, Charge, Scope, hour_of, millionths
+from callgate_server.model.strict_json import Json
 from callgate_server.model.task import is_task_of_ours
 from callgate_server.ticket import Admitted, Ticket, utc_now
 
@@ -51,10 +53,31 @@ class Limits:
     rates: Rates = field(default_factory=Rates)
     budgets: Budgets = field(default_factory=Budgets)
     shares: Shares = field(default_factory=Shares)
+    fruitless: Fruitless = field(default_factory=Fruitless)
     now: Callable[[], datetime] = utc_now
     clock: Callable[[], float] = time.monotonic
     # Calls that have reserved something and not ended.
     _reserved: set[str] = field(default_factory=set)
+
+    def listen(self, ticket: Ticket) -> None:
+        """Refuse who asks and asks for what comes to nothing.
+
+        Raises:
+            CallError: `rate_limited`.
+        """
+        self.fruitless.refuse_beyond(ticket.caller, self.clock())
+
+    def came_to_nothing(self, caller: Caller, refusal: CallError | None = None) -> bool:
+        """Count a refused or a repeated request. False for a refusal that is recorded in a sum."""
+        if isinstance(refusal, TooFruitlessError):
+            return False
+        self.fruitless.count(caller, self.clock())
+        return True
+
+    def tell_beyond(self, remark: Callable[[str, Mapping[str, Json]], None]) -> None:
+        """Tell how many requests `listen` has refused since the last time."""
+        for scope, requests in self.fruitless.take_beyond():
+            remark("refused_beyond", {"tenant": scope.tenant, "agent": scope.agent, "requests": requests})
 
     def admit(self, ticket: Ticket) -> None:
         """Refuse who is stopped, and narrow the caller to the task that the call or the credential names.

@@ -12,8 +12,12 @@ from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from callgate_server.admission.authenticate import Authenticator
+from callgate_server.admission.fruitless import Fruitless
 from callgate_server.admission.limits import Ceilings
+from callgate_server.admission.loops import LoopGuard
 from callgate_server.admission.queue import Queue, QueueRules
+from callgate_server.admission.stops import StopList
+from callgate_server.admission.tasks import LiveTasks
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.docker.options import DockerOptions
@@ -30,6 +34,7 @@ from callgate_server.config import (
     Grpc,
     Http,
     Jwt,
+    LimitSettings,
     QueueSettings,
     SecretStoreSettings,
     Settings,
@@ -44,6 +49,7 @@ from callgate_server.execution.pool import WarmPool
 from callgate_server.execution.pool_policy import Bounds
 from callgate_server.execution.sandbox import AnonymousStarts, Shape
 from callgate_server.kept import Patience
+from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError
 from callgate_server.model.strict_json import Json
@@ -243,6 +249,11 @@ def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOp
         starts=execution.starts,
         waiting=settings.waiting,
     )
+
+
+def call_limits(settings: LimitSettings, catalog: Catalog) -> Limits:
+    loops, fruitless = LoopGuard(settings.loop_rule), Fruitless(settings.fruitless.rate)
+    return Limits(settings.bounds, LiveTasks(), StopList(), loops, catalog, fruitless=fruitless)
 
 
 def kept_queue(queue: QueueSettings) -> Queue:

@@ -87,6 +87,7 @@ class Pipeline:
     async def _started(self, ticket: Ticket) -> Running:
         try:
             with ticket.phases.measure("admission"):
+                self.limits.listen(ticket)
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:
@@ -143,6 +144,7 @@ class Pipeline:
                         return await self._run(running, call)
                     return await self.kept.carry(running, kept_now(call, keeping), self._readmit, self._run)
             running.answer(await self.duplicates.answer(running, call, holder))
+            self.limits.came_to_nothing(call.ticket.caller)
         except CallError as refusal:
             running.fail(await self.endings.refuse(call.ticket, refusal))
 

@@ -56,6 +56,24 @@ def made_task(gateway: RunningGateway, who: str = "acme", **changes: Any) -> str
     return task_id
 
 
+# --- Noise ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_cannot_fill_the_record_with_refusals(tmp_path: Path) -> None:
+    made = deployment(tmp_path, limits={"fruitless": {"calls": 5, "per_s": 600}})
+    with made.start() as gateway:
+        replies = [gateway.post("no.such_tool", {}) for _ in range(12)]
+        assert gateway.post("text.diff", DIFF).status_code == 429
+        assert gateway.post("text.diff", DIFF, tenant="colleague").json()["state"] == "succeeded"
+    assert [refusal(reply)[1] for reply in replies] == ["unknown_tool"] * 5 + ["rate_limited"] * 7
+    assert int(replies[-1].headers["Retry-After"]) > 60
+    recorded = [bool(made.events(reply.json()["call_id"])) for reply in replies]
+    assert recorded == [True] * 5 + [False] * 7
+    (told,) = [event for event in made.events("") if event["kind"] == "refused_beyond"]
+    assert (told["tenant"], told["agent"], told["requests"]) == ("acme", "bot", 8)
+    assert made.verify().fault is None
+
+
 # --- Tasks ------------------------------------------------------------------------------------------------------
 
 

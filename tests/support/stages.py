@@ -13,9 +13,11 @@ from callgate_runner import wire
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.authorize import Operation
 from callgate_server.admission.bounds import BoundTable
+from callgate_server.admission.fruitless import FRUITLESS, Fruitless
 from callgate_server.admission.limits import Ceilings, Concurrency, DeadlineRule
 from callgate_server.admission.loops import LoopGuard, LoopRule
 from callgate_server.admission.queue import Queue, QueueRules
+from callgate_server.admission.rates import Rate
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.attempt import Attempts
@@ -513,6 +515,7 @@ class World:
         max_s: float = 60,
         bounds: BoundTable = BoundTable(),  # noqa: B008  # it is frozen
         loop: LoopRule | None = None,
+        fruitless: Rate = FRUITLESS,
         kept: QueueRules = TWO_AT_ONCE,
         patience: Patience = HALF_A_MINUTE,
         rules: Mapping[Kind, BreakerRules] | None = None,
@@ -526,7 +529,8 @@ class World:
         self.watch = Seen()
         self.running = RunningCalls(self.watch.unexpected)
         self.catalog = Catalog.of(*(tools or (tool(),)))
-        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop), self.catalog)
+        noise = Fruitless(fruitless)
+        self.limits = Limits(bounds, LiveTasks(), StopList(), LoopGuard(loop), self.catalog, fruitless=noise)
         schemas, broker = OneStringSchemas(), Broker(self.vault, now=time.monotonic)
         self.breakers = Breakers(rules or {}, lambda _: None)
         attempts = Attempts(schemas, self.policy, self.ledger, broker, self.sandboxes, self.watch, self.gate)

@@ -33,15 +33,22 @@ class Rates:
 
     def take(self, wanted: Sequence[tuple[Scope, Rate]], now_s: float) -> float:
         """Count one call of each, or none of them; return 0, or the seconds until it would be counted."""
-        due_s = {scope: max(self._due_s.get(scope, now_s), now_s) + rate.per_s / rate.calls for scope, rate in wanted}
-        # A hair of tolerance: sums of intervals that are no whole numbers must not cost the last call of an allowance.
-        wait_s = max((due_s[scope] - now_s - rate.per_s * (1 + 1e-9) for scope, rate in wanted), default=0.0)
+        wait_s = self.wait_s(wanted, now_s)
         if wait_s > 0:
             return wait_s
-        self._due_s.update(due_s)
+        self._due_s.update({scope: self._next_s(scope, rate, now_s) for scope, rate in wanted})
         if len(self._due_s) > self._sweep_at:
             self._sweep(now_s)
         return 0.0
+
+    def wait_s(self, wanted: Sequence[tuple[Scope, Rate]], now_s: float) -> float:
+        """Return 0 where one call of each would be counted now, or the seconds until then. Counts nothing."""
+        # A hair of tolerance: sums of intervals that are no whole numbers must not cost the last call of an allowance.
+        waits = (self._next_s(scope, rate, now_s) - now_s - rate.per_s * (1 + 1e-9) for scope, rate in wanted)
+        return max(0.0, max(waits, default=0.0))
+
+    def _next_s(self, scope: Scope, rate: Rate, now_s: float) -> float:
+        return max(self._due_s.get(scope, now_s), now_s) + rate.per_s / rate.calls
 
     def _sweep(self, now_s: float) -> None:
         self._due_s = {scope: due_s for scope, due_s in self._due_s.items() if due_s > now_s}

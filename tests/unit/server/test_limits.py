@@ -63,6 +63,40 @@ async def test_a_rate_refuses_with_the_time_to_wait_and_the_refusal_is_recorded(
     assert 0 < (error.retry_after_ms or 0) <= 300_001
 
 
+async def test_beyond_a_number_of_refusals_an_agent_is_refused_all_and_only_their_sum_is_recorded() -> None:
+    async with World(fruitless=Rate(2, 600)) as world:
+        world.policy.ruling = Ruling.DENY
+        errors = [await refused(world) for _ in range(5)]
+        world.policy.ruling = Ruling.ALLOW
+        assert (await refused(world)).reason is Reason.RATE_LIMITED
+        await call(world, token="other")
+        told: list[tuple[str, object]] = []
+        world.limits.tell_beyond(lambda kind, body: told.append((kind, dict(body))))
+    assert [error.reason for error in errors] == [Reason.POLICY_DENIED] * 2 + [Reason.RATE_LIMITED] * 3
+    assert [error.call_id in world.ledger.rows for error in errors] == [True, True, False, False, False]
+    assert told == [("refused_beyond", {"tenant": "acme", "agent": "bot", "requests": 4})]
+    assert len(world.watch.refusals) == 6
+
+
+async def test_repetitions_count_among_what_comes_to_nothing() -> None:
+    async with World(fruitless=Rate(2, 600)) as world:
+        for replayed in (False, True, True):
+            assert (await call(world, request(idempotency_key="k")))["replayed"] is replayed
+        assert (await refused(world, request(idempotency_key="k"))).reason is Reason.RATE_LIMITED
+
+
+async def test_a_kept_call_whose_turn_comes_pays_for_no_noise_of_its_agent() -> None:
+    async with World(fruitless=Rate(1, 600)) as world:
+        world.sandboxes.gate = asyncio.Event()
+        kept = [await world.pipeline.start("agent", request(str(n), asynchronous=True)) for n in range(3)]
+        world.policy.ruling = Ruling.DENY
+        await refused(world)
+        world.policy.ruling = Ruling.ALLOW
+        assert (await refused(world)).reason is Reason.RATE_LIMITED
+        world.sandboxes.gate.set()
+        assert [(await one.wait())["state"] for one in kept] == ["succeeded"] * 3
+
+
 async def test_a_replay_costs_nothing() -> None:
     bounds = agent_bounds(rate=Rate(1, 600), budget=Budget(calls=1, window_h=24))
     async with World(bounds=bounds) as world:

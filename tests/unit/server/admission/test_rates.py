@@ -18,6 +18,15 @@ def test_so_many_may_come_at_once_and_the_next_learns_how_long_to_wait():
     assert rates.take([(BOT, RATE)], 110.0) == 0
 
 
+def test_a_look_at_the_wait_counts_nothing():
+    rates = Rates()
+    assert [rates.wait_s([(BOT, RATE)], 100.0) for _ in range(9)] == [0] * 9
+    for _ in range(3):
+        rates.take([(BOT, RATE)], 100.0)
+    assert rates.wait_s([(BOT, RATE)], 100.0) == pytest.approx(10)
+    assert len(rates) == 1
+
+
 def test_one_agents_haste_is_not_anothers():
     rates = Rates()
     for _ in range(3):
