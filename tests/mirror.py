@@ -34,7 +34,6 @@ TESTED_ELSEWHERE = {
     f"{SERVER}/cli/serving.py": "tests/integration/test_gateway_lifecycle.py",
     f"{SERVER}/execution/egress.py": "tests/integration/test_egress_of_sandboxes.py",
     f"{SERVER}/execution/sandbox.py": CONTRACT,
-    f"{SERVER}/health.py": "tests/integration/test_gateway_faults.py",
     f"{SERVER}/parts.py": "tests/integration/test_gateway_lifecycle.py",
     f"{SERVER}/observe/watch.py": "tests/unit/server/backends/test_telemetry.py",
 }

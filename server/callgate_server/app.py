@@ -20,6 +20,7 @@ from callgate_server.admission.tasks import TaskCredentials
 from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
+from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
 from callgate_server.backends.json_schema import CompiledSchemas, compiled
@@ -179,7 +180,9 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             settings.limits.tasks_per_agent,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
-        health = HealthBoard(ledger, store, sandboxes, running, telemetry)
+        reporting = [part for part in (*known, store) if isinstance(part, ApiKeys | OpenBao)]
+        only_keys = settings.auth.jwt is None
+        health = HealthBoard(ledger, reporting, sandboxes, running, telemetry, only_keys=only_keys)
         await health.look()
         verification = Verification(catalog, ledger, pipeline.start_for)
         work = _Work(policy, ledger, store, sandboxes, lanes, limits, remarks, tasks, verification, health)
@@ -331,6 +334,8 @@ async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:
     report = await asyncio.to_thread(policy.refresh)
     if report.outcome is Refreshed.LOADED:
         telemetry.info("policy reloaded", version=report.version, policies=report.policies)
+    elif report.new:
+        telemetry.policies_refused(report.version, report.faults)
 
 
 def _utc_now() -> datetime:
