@@ -23,7 +23,7 @@ from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas, compiled
+from callgate_server.backends.json_schema import compiled
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -53,17 +53,15 @@ from callgate_server.observe.remarks import Remarks
 from callgate_server.parts import (
     Edges,
     Endpoints,
-    authenticators,
+    basis,
     breaker_readings,
     call_limits,
     ceilings,
     circuit_breakers,
-    docker_options,
     egress_gate,
     guarded_store,
     kept_queue,
     lane_readings,
-    lane_rules,
     patience,
     pool_readings,
     secret_store,
@@ -114,17 +112,13 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     """
     telemetry = Telemetry(settings.log.level)
     telemetry.take_over_logging()
-    catalog = deployed_catalog(settings)
-    options = docker_options(settings, catalog)
-    rules = lane_rules(settings.execution, catalog, options)
-    schemas = CompiledSchemas.of(catalog)
-    known = authenticators(settings.auth, purpose)
-    policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
+    loaded = basis(settings, deployed_catalog(settings), purpose, telemetry.policy_alarm)
+    catalog, schemas, policy = loaded.catalog, loaded.schemas, loaded.policy
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
         limits = call_limits(settings.limits, catalog)
         authentication = Authentication(
-            *known,
+            *loaded.authenticators,
             TaskCredentials(limits.tasks, ledger.digest),
             on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
         )
@@ -136,12 +130,14 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         telemetry.readings(partial(breaker_readings, breakers))
         out = None if settings.egress is None else egress_gate(settings.egress, breakers, telemetry)
         store = secret_store(settings.secrets)
-        docker = DockerBackend(options)
+        docker = DockerBackend(loaded.options)
         held.push_async_callback(docker.close)
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        sandboxes, lanes = await _sandboxes(settings, catalog, GuardedStarts(docker, breakers), rules, held, telemetry)
+        sandboxes, lanes = await _sandboxes(
+            settings, catalog, GuardedStarts(docker, breakers), loaded.lanes, held, telemetry
+        )
         sandboxes = StoppedByHand(sandboxes, breakers)
         if out is not None:
             await held.enter_async_context(out)
@@ -180,7 +176,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             settings.limits.tasks_per_agent,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
-        reporting = [part for part in (*known, store) if isinstance(part, ApiKeys | OpenBao)]
+        reporting = [part for part in (*loaded.authenticators, store) if isinstance(part, ApiKeys | OpenBao)]
         only_keys = settings.auth.jwt is None
         health = HealthBoard(ledger, reporting, sandboxes, running, telemetry, only_keys=only_keys)
         await health.look()
