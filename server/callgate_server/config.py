@@ -200,7 +200,8 @@ class LaneSettings(_Strict):
     """Isolation `fork`: how many lanes there may be, and how long each lives. `per_tool` 0 means one for each core.
 
     A lane holds its place and its memory from its start until it is gone, whether it serves a call or waits for one:
-    `most` and `memory_mb` bound all of them, by their tools' limits. `waiting` calls may wait for one.
+    `most` and `memory_mb` bound all of them, by their tools' limits. `waiting` calls may wait for one, of one tenant
+    half of them.
     """
 
     calls: Annotated[int, Field(ge=1, le=100_000)] = 500
@@ -208,7 +209,7 @@ class LaneSettings(_Strict):
     most: Annotated[int, Field(ge=1, le=1024)] = 16
     memory_mb: Annotated[int, Field(ge=64)] = 4096
     per_tool: Annotated[int, Field(ge=0, le=256)] = 0
-    waiting: Annotated[int, Field(ge=0, le=10_000)] = 64
+    waiting: Annotated[int, Field(ge=0, le=10_000)] = 128
 
 
 class PoolSettings(_Strict):
