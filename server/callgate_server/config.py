@@ -497,14 +497,15 @@ class LimitSettings(_Strict):
 class QueueSettings(_Strict):
     """Calls that the gateway carries on by itself: asynchronous ones, and those that wait for an approval.
 
-    `running` of them run at once, beside the calls that somebody waits for; `waiting` are kept, of which one tenant may
-    have its share. `turn_s` and `approval_s` are how long they wait.
+    `running` of them run at once, beside the calls that somebody waits for; `waiting` are kept, of which one tenant and
+    one agent may have their shares. `turn_s` and `approval_s` are how long they wait.
     """
 
     running: Annotated[int, Field(ge=1, le=1024)] = 8
     running_per_tenant: Annotated[int, Field(ge=1, le=1024)] = 4
     waiting: Annotated[int, Field(ge=1, le=100_000)] = 2000
     waiting_per_tenant: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    waiting_per_agent: Annotated[int, Field(ge=1, le=100_000)] = 250
     turn_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3600.0
     approval_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 86_400.0
 

@@ -246,7 +246,11 @@ def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOp
 
 
 def kept_queue(queue: QueueSettings) -> Queue:
-    return Queue(QueueRules(queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant))
+    return Queue(
+        QueueRules(
+            queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant, queue.waiting_per_agent
+        )
+    )
 
 
 def patience(queue: QueueSettings) -> Patience:
