@@ -257,7 +257,11 @@ def call_limits(settings: LimitSettings, catalog: Catalog) -> Limits:
 
 
 def kept_queue(queue: QueueSettings) -> Queue:
-    return Queue(QueueRules(queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant))
+    return Queue(
+        QueueRules(
+            queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant, queue.waiting_per_agent
+        )
+    )
 
 
 def patience(queue: QueueSettings) -> Patience:

@@ -155,7 +155,7 @@ class Pipeline:
                 holder = await self.duplicates.holder(call)
                 if holder is None:
                     caller = call.ticket.caller
-                    room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
+                    room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller)
                     place.enter_context(room)
                     call.ticket.passage = place.enter_context(self._passage(call))
                     if keeping is not None:
