@@ -22,7 +22,7 @@ from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas, compiled
+from callgate_server.backends.json_schema import CompiledSchemas, grantable
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -174,7 +174,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits.tasks,
             limits.stops,
             limits.budgets,
-            compiled,
+            grantable,
             ledger.digest,
             settings.limits.tasks_per_agent,
         )

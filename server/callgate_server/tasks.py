@@ -30,11 +30,9 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.spending import MILLION, Amounts, Budget, Scope
-from callgate_server.model.strict_json import encode
 from callgate_server.model.task import Task, is_task_of_ours, new_task_id
 
 MAX_LISTED: Final = 200
-MAX_GRANT_BYTES: Final = 64 * 1024
 MAX_GRANTED_TOOLS: Final = 64
 MAX_LIFETIME_S: Final = 30 * 86_400
 
@@ -77,7 +75,7 @@ class Tasks:
         self._check(wish)
         task = self._task(caller, wish)
         credential = PREFIX + secrets.token_urlsafe(32)
-        live = await self._prepared(task, credential_digest(self.digest, credential))
+        live = self._prepared(task, credential_digest(self.digest, credential))
         if self.live.count(caller) >= self.most:
             raise CallError(
                 Reason.OVERLOADED, f"This agent has {self.most} tasks that are not over; end one.", retry_after_ms=1000
@@ -154,8 +152,6 @@ class Tasks:
             raise _unacceptable(f"`lifetime_s` is more than 0 and at most {MAX_LIFETIME_S} seconds.")
         if not 1 <= len(wish.grant) <= MAX_GRANTED_TOOLS:
             raise _unacceptable(f"`grant` names 1 to {MAX_GRANTED_TOOLS} tools.")
-        if len(encode(wish.grant)) > MAX_GRANT_BYTES:
-            raise _unacceptable(f"The grant is larger than {MAX_GRANT_BYTES} bytes.")
         if any(tool not in self.catalog.tools for tool in wish.grant):
             raise CallError(Reason.UNKNOWN_TOOL, "The grant names a tool that does not exist.")
 
@@ -164,10 +160,9 @@ class Tasks:
         owner = replace(caller, task=task_id)
         return Task(task_id, owner, wish.name, wish.grant, wish.budget, now, now + timedelta(seconds=wish.lifetime_s))
 
-    async def _prepared(self, task: Task, credential: str) -> LiveTask:
+    def _prepared(self, task: Task, credential: str) -> LiveTask:
         try:
-            # Schemas of the size that is allowed can take their time, which is not to be everybody's.
-            return await asyncio.to_thread(LiveTask.of, task, credential, self.compiled)
+            return LiveTask.of(task, credential, self.compiled)
         except ValueError as error:
             raise _unacceptable(f"Not acceptable: {error}.") from None
 

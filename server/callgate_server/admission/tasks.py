@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from callgate_server.admission.grants import MAX_STEPS, check_grant, steps_left
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.strict_json import Json
@@ -19,7 +20,15 @@ PREFIX: Final = "cgt_"
 # Of tasks that are over only so many are told from those that never were.
 ENDED_KEPT: Final = 4096
 
-Check = Callable[[Json], Sequence[Violation]]
+# To say where something does not fit takes the engine far longer than to say that it does not.
+_TOLD_WITHIN: Final = 1000
+
+
+class Check(Protocol):
+    def __call__(self, value: Json, *, detailed: bool) -> Sequence[Violation]:
+        """What of a value does not fit a schema; one violation of the whole, where that need not be `detailed`."""
+
+
 Compile = Callable[[Mapping[str, Any]], Check]
 
 
@@ -36,8 +45,9 @@ class LiveTask:
         """Prepare a grant.
 
         Raises:
-            ValueError: a schema of it is not one that a manifest may declare.
+            ValueError: it is not one that a task may have; names the tool and what is wrong.
         """
+        check_grant(task.grant)
         checks: dict[str, Check] = {}
         for tool, schema in task.grant.items():
             try:
@@ -55,9 +65,15 @@ class LiveTask:
         check = self.checks.get(tool)
         if check is None:
             raise CallError(Reason.OUTSIDE_GRANT, f"The task's grant does not have {tool}.")
+        left = steps_left(self.task.grant[tool], arguments)
+        if left < 0:
+            raise CallError(
+                Reason.OUTSIDE_GRANT,
+                f"These arguments of {tool} are too large for what the task's grant asks of them; send less at once.",
+            )
         found = [
             Violation(violation.path, violation.rule, f"does not fit `{violation.rule}` of the grant")
-            for violation in check(arguments)
+            for violation in check(arguments, detailed=MAX_STEPS - left <= _TOLD_WITHIN)
         ]
         if found:
             where = found[0].path or "/"

@@ -6,9 +6,10 @@ import pytest
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.budgets import Budgets
+from callgate_server.admission.grants import MAX_BYTES
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks, TaskCredentials
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import grantable
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -18,7 +19,7 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import Budget
 from callgate_server.model.task import Stop, new_task_id
-from callgate_server.tasks import MAX_GRANT_BYTES, MAX_LIFETIME_S, Tasks, TaskWish
+from callgate_server.tasks import MAX_LIFETIME_S, Tasks, TaskWish
 from support.stages import Tokens, tool
 
 WISH = TaskWish("tidy up", {"text.echo": {"required": ["text"]}}, 60.0, Budget(calls=3, cost=2_500_000))
@@ -49,7 +50,7 @@ class World:
             self.live,
             self.stops,
             self.budgets,
-            compiled,
+            grantable,
             self.ledger.digest,
             most,
             self.clock,
@@ -217,6 +218,20 @@ async def test_a_grant_that_cannot_be_used_any_more_leaves_its_credential_worthl
     assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
 
 
+async def test_a_stored_grant_that_no_task_may_have_any_more_never_comes_to_the_engine(world):
+    document, credential = await world.made()
+    task = world.live.of(await world.who(credential)).task
+    costly = replace(task, task_id=new_task_id(), grant={"text.echo": {"not": {"pattern": "(?:a{0,99}b){20}"}}})
+    await world.ledger.register.create_task(costly, "digest")
+    await world.ledger.close()
+    world.open()
+    compiled = []
+    world.tasks = replace(world.tasks, compiled=lambda schema: compiled.append(schema) or grantable(schema))
+    assert await world.tasks.load() == (costly.task_id,)
+    assert compiled == [{"required": ["text"]}]
+    assert (await world.who(credential)).task == document["task_id"]
+
+
 async def test_who_is_stopped_makes_no_tasks(world):
     world.stops.put(Stop("acme", "bot", "", "root", world.clock.now))
     assert await reason(world.tasks.create("agent", WISH)) is Reason.STOPPED
@@ -238,8 +253,9 @@ async def test_what_cannot_be_written_is_no_task(world):
         ({"grant": {}}, Reason.INVALID_REQUEST),
         ({"grant": {"no.tool": {}}}, Reason.UNKNOWN_TOOL),
         ({"grant": {f"a.t{number}": {} for number in range(65)}}, Reason.INVALID_REQUEST),
-        ({"grant": {"text.echo": {"description": "x" * MAX_GRANT_BYTES}}}, Reason.INVALID_REQUEST),
+        ({"grant": {"text.echo": {"description": "x" * MAX_BYTES}}}, Reason.INVALID_REQUEST),
         ({"grant": {"text.echo": {"requierd": ["text"]}}}, Reason.INVALID_REQUEST),
+        ({"grant": {"text.echo": {"not": {}}}}, Reason.INVALID_REQUEST),
         ({"grant": {"text.echo": {"$ref": "file:///etc/passwd"}}}, Reason.INVALID_REQUEST),
         ({"lifetime_s": 0}, Reason.INVALID_REQUEST),
         ({"lifetime_s": float("nan")}, Reason.INVALID_REQUEST),
