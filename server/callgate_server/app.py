@@ -177,6 +177,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             grantable,
             ledger.digest,
             settings.limits.tasks_per_agent,
+            limits.hasten,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
         health = HealthBoard(ledger, store, sandboxes, running, telemetry)

@@ -16,6 +16,7 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.budgets import Budgets
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import (
+    ENDED_KEPT,
     PREFIX,
     Compile,
     LiveTask,
@@ -49,7 +50,7 @@ class TaskWish:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """`most` is how many of one agent's tasks may not be over."""
+    """`most` is how many of one agent's tasks may not be over, `hasten` counts in the rates that its calls have."""
 
     authentication: Authentication
     catalog: Catalog
@@ -60,6 +61,7 @@ class Tasks:
     compiled: Compile
     digest: Callable[[bytes], str]
     most: int
+    hasten: Callable[[Caller], None]
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def create(self, token: str | None, wish: TaskWish) -> tuple[dict[str, Any], Sealed]:
@@ -67,7 +69,7 @@ class Tasks:
 
         Raises:
             CallError: `outside_grant` (a task makes none), `stopped`, `invalid_request`, `unknown_tool`, `overloaded`
-                (too many that are not over), `audit_unavailable`.
+                (too many that are not over), `rate_limited`, `audit_unavailable`.
         """
         caller = await self.authentication.identify(token)
         refuse_tasks(caller, "make tasks")
@@ -80,6 +82,7 @@ class Tasks:
             raise CallError(
                 Reason.OVERLOADED, f"This agent has {self.most} tasks that are not over; end one.", retry_after_ms=1000
             )
+        self.hasten(caller)
         # Before it is durable, so that many at once cannot be more than may be. Nobody has its credential yet.
         self.live.add(live)
         try:
@@ -136,8 +139,8 @@ class Tasks:
             CallError: `audit_unavailable`.
         """
         unusable = []
-        for task in await self.register.ended_tasks(MAX_LISTED * 20):
-            self.live.end(task)
+        for owner in await self.register.ended_tasks(ENDED_KEPT):
+            self.live.remember(owner)
         for stored in await self.register.open_tasks():
             try:
                 self.live.add(LiveTask.of(stored.task, stored.credential, self.compiled))

@@ -115,7 +115,11 @@ class LiveTasks:
             del self._of_agents[owner][task.task_id]
             if not self._of_agents[owner]:
                 del self._of_agents[owner]
-        self._ended[task.task_id] = owner
+        self.remember(task.caller)
+
+    def remember(self, ended: Caller) -> None:
+        """Tell a task that is over from none; this is its agent within it."""
+        self._ended[ended.task or ""] = (ended.tenant, ended.agent)
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
 

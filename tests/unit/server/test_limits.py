@@ -295,3 +295,15 @@ async def test_another_tenants_task_is_unknown_and_what_it_has_is_not_told() -> 
         none = await refused(world, request(task=new_task_id()), token="other")
     assert (error.reason, error.message) == (none.reason, none.message) == (Reason.UNKNOWN_TASK, "No such task.")
     assert world.ledger.rows[error.call_id or ""].caller == OTHER_AGENT
+
+
+async def test_what_an_agent_does_beside_calls_takes_from_the_same_rates() -> None:
+    async with World(bounds=agent_bounds(rate=Rate(2, 600))) as world:
+        await call(world)
+        world.limits.hasten(AGENT)
+        for hasty in (world.limits.hasten, lambda caller: world.limits.hasten(replace(caller, task="nightly"))):
+            with pytest.raises(CallError) as caught:
+                hasty(AGENT)
+            assert (caught.value.reason, (caught.value.retry_after_ms or 0) > 0) == (Reason.RATE_LIMITED, True)
+        assert (await refused(world)).reason is Reason.RATE_LIMITED
+        world.limits.hasten(OTHER_AGENT)

@@ -53,6 +53,7 @@ class World:
             grantable,
             self.ledger.digest,
             most,
+            lambda _caller: None,
             self.clock,
         )
 
@@ -230,6 +231,32 @@ async def test_a_stored_grant_that_no_task_may_have_any_more_never_comes_to_the_
     assert await world.tasks.load() == (costly.task_id,)
     assert compiled == [{"required": ["text"]}]
     assert (await world.who(credential)).task == document["task_id"]
+
+
+async def test_making_a_task_takes_from_the_agents_rate_as_a_call_does(world):
+    hasty = CallError(Reason.RATE_LIMITED, "Wait.", retry_after_ms=5)
+    asked = []
+
+    def hasten(caller):
+        asked.append(caller)
+        if len(asked) > 2:
+            raise hasty
+
+    world.tasks = replace(world.tasks, hasten=hasten)
+    for _ in range(2):
+        document, _ = await world.made()
+        await world.tasks.end("agent", document["task_id"])
+    assert await reason(world.tasks.create("agent", replace(WISH, name=""))) is Reason.INVALID_REQUEST
+    assert (
+        await reason(world.tasks.create("agent", replace(WISH, grant={"text.echo": {"not": {}}})))
+        is Reason.INVALID_REQUEST
+    )
+    assert asked == [Caller("acme", "bot", ("developer",))] * 2
+    with pytest.raises(CallError) as refused:
+        await world.tasks.create("agent", WISH)
+    assert refused.value is hasty
+    assert len(await world.tasks.list("agent", 10)) == 2
+    assert len(world.live) == 0
 
 
 async def test_who_is_stopped_makes_no_tasks(world):

@@ -114,6 +114,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (tenant, agent, task, hour)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (
+        # All that is asked of tasks that are over.
+        "CREATE INDEX tasks_ended ON tasks (ended_at, tenant, agent, task_id) WHERE ended_at IS NOT NULL",
+    ),
 )
 VERSION: Final = len(MIGRATIONS)
 

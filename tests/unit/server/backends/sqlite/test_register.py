@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from callgate_server.backends.sqlite import register
 from callgate_server.backends.sqlite.audit import events, verify_file
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -92,8 +93,21 @@ async def test_a_task_ends_once_and_stays_ended(ledger, path):
     assert await ledger.register.end_task(made, "expired") == ended
     assert ended.ended_at is not None
     assert await ledger.register.open_tasks() == []
-    assert await ledger.register.ended_tasks(5) == [ended]
+    assert await ledger.register.ended_tasks(5) == [replace(made.caller, roles=())]
     assert [event.kind for event in events(path, after=1)] == ["task_created", "task_ended"]
+
+
+async def test_of_tasks_that_ended_is_read_whose_they_were_and_no_grant(ledger, path):
+    made = [task(), task(), task()]
+    for each in made:
+        await ledger.register.create_task(each, "digest")
+        await ledger.register.end_task(each, "asked for")
+    tamper(path, "UPDATE tasks SET granted = 'no JSON'")
+    owners = [Caller("acme", "bot", (), each.task_id) for each in made]
+    assert await ledger.register.ended_tasks(2) == owners[1:]
+    with closing(sqlite3.connect(path)) as connection:
+        [(*_, plan)] = connection.execute(f"EXPLAIN QUERY PLAN {register.ENDED}", (2,)).fetchall()
+    assert "USING COVERING INDEX tasks_ended" in plan
 
 
 async def test_what_calls_spent_is_written_with_them_and_shown_with_the_task(ledger):
