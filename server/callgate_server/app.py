@@ -121,7 +121,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = call_limits(settings.limits, catalog)
+        limits = call_limits(settings.limits, catalog, known)
         authentication = Authentication(
             *known,
             TaskCredentials(limits.tasks, ledger.digest),

@@ -29,6 +29,8 @@ class Check(Protocol):
         """What of a value does not fit a schema; one violation of the whole, where that need not be `detailed`."""
 
 
+# The roles of a caller that came with an API key that the key still has, or None where the key is worth nothing now.
+RolesLeft = Callable[[Caller], tuple[str, ...] | None]
 Compile = Callable[[Mapping[str, Any]], Check]
 
 
@@ -85,10 +87,13 @@ class LiveTask:
 
 
 class LiveTasks:
-    """The tasks that are not over, and lately ended ones by name."""
+    """The tasks that are not over, and lately ended ones by name. One that a key made is worth no more than the key."""
 
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, now: Callable[[], datetime] = lambda: datetime.now(UTC), roles_left: RolesLeft = lambda _: None
+    ) -> None:
         self._now = now
+        self._roles_left = roles_left
         self._by_id: dict[str, LiveTask] = {}
         self._by_credential: dict[str, LiveTask] = {}
         self._of_agents: dict[tuple[str, str], dict[str, LiveTask]] = {}
@@ -138,9 +143,13 @@ class LiveTasks:
         )
 
     def holder(self, credential: str) -> Caller | None:
-        """Whose the credential with this digest is; None once its task is over."""
+        """Whose the credential with this digest is; None once its task is over.
+
+        Raises:
+            CallError: `unauthenticated`: the key that made the task is not valid any more.
+        """
         live = self._by_credential.get(credential)
-        return None if live is None or live.task.is_over(self._now()) else live.task.caller
+        return None if live is None or live.task.is_over(self._now()) else self._maker(live.task)
 
     def narrowed(self, caller: Caller, wanted: str | None) -> Caller:
         """The caller as it is within the task that its call names, or its credential.
@@ -148,7 +157,8 @@ class LiveTasks:
         A label that an identity provider gave, and that does not look like a task of ours, narrows nothing.
 
         Raises:
-            CallError: `unknown_task` (another agent's task is like none), `task_ended`.
+            CallError: `unknown_task` (another agent's task is like none), `task_ended`, `unauthenticated` (the key that
+                made it is not valid any more).
         """
         if wanted is None:
             if is_task_of_ours(caller.task):
@@ -178,8 +188,21 @@ class LiveTasks:
         elif not _is_by(live.task, caller):
             raise unknown_task()
         elif not live.task.is_over(self._now()):
+            self._maker(live.task)
             return
         raise CallError(Reason.TASK_ENDED, "The task has ended; make a new one.")
+
+    def _maker(self, task: Task) -> Caller:
+        """The agent within a task, with the roles that are left of those that it had when it made the task."""
+        if task.caller.key is None:
+            return task.caller
+        roles = self._roles_left(task.caller)
+        if roles is None:
+            raise CallError(
+                Reason.UNAUTHENTICATED,
+                "The API key that made this task was revoked or has expired; make a new task with another one.",
+            )
+        return replace(task.caller, roles=roles)
 
 
 class TaskCredentials:

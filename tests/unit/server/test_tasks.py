@@ -9,6 +9,8 @@ from callgate_server.admission.budgets import Budgets
 from callgate_server.admission.grants import MAX_BYTES
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks, TaskCredentials
+from callgate_server.backends import api_keys
+from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.json_schema import grantable
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
@@ -36,13 +38,13 @@ class Clock:
 class World:
     def __init__(self, path, most=3) -> None:
         self.path, self.clock = path / "ledger.db", Clock()
-        self.key = load_or_create_key(path / "key")
+        self.key, self.keys = load_or_create_key(path / "key"), ApiKeys(path / "no-keys.json")
         self.open(most)
 
     def open(self, most=3) -> None:
         self.ledger = SqliteLedger.open(self.path, self.key, now=self.clock)
-        self.live, self.stops, self.budgets = LiveTasks(self.clock), StopList(), Budgets()
-        self.authentication = Authentication(Tokens(), TaskCredentials(self.live, self.ledger.digest))
+        self.live, self.stops, self.budgets = LiveTasks(self.clock, self.keys.roles_left), StopList(), Budgets()
+        self.authentication = Authentication(self.keys, Tokens(), TaskCredentials(self.live, self.ledger.digest))
         self.tasks = Tasks(
             self.authentication,
             Catalog.of(tool(), tool(tool="text.diff")),
@@ -96,6 +98,26 @@ async def test_a_task_is_made_and_its_credential_is_the_agents_within_it(world):
     assert await world.who(credential) == Caller("acme", "bot", ("developer",), document["task_id"])
     assert await world.tasks.show("agent", document["task_id"]) == document
     assert await world.tasks.list("agent", 10) == [document]
+
+
+async def test_a_task_ends_with_the_key_that_made_it_over_a_restart_too(world, tmp_path):
+    file = tmp_path / "keys.json"
+    known = {"tenant": "acme", "agent": "bot", "purpose": "production", "now": world.clock.now}
+    leaked, other = (api_keys.create(file, roles=("developer",), **known) for _ in range(2))
+    world.keys = ApiKeys(file, now=world.clock)
+    await world.ledger.close()
+    world.open()
+    made = [await world.made(new.key.reveal().decode()) for new in (leaked, other)]
+    [(document, credential), (_, untouched)] = made
+    assert (await world.who(credential)).task == document["task_id"]
+    api_keys.revoke(file, leaked.id)
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    assert (await world.who(untouched)).roles == ("developer",)
+    await world.ledger.close()
+    world.open()
+    assert await world.tasks.load() == ()
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    assert (await world.who(untouched)).roles == ("developer",)
 
 
 async def test_the_credential_is_nowhere_in_the_file(world):

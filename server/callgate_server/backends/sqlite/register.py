@@ -54,6 +54,7 @@ class TaskRow:
     created_at: str
     expires_at: str
     ended_at: str | None
+    made_with: str | None = None
 
     @classmethod
     def of(cls, task: Task, credential: str) -> "TaskRow":
@@ -70,6 +71,7 @@ class TaskRow:
             timestamp(task.created_at),
             timestamp(task.expires_at),
             None if task.ended_at is None else timestamp(task.ended_at),
+            task.caller.key,
         )
 
     def to_task(self) -> Task:
@@ -84,7 +86,7 @@ class TaskRow:
         schemas: dict[str, dict[str, Any]] = {tool: _schema(schema) for tool, schema in grant.items()}
         return Task(
             self.task_id,
-            Caller(self.tenant, self.agent, names_of(self.roles), self.task_id),
+            Caller(self.tenant, self.agent, names_of(self.roles), self.task_id, self.made_with),
             self.name,
             schemas,
             Budget(*(None if bound is None else int(str(bound)) for bound in budget)),
@@ -171,6 +173,7 @@ def create_task(transaction: Transaction, task: Task, credential: str) -> None:
         "tenant": row.tenant,
         "agent": row.agent,
         "roles": list(task.caller.roles),
+        "key": row.made_with,
         "tools": [*sorted(task.grant)],
         "expires_at": row.expires_at,
         "row": _fingerprint(transaction.keys, row),
@@ -266,7 +269,10 @@ def _stop_name(tenant: Json, agent: Json) -> str:
 
 def _fingerprint(keys: Keys, row: TaskRow | StopRow) -> str:
     """Keyed hash of everything in the row, and of which table it is in."""
-    return keyed_hash(keys.row, encode([type(row).__name__, *astuple(row)]))
+    values = astuple(row)
+    if isinstance(row, TaskRow) and row.made_with is None:
+        values = values[:-1]  # rows from before this column was there have the fingerprint that they were given then
+    return keyed_hash(keys.row, encode([type(row).__name__, *values]))
 
 
 def _read_task(connection: sqlite3.Connection, task_id: str) -> TaskRow | None:

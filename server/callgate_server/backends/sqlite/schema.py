@@ -115,7 +115,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT, WITHOUT ROWID""",
     ),
     (
-        # All that is asked of tasks that are over.
+        # The id of the API key that a task was made with, if it was one; and all that is asked of tasks that are over.
+        "ALTER TABLE tasks ADD COLUMN made_with TEXT",
         "CREATE INDEX tasks_ended ON tasks (ended_at, tenant, agent, task_id) WHERE ended_at IS NOT NULL",
     ),
 )
