@@ -22,7 +22,7 @@ from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas, compiled
+from callgate_server.backends.json_schema import CompiledSchemas, grantable
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -121,7 +121,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = call_limits(settings.limits, catalog)
+        limits = call_limits(settings.limits, catalog, known)
         authentication = Authentication(
             *known,
             TaskCredentials(limits.tasks, ledger.digest),
@@ -174,9 +174,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits.tasks,
             limits.stops,
             limits.budgets,
-            compiled,
+            grantable,
             ledger.digest,
             settings.limits.tasks_per_agent,
+            limits.hasten,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
         health = HealthBoard(ledger, store, sandboxes, running, telemetry)

@@ -5,7 +5,7 @@ The order in which parts start and stop, and what happens between, is `app.py`.
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -251,9 +251,11 @@ def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOp
     )
 
 
-def call_limits(settings: LimitSettings, catalog: Catalog) -> Limits:
+def call_limits(settings: LimitSettings, catalog: Catalog, known: Sequence[Authenticator]) -> Limits:
     loops, fruitless = LoopGuard(settings.loop_rule), Fruitless(settings.fruitless.rate)
-    return Limits(settings.bounds, LiveTasks(), StopList(), loops, catalog, fruitless=fruitless)
+    keys = next((each for each in known if isinstance(each, ApiKeys)), None)
+    tasks = LiveTasks() if keys is None else LiveTasks(roles_left=keys.roles_left)
+    return Limits(settings.bounds, tasks, StopList(), loops, catalog, fruitless=fruitless)
 
 
 def kept_queue(queue: QueueSettings) -> Queue:

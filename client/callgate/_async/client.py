@@ -350,7 +350,9 @@ class AsyncCallgate:
         """Make a task with a grant: the `tools`, each with a JSON Schema that arguments must fit as well, {} for any.
 
         Its `token` is a credential that is narrower than this one, for whoever works on the task. It is shown this
-        once.
+        once. A grant's schemas may use the part of JSON Schema that is quick to check: `type`, `enum`, `const`,
+        `properties`, `required`, `additionalProperties`, `items`, `prefixItems`, minima and maxima, `multipleOf`,
+        `allOf`, `anyOf`, `oneOf` and short `pattern`s.
 
         Raises:
             ValueError, TypeError: a schema that JSON cannot hold.

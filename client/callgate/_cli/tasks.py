@@ -87,7 +87,11 @@ def create(
     ] = None,
     grant_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON: tools by name, each with a JSON Schema that arguments must fit."),
+        typer.Option(
+            metavar="FILE",
+            help="JSON: tools by name, each with a JSON Schema that arguments must fit (a small part of JSON Schema: "
+            "the gateway says which where it refuses one).",
+        ),
     ] = None,
     lifetime: Annotated[float, typer.Option(metavar="SECONDS", help="When it ends by itself.")] = _HOUR_S,
     calls: Annotated[int | None, typer.Option(metavar="N", help="At most so many calls.")] = None,
