@@ -31,7 +31,7 @@ def test_an_asynchronous_call_is_not_waited_for(commands: FakeGateway) -> None:
     commands.turns.clear()
     result = run("call", "demo.speak", "--async", "--priority", "9")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr.startswith("queued · demo.speak 1.0.0")
+    assert result.stderr.startswith("admitted · demo.speak 1.0.0")
     assert (commands.calls[0].request.asynchronous, commands.calls[0].request.priority) == (True, 9)
     assert run("call", "demo.guarded", "--async").exit_code == 75
 
