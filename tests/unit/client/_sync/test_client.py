@@ -27,7 +27,8 @@ from callgate import (
 from callgate._sync import client
 from callgate.task import Amounts
 from support.examples import code_block
-from support.fake_gateway import TOKEN, FakeGateway, Refused
+from support.fake_gateway import TOKEN, FakeGateway
+from support.fake_refusals import Refused
 
 
 @pytest.fixture
@@ -248,6 +249,9 @@ def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -> None
     with Callgate(fake.target, token=TOKEN, max_answer_bytes=1024 * 1024) as small:
         with pytest.raises(GatewayUnreachable) as caught:
             small.call("demo.large")
+    with Callgate(fake.target, token=TOKEN, max_answer_bytes=1000) as smaller:
+        with pytest.raises(GatewayUnreachable, match="larger than this client takes"):
+            smaller.tools()
     assert caught.value.call_id == fake.calls[0].id
     with Callgate(fake.target, token=TOKEN) as gateway:
         assert len((gateway.call("demo.large")).result) == 3_000_000
@@ -256,7 +260,8 @@ def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -> None
 def test_a_request_larger_than_the_gateway_takes_is_refused(gateway: Callgate, fake: FakeGateway) -> None:
     with pytest.raises(CallRefused) as caught:
         gateway.call("text.upper", {"text": "x" * (2 << 20)})
-    assert caught.value.reason == "resource_exhausted"
+    assert caught.value.reason == "request_too_large"
+    assert "It takes 1048576 bytes" in caught.value.message
     assert fake.calls == []
 
 
