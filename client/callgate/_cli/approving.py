@@ -46,7 +46,7 @@ def approvals(
 ) -> None:
     """List what waits for your approval, or show one call to judge."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         if call_id is None:
             screen.approvals(gateway.approvals())
         else:
@@ -67,7 +67,7 @@ def approve(
     """Show a call that needs an approval, ask, and let it run."""
     _check("approve", call_id, digest, yes=yes, as_json=as_json)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         digest = digest or _ask("Approve", gateway, call_id, screen, yes=yes)
         screen.decided(gateway.approve(call_id, digest))
 
@@ -86,7 +86,7 @@ def deny(
     """Show a call that needs an approval, ask, and refuse it for good."""
     _check("deny", call_id, digest, yes=yes, as_json=as_json)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         digest = digest or _ask("Deny", gateway, call_id, screen, yes=yes)
         screen.decided(gateway.deny(call_id, digest))
 

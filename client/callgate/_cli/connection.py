@@ -10,6 +10,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from callgate._cli.advice import About
 from callgate._cli.documents import Documents
 from callgate._cli.screen import Screen, describe
 from callgate._cli.settings import load
@@ -59,8 +60,12 @@ def connected(
     in_clear: bool,  # noqa: FBT001  # one option of four, in the order of the help
     *,
     tool: str | None = None,
+    about: About = "calls",
 ) -> Iterator[Callgate]:
-    """Give a client, and turn what it raises into what is shown and the exit status. `tool` is what is called."""
+    """Give a client, and turn what it raises into what is shown and the exit status.
+
+    `tool` is what is called, and `about` what the command deals with, so that its advice fits.
+    """
     with usage_errors():
         settings = load(target=target, token_file=token_file)
         gateway = Callgate(
@@ -74,7 +79,8 @@ def connected(
         try:
             yield gateway
         except CallRefused as refusal:
-            screen.refusal(refusal, _takes(gateway, tool) if refusal.reason == "invalid_arguments" else None)
+            takes = _takes(gateway, tool) if refusal.reason == "invalid_arguments" else None
+            screen.refusal(refusal, takes, about)
             raise typer.Exit(REFUSED) from None
         except GatewayUnreachable as error:
             screen.unreachable(error)

@@ -53,7 +53,7 @@ def list_them(
 ) -> None:
     """List them, newest first, and how many there are."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.dead_letters(gateway.dead_letters(limit))
 
 
@@ -69,7 +69,7 @@ def show(
 ) -> None:
     """Show one with its attempts."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.dead_letter(gateway.dead_letter(call_id))
 
 
@@ -85,7 +85,7 @@ def redrive(
 ) -> None:
     """Make a new call of one, and show the new call."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.state(gateway.redrive(call_id))
 
 
@@ -101,7 +101,7 @@ def discard(
 ) -> None:
     """Give one up."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.settled("Discarded.", gateway.discard(call_id))
 
 
@@ -120,5 +120,5 @@ def settle(
 ) -> None:
     """Say whether a call took effect of which that is not known. For administrators."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.settled("Settled.", gateway.settle(call_id, happened=happened))

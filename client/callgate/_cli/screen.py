@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from callgate._cli.advice import About, advice
 from callgate._cli.sheet import Sheet, add_approval, add_dead_letter
 from callgate._cli.table import write_table
 from callgate._cli.text import clean, one_line, to_json_text
@@ -35,28 +36,6 @@ _STYLES: Final = {
 # A call in one of these goes on.
 _GOES_ON: Final = ("admitted", "awaiting_approval", "running")
 _WIDE: Final = 200
-_NEXT: Final = {
-    "unauthenticated": "Give a credential with --token-file, CALLGATE_TOKEN_FILE or CALLGATE_TOKEN.",
-    "unknown_tool": "List the tools you may call: callgate tools",
-    "unknown_call": "List your calls: callgate calls",
-    "invalid_arguments": "Show what a tool takes: callgate tools NAME",
-    "policy_denied": "Ask the gateway's operator; they can look up the call's id.",
-    "policy_error": "Tell the gateway's operator the call's id: the policies need mending.",
-    "approval_required": "Make the call again: it now waits for an approval.",
-    "approval_denied": "Somebody denied this call; talk to them before you make it again.",
-    "approval_expired": "Nobody decided in time. Make the call again, and tell the group that approves it.",
-    "approval_void": "Look at what is to be approved now: callgate approvals ID; or make the call again.",
-    "not_possible": "Look at the state it is in: callgate calls ID",
-    "circuit_open": "Too many of its calls failed. Look at the newest: callgate calls",
-    "budget_exceeded": "Ask whoever set the budget for more; until then this is refused.",
-    "loop_stopped": "The same call failed again and again. Change its arguments or find out why: callgate calls",
-    "stopped": "An operator stopped this agent; ask them why.",
-    "unknown_task": "Check the id after --task: it must be a task of the agent whose credential this is.",
-    "task_ended": "Use another task, or none; this one takes no more calls.",
-    "outside_grant": "The task's grant does not cover this. Use another task, or ask for a wider grant.",
-    "rate_limited": "Make fewer calls at a time.",
-    "idempotency_conflict": "Use another --idempotency-key for other arguments.",
-}
 
 
 class Screen:
@@ -95,8 +74,8 @@ class Screen:
     def not_saved(self, artifact: Artifact, why: str) -> None:
         self._say(Text(f"not saved: {one_line(artifact.name)}: {one_line(why)}", style="red"))
 
-    def refusal(self, refusal: CallRefused, takes: str | None = None) -> None:
-        """Show why a call was refused, what decided, and what to do next. `takes` says what the tool takes."""
+    def refusal(self, refusal: CallRefused, takes: str | None = None, about: About = "calls") -> None:
+        """Show why something was refused, what decided, and what to do next. `takes` says what the tool takes."""
         self._say(Text().append("refused: ", style="red").append(one_line(refusal.reason), style="bold red"))
         self._say(Text(f"  {one_line(refusal.message)}"))
         for violation in refusal.violations:
@@ -106,9 +85,9 @@ class Screen:
             self._say(Text(f"  decided by: {', '.join(map(one_line, refusal.policies))}"))
         if takes is not None:
             self._say(Text(f"  it takes: {one_line(takes)}"))
-        advice = _advice(refusal)
-        if advice is not None:
-            self._say(Text(f"  next: {advice}"))
+        to_do = advice(refusal, about)
+        if to_do is not None:
+            self._say(Text(f"  next: {to_do}"))
         if refusal.call_id is not None:
             self._say(Text(f"  call {one_line(refusal.call_id)}", style="dim"))
 
@@ -425,14 +404,6 @@ def _artifact_line(artifact: Artifact) -> str:
     if artifact.rejected is not None:
         return f"artifact not taken: {one_line(artifact.name)}: {one_line(artifact.rejected)}"
     return f"artifact {one_line(artifact.name)}, {_size(artifact.size_bytes)}"
-
-
-def _advice(refusal: CallRefused) -> str | None:
-    advice = _NEXT.get(refusal.reason)
-    if refusal.retryable:
-        wait = f" in {duration(refusal.retry_after_ms)}" if refusal.retry_after_ms else ""
-        return f"Try again{wait}." if advice is None else f"Try again{wait}. {advice}"
-    return advice
 
 
 def _ends(task: Task) -> str:

@@ -58,7 +58,7 @@ def list_them(
 ) -> None:
     """List them, newest first."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.tasks(gateway.tasks(limit))
 
 
@@ -74,7 +74,7 @@ def show(
 ) -> None:
     """Show one with what it has spent."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.task(gateway.task(task_id))
 
 
@@ -113,7 +113,7 @@ def create(
     screen = screen_for(as_json)
     with Interrupts() as interrupts:
         try:
-            with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+            with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
                 made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
         except BaseException:
             if file is not None and save_token is not None:
@@ -142,7 +142,7 @@ def end(
 ) -> None:
     """End one: its credential is worthless from then on."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.task(gateway.end_task(task_id))
 
 

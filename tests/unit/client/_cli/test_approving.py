@@ -53,7 +53,8 @@ def test_approvals_are_listed_and_shown(commands: FakeGateway) -> None:
     assert f"digest     {digest_of(call)}" in shown.stdout.splitlines()
     assert 'purpose    | "a\\nb\\u001b[2J"' in shown.stdout
     assert not {"\x1b", "\u202e"} & set(shown.stdout + shown.stderr)
-    assert run("approvals", "no-such-call").exit_code == 3
+    unknown = run("approvals", "no-such-call")
+    assert (unknown.exit_code, "next: List what waits for you: callgate approvals" in unknown.stderr) == (3, True)
     assert document("approvals")["approvals"][0]["arguments"] is None
     assert document("approvals", call.id)["arguments"]["note"].startswith("ok")
 

@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from support.command_line import document, run
-from support.fake_gateway import FakeGateway, Refused
+from support.fake_gateway import FakeGateway
+from support.fake_refusals import Refused
 
 
 def test_a_call_that_needs_an_approval_is_left_waiting_and_says_what_to_do(commands: FakeGateway) -> None:
@@ -83,9 +84,8 @@ def test_a_stream_that_breaks_says_how_to_go_on(commands: FakeGateway) -> None:
     assert f"Go on with: callgate follow {call_id} --after 2" in result.stderr
 
 
-@pytest.mark.parametrize("reason", ["rate_limited", "circuit_open"])
-def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGateway, reason: str) -> None:
-    commands.refuse_with = Refused(reason, grpc.StatusCode.UNAVAILABLE, "No.", retry_after_ms=2000)
+def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGateway) -> None:
+    commands.refuse_with = Refused("rate_limited", grpc.StatusCode.UNAVAILABLE, "No.", retry_after_ms=2000)
     assert "next: Try again in 2.0 s. " in run("call", "demo.speak").stderr
 
 

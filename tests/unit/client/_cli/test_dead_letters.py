@@ -38,7 +38,8 @@ def test_redriving_makes_a_new_call(commands: FakeGateway) -> None:
     assert result.exit_code == 0
     assert f"follows call {call_id}" in result.stderr
     assert f"next: callgate follow {commands.calls[-1].id}" in result.stderr
-    assert run("dead-letters", "redrive", call_id).exit_code == 3
+    refused = run("dead-letters", "redrive", call_id)
+    assert (refused.exit_code, "next: List the dead letters: callgate dead-letters" in refused.stderr) == (3, True)
 
 
 def test_discarding_gives_it_up(commands: FakeGateway) -> None:

@@ -270,7 +270,7 @@ def test_a_call_says_which_attempt_it_is_what_it_follows_and_who_decided(capsys:
 @pytest.mark.parametrize(
     "reason",
     [
-        *("circuit_open", "rate_limited", "budget_exceeded", "loop_stopped", "stopped", "unknown_task", "task_ended"),
+        *("rate_limited", "budget_exceeded", "loop_stopped", "stopped", "unknown_task", "task_ended"),
         *("outside_grant", "approval_required", "approval_denied", "approval_expired", "approval_void", "not_possible"),
     ],
 )

@@ -30,7 +30,8 @@ def test_tasks_are_listed_shown_and_ended_in_80_columns(commands: FakeGateway) -
     assert "may call   text.diff" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "over" in run("tasks", "end", task_id).stdout
-    assert run("tasks", "show", "task-none").exit_code == 3
+    refused = run("tasks", "show", "task-none")
+    assert (refused.exit_code, "next: List your tasks: callgate tasks" in refused.stderr) == (3, True)
 
 
 def test_documents_for_programs_are_those_of_http(commands: FakeGateway) -> None:
