@@ -28,7 +28,8 @@ app = typer.Typer(
     help="Call tools through a Callgate gateway.",
     epilog=(
         "The gateway and the credential come from --target and --token-file, else from CALLGATE_TARGET, "
-        "CALLGATE_TOKEN_FILE and CALLGATE_TOKEN, else from the .callgate/client.json of `callgated dev`.\n\n"
+        "CALLGATE_TOKEN_FILE and CALLGATE_TOKEN. Where none of these is given, both come from the "
+        ".callgate/client.json of `callgated dev`; where only a credential is, it goes to 127.0.0.1:9090.\n\n"
         "Exit status: 0 success, 1 the tool did not succeed, 2 usage, 3 refused, 4 no answer, "
         "75 waits for an approval, 130 interrupted."
     ),

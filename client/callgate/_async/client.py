@@ -68,20 +68,24 @@ class AsyncCallgate:
     ) -> None:
         """Connect lazily to `target`, `host:port` or `[ipv6]:port`.
 
-        `tls` None means: plaintext on loopback, TLS everywhere else; `ca_file` names the roots to trust instead
-        of the built-in ones. `timeout_s` is how long to wait for everything but a call, and `max_answer_bytes`
-        how much to take in one answer.
+        `tls` None means: plaintext on loopback, TLS everywhere else and with a `ca_file`, which names the roots to
+        trust instead of the built-in ones. `timeout_s` is how long to wait for everything but a call, and
+        `max_answer_bytes` how much to take in one answer.
 
         Raises:
-            ValueError: a malformed target or token, or a token that would cross the network in clear.
+            ValueError: a malformed target or token, a token that would cross the network in clear, or a `ca_file`
+                without a certificate or without TLS.
+            OSError: the `ca_file` cannot be read.
         """
         where = parse_target(target)
-        secure = choose_tls(where, tls=tls, token=token is not None, token_in_clear=send_token_in_clear)
+        secure = choose_tls(
+            where, tls=tls, roots=ca_file is not None, token=token is not None, token_in_clear=send_token_in_clear
+        )
         if token is not None and not _TOKEN.fullmatch(token):
             raise ValueError("the token must be printable ASCII without spaces")
         self._target = target
         self._timeout_s = timeout_s
-        self._channel = Channel(Dial(where, secure, read_ca(ca_file) if secure else None, max_answer_bytes))
+        self._channel = Channel(Dial(where, secure, read_ca(ca_file), max_answer_bytes))
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ import typer
 from callgate._cli.advice import About
 from callgate._cli.documents import Documents
 from callgate._cli.screen import Screen, describe
-from callgate._cli.settings import load
+from callgate._cli.settings import DEFAULT_TARGET, load
 from callgate._sync.client import Callgate
 from callgate.errors import CallgateError, CallRefused, GatewayUnreachable
 
@@ -25,6 +25,9 @@ PENDING: Final = 75
 INTERRUPTED: Final = 130
 
 _GATEWAY: Final = "Gateway"
+_ASSUMED: Final = (
+    f"{DEFAULT_TARGET} is the default address, as none was given; for another one give --target or CALLGATE_TARGET."
+)
 Target = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Where the gateway's gRPC is.", rich_help_panel=_GATEWAY),
@@ -34,7 +37,9 @@ TokenFile = Annotated[
 ]
 CaFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="PEM roots to trust instead of the built-in ones.", rich_help_panel=_GATEWAY),
+    typer.Option(
+        metavar="FILE", help="PEM roots to trust instead of the built-in ones; means TLS.", rich_help_panel=_GATEWAY
+    ),
 ]
 InClear = Annotated[
     bool,
@@ -81,9 +86,13 @@ def connected(
         except CallRefused as refusal:
             takes = _takes(gateway, tool) if refusal.reason == "invalid_arguments" else None
             screen.refusal(refusal, takes, about)
+            if settings.assumed and refusal.reason == "unauthenticated":
+                screen.note(_ASSUMED)
             raise typer.Exit(REFUSED) from None
         except GatewayUnreachable as error:
             screen.unreachable(error)
+            if settings.assumed:
+                screen.note(_ASSUMED)
             raise typer.Exit(UNREACHABLE) from None
         except UnicodeEncodeError:
             usage("an argument is not text in UTF-8")
@@ -107,7 +116,9 @@ def _takes(gateway: Callgate, tool: str | None) -> str | None:
 def usage_errors() -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        usage(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+    except ValueError as error:
         usage(str(error))
 
 
