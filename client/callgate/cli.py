@@ -1,8 +1,8 @@
 """The command line `callgate`: call tools, look at them and at calls, approve calls, and clear up after failed ones.
 
 It shows what the SDK returns and decides nothing: what is printed is `_cli.screen`'s, where the gateway is and with
-which credential `_cli.settings`'s. Exit status: 0 success, 1 the tool did not succeed or nothing was decided, 2 usage,
-3 refused, 4 no answer from the gateway, 75 the call waits for an approval, 130 interrupted.
+which credential `_cli.settings`'s. Exit status: 0 success, 1 the tool did not succeed, nothing was decided or nothing
+could be shown, 2 usage, 3 refused, 4 no answer from the gateway, 75 the call waits for an approval, 130 interrupted.
 
 Example::
 
@@ -11,8 +11,10 @@ Example::
     sys.exit(main(["--version"]))
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated
 
@@ -127,7 +129,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets its escape, not a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         app(args=arguments, prog_name="callgate")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else FAILED
     return 0
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that an output is lost, unless its reader left: other files are seen to where they are read and made."""
+    with suppress(OSError):
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"callgate: what there is to show cannot be written: {error.strerror}\n")
+            sys.stderr.flush()
+    # What is left in its buffer would fail once more when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED

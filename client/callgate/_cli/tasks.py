@@ -1,6 +1,5 @@
 """Tasks: `callgate tasks` lists them, shows one, makes one with a grant, and ends one."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Final, TextIO
 import typer
 from typer.core import TyperGroup
 
+from callgate._cli.arguments import read_object
 from callgate._cli.connection import (
     INTERRUPTED,
     AsJson,
@@ -150,14 +150,11 @@ def _grant(path: Path | None) -> dict[str, dict[str, Any]]:
     """Read a grant.
 
     Raises:
-        ValueError: it is not an object of objects.
-        OSError: it cannot be read.
+        ValueError: it cannot be read, or is not an object of objects.
     """
-    if path is None:
-        return {}
-    grant = json.loads(path.read_text("utf-8"))
-    if not isinstance(grant, dict) or not all(isinstance(schema, dict) for schema in grant.values()):
-        raise ValueError(f"{path} is not a JSON object with a schema for each tool")
+    grant = {} if path is None else read_object(path)
+    if not all(isinstance(schema, dict) for schema in grant.values()):
+        raise ValueError(f"{path} must hold a JSON Schema for each tool, {{}} for any arguments")
     return grant
 
 
@@ -165,6 +162,10 @@ def _new_file(path: Path) -> TextIO:
     """Make a file that nobody else may read.
 
     Raises:
-        OSError: it exists, or cannot be made.
+        ValueError: it exists.
+        OSError: it cannot be made.
     """
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    except FileExistsError:
+        raise ValueError(f"{path} is there already; name a new file for the credential") from None

@@ -253,6 +253,15 @@ def test_the_program_ends_quietly_when_its_reader_leaves(fake: FakeGateway) -> N
     assert b"Traceback" not in error
 
 
+@pytest.mark.parametrize("arguments", [["calls"], ["calls", "--json"], ["--version"], ["call", "demo.large"]])
+def test_what_cannot_be_written_is_said_in_a_line(fake: FakeGateway, arguments: list[str]) -> None:
+    run("call", "demo.fail")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program(arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "callgate: what there is to show cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
