@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from callgate._cli import approving, calling, operating
-from callgate._cli.connection import FAILED, AsJson, CaFile, InClear, Target, TokenFile, connected, screen_for
+from callgate._cli.connection import FAILED, AsJson, CaFile, InClear, Target, TokenFile, connected, screen_for, usage
 from callgate._cli.dead_letters import dead_letters
 from callgate._cli.tasks import tasks
 
@@ -81,6 +81,8 @@ def calls(
     *,
     call_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this call.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many to list.")] = 20,
+    save_artifacts: calling.SaveArtifacts = None,
+    force: calling.Force = False,
     as_json: AsJson = False,
     target: Target = None,
     token_file: TokenFile = None,
@@ -88,12 +90,17 @@ def calls(
     send_token_in_clear: InClear = False,
 ) -> None:
     """List your newest calls, or show one with its answer."""
+    if save_artifacts is not None and call_id is None:
+        usage("--save-artifacts goes with the ID of a call")
     screen = screen_for(as_json)
     with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
         if call_id is None:
             screen.calls(gateway.calls(limit))
-        else:
-            screen.state(gateway.get(call_id))
+            return
+        state = gateway.get(call_id)
+    screen.state(state)
+    if save_artifacts is not None and not calling.save_all(state, save_artifacts, screen, overwrite=force):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -253,8 +253,12 @@ class AsyncCallgate:
         return await self._ask(self._channel.stub.CancelCall, request, _wire.call_state, call_id)
 
     async def calls(self, limit: int = 50) -> list[CallSummary]:
-        """List the newest calls of this caller, newest first; never more than 200."""
-        request = pb.ListCallsRequest(limit=limit)
+        """List the newest calls of this caller, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListCallsRequest(limit=_wire.list_limit(limit))
         return await self._ask(self._channel.stub.ListCalls, request, lambda page: list(map(_wire.summary, page.calls)))
 
     async def tools(self) -> list[Tool]:
@@ -300,11 +304,14 @@ class AsyncCallgate:
         return await self._decide(pb.DecideApprovalRequest(call_id=call_id, digest=digest, approve=False))
 
     async def dead_letters(self, limit: int = 50) -> DeadLetters:
-        """List what failed for good, newest first, never more than 200, and how many there are in all.
+        """List what failed for good, newest first, and how many there are in all.
 
         They are this caller's, or for an administrator those of the tenant.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
         """
-        request = pb.ListDeadLettersRequest(limit=limit)
+        request = pb.ListDeadLettersRequest(limit=_wire.list_limit(limit))
         return await self._ask(self._channel.stub.ListDeadLetters, request, _wire.dead_letters)
 
     async def dead_letter(self, call_id: str) -> DeadLetter:
@@ -363,8 +370,12 @@ class AsyncCallgate:
         return await self._ask(self._channel.stub.CreateTask, request, _bounds.new_task)
 
     async def tasks(self, limit: int = 50) -> list[Task]:
-        """List this caller's tasks, newest first; never more than 200."""
-        request = pb.ListTasksRequest(limit=limit)
+        """List this caller's tasks, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListTasksRequest(limit=_wire.list_limit(limit))
         response = await self._ask(self._channel.stub.ListTasks, request, _tasks_of)
         return list(response)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-from typer.core import TyperGroup
 
 from callgate._cli.arguments import read_object
 from callgate._cli.connection import (
@@ -21,27 +20,16 @@ from callgate._cli.connection import (
     usage_errors,
 )
 from callgate._cli.interrupts import Interrupts
+from callgate._cli.listing import Listing
 from callgate.task import Amounts
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task, as `callgate tasks` shows it.")]
 _HOUR_S: Final = 3600.0
 
-
-class _Listing(TyperGroup):
-    """A group that lists where no command is named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # of the click inside typer
-        first = args[0] if args else "-"
-        if first.startswith("-") and first not in ctx.help_option_names:
-            args = ["list", *args]
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
-
-
 tasks = typer.Typer(
-    cls=_Listing,
-    help="List your tasks, or make, show and end one.\n\nA task has a grant that narrows its calls, a budget, and a "
-    "credential of its own for whoever works on it.",
+    cls=Listing,
+    help="List your tasks, or make, show and end one.\n\n`callgate tasks` lists, `callgate tasks ID` shows.\n\n"
+    "A task has a grant that narrows its calls, a budget, and a credential of its own for whoever works on it.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

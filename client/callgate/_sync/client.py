@@ -252,8 +252,12 @@ class Callgate:
         return self._ask(self._channel.stub.CancelCall, request, _wire.call_state, call_id)
 
     def calls(self, limit: int = 50) -> list[CallSummary]:
-        """List the newest calls of this caller, newest first; never more than 200."""
-        request = pb.ListCallsRequest(limit=limit)
+        """List the newest calls of this caller, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListCallsRequest(limit=_wire.list_limit(limit))
         return self._ask(self._channel.stub.ListCalls, request, lambda page: list(map(_wire.summary, page.calls)))
 
     def tools(self) -> list[Tool]:
@@ -299,11 +303,14 @@ class Callgate:
         return self._decide(pb.DecideApprovalRequest(call_id=call_id, digest=digest, approve=False))
 
     def dead_letters(self, limit: int = 50) -> DeadLetters:
-        """List what failed for good, newest first, never more than 200, and how many there are in all.
+        """List what failed for good, newest first, and how many there are in all.
 
         They are this caller's, or for an administrator those of the tenant.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
         """
-        request = pb.ListDeadLettersRequest(limit=limit)
+        request = pb.ListDeadLettersRequest(limit=_wire.list_limit(limit))
         return self._ask(self._channel.stub.ListDeadLetters, request, _wire.dead_letters)
 
     def dead_letter(self, call_id: str) -> DeadLetter:
@@ -362,8 +369,12 @@ class Callgate:
         return self._ask(self._channel.stub.CreateTask, request, _bounds.new_task)
 
     def tasks(self, limit: int = 50) -> list[Task]:
-        """List this caller's tasks, newest first; never more than 200."""
-        request = pb.ListTasksRequest(limit=limit)
+        """List this caller's tasks, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListTasksRequest(limit=_wire.list_limit(limit))
         response = self._ask(self._channel.stub.ListTasks, request, _tasks_of)
         return list(response)
 

@@ -228,6 +228,16 @@ async def test_calls_are_listed_newest_first(gateway: AsyncCallgate) -> None:
     assert [call.tool for call in await gateway.calls(limit=1)] == ["demo.fail"]
 
 
+@pytest.mark.parametrize("limit", [0, 201, -1])
+async def test_a_list_that_is_never_so_long_is_not_asked_for(
+    gateway: AsyncCallgate, fake: FakeGateway, limit: int
+) -> None:
+    for ask in (gateway.calls, gateway.dead_letters, gateway.tasks):
+        with pytest.raises(ValueError, match="1 to 200"):
+            await ask(limit)
+    assert fake.metadata == []
+
+
 async def test_tools_have_schemas_and_limits(gateway: AsyncCallgate) -> None:
     assert "text.upper" in [tool.tool for tool in await gateway.tools()]
     tool = await gateway.tool("text.upper")

@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -55,6 +56,28 @@ def test_a_call_is_followed_to_its_end(commands: FakeGateway) -> None:
     assert run("follow", "no-such-call").exit_code == 3
 
 
+@pytest.mark.parametrize("command", ["follow", "calls"])
+def test_the_files_of_a_call_that_nobody_waited_for_are_saved_later(
+    commands: FakeGateway, tmp_path: Path, command: str
+) -> None:
+    commands.artifacts = [("chart.csv", b"1,2\n")]
+    run("call", "demo.files", "--async")
+    call = commands.calls[0]
+    assert call.ended.wait(10)
+    result = run(command, call.id, "--save-artifacts", "out")
+    assert (result.exit_code, (tmp_path / "out" / "chart.csv").read_bytes()) == (0, b"1,2\n")
+    assert "saved out/chart.csv" in result.stderr
+    assert run(command, call.id, "--save-artifacts", "out").exit_code == 1
+    assert run(command, call.id, "--save-artifacts", "out", "--force").exit_code == 0
+
+
+def test_a_call_without_an_answer_has_no_files_to_save(commands: FakeGateway) -> None:
+    commands.turns.clear()
+    run("call", "demo.files", "--async")
+    result = run("calls", commands.calls[0].id, "--save-artifacts", "out")
+    assert (result.exit_code, "Nothing to save" in result.stderr) == (1, True)
+
+
 def test_following_says_what_a_call_waits_for(commands: FakeGateway) -> None:
     run("call", "demo.guarded")
     call = commands.calls[0]
@@ -97,6 +120,7 @@ def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGatew
         ["call", "a.b", "--priority", "3"],
         ["call", "a.b", "--async", "--priority", "10"],
         ["call", "a.b", "--purpose", "\udcff"],
+        ["calls", "--save-artifacts", "d"],
         ["follow"],
         ["follow", "c1", "--after", "-2"],
         ["follow", "c1", "--after", str(2**63)],

@@ -57,6 +57,11 @@ def test_an_unknown_effect_is_settled(commands: FakeGateway, option: str, state:
     assert document("dead-letters", "settle", call_id, option)["state"] == state
 
 
+def test_which_of_the_two_it_is_has_to_be_said(commands: FakeGateway) -> None:
+    result = run("dead-letters", "settle", "c1")
+    assert "--happened or --did-not-happen" in " ".join(result.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("words", [["redrve", "1" * 36], ["redrive"], ["settle", "c1"], ["nonsense"], ["--nonsense"]])
 def test_a_mistake_is_exit_status_2_and_sends_nothing(commands: FakeGateway, words: list[str]) -> None:
     assert run("dead-letters", *words).exit_code == 2

@@ -32,9 +32,11 @@ def test_tasks_are_listed_shown_and_ended_in_80_columns(commands: FakeGateway) -
     listed = run("tasks").stdout
     assert task_id in listed
     assert "0 of 3" in listed
-    shown = run("tasks", "show", task_id).stdout
-    assert "may call   text.diff" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    for words in (("show", task_id), (task_id,)):
+        shown = run("tasks", *words).stdout
+        assert "may call   text.diff" in shown
+        assert max(map(len, shown.splitlines())) <= 80
+    assert document("tasks", "--json", task_id)["task_id"] == task_id
     assert "over" in run("tasks", "end", task_id).stdout
     refused = run("tasks", "show", "task-none")
     assert (refused.exit_code, "next: List your tasks: callgate tasks" in refused.stderr) == (3, True)

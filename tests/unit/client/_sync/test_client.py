@@ -230,6 +230,14 @@ def test_calls_are_listed_newest_first(gateway: Callgate) -> None:
     assert [call.tool for call in gateway.calls(limit=1)] == ["demo.fail"]
 
 
+@pytest.mark.parametrize("limit", [0, 201, -1])
+def test_a_list_that_is_never_so_long_is_not_asked_for(gateway: Callgate, fake: FakeGateway, limit: int) -> None:
+    for ask in (gateway.calls, gateway.dead_letters, gateway.tasks):
+        with pytest.raises(ValueError, match="1 to 200"):
+            ask(limit)
+    assert fake.metadata == []
+
+
 def test_tools_have_schemas_and_limits(gateway: Callgate) -> None:
     assert "text.upper" in [tool.tool for tool in gateway.tools()]
     tool = gateway.tool("text.upper")
