@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from callgate_proto.v1 import gateway_pb2 as pb
-from support.fake_refusals import Refused, abort
+from support.fake_refusals import Refused, abort, not_possible
 
 BREAKERS = ("engine", "tool:acme/text.diff", "upstream:acme/statistics.example:8443")
 # It failed, and is tried again by itself.
@@ -77,7 +77,7 @@ class FakeBounds:
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         self._authenticate_or_abort(context)
         if self.stopped.pop(request.agent, None) is None:
-            abort(context, _not_possible("It is not stopped by itself."))
+            abort(context, not_possible("It is not stopped by itself."))
         return pb.ResumeResponse()
 
     def ListBreakers(  # noqa: N802
@@ -91,7 +91,7 @@ class FakeBounds:
     ) -> pb.SetBreakerResponse:
         self._authenticate_or_abort(context)
         if request.name not in BREAKERS:
-            abort(context, _not_possible("No such breaker."))
+            abort(context, not_possible("No such breaker."))
         (self.opened.add if request.open else self.opened.discard)(request.name)
         return pb.SetBreakerResponse(breaker=self._breaker(request.name))
 
@@ -107,7 +107,3 @@ class FakeBounds:
         if found is None:
             abort(context, Refused("unknown_task", grpc.StatusCode.NOT_FOUND, "No such task."))
         return found
-
-
-def _not_possible(message: str) -> Refused:
-    return Refused("not_possible", grpc.StatusCode.FAILED_PRECONDITION, message)

@@ -40,7 +40,7 @@ from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_proto.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServicer_to_server
 from support.fake_bounds import FakeBounds
 from support.fake_desk import Call, arguments_of
-from support.fake_refusals import Refused, abort
+from support.fake_refusals import Refused, abort, not_possible
 
 TOKEN = "cg_fake_0123456789abcdef"
 _STARTED = "started\n"
@@ -196,7 +196,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
         call = self._find_approval(request.call_id, context)
         assert call.approval is not None
         if not call.waits_for_approval:
-            abort(context, _not_possible("This approval was decided already."))
+            abort(context, not_possible("This approval was decided already."))
         if request.digest != call.approval.digest:
             message = "The digest is not that of the call; look at the approval again."
             abort(context, Refused("approval_void", grpc.StatusCode.FAILED_PRECONDITION, message))
@@ -220,7 +220,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     ) -> pb.RedriveDeadLetterResponse:
         old = self._find_dead(request.call_id, context)
         if old.state == "unknown":
-            abort(context, _not_possible("Its effect is unknown; settle it first."))
+            abort(context, not_possible("Its effect is unknown; settle it first."))
         old.dead = False
         call = Call(str(uuid.uuid4()), old.tool, old.arguments, old.request, follows=old.id)
         self._begin(call)
@@ -236,7 +236,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     def SettleCall(self, request: pb.SettleCallRequest, context: grpc.ServicerContext) -> pb.SettleCallResponse:  # noqa: N802
         call = self._find(request.call_id, context)
         if call.state != "unknown":
-            abort(context, _not_possible("The effect of this call is known."))
+            abort(context, not_possible("The effect of this call is known."))
         call.dead, call.state = False, "succeeded" if request.happened else "failed"
         return pb.SettleCallResponse(call=call.summary())
 
@@ -400,7 +400,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     def _find_dead(self, call_id: str, context: grpc.ServicerContext) -> Call:
         call = self._find(call_id, context)
         if not call.dead:
-            abort(context, _not_possible("This call is no dead letter."))
+            abort(context, not_possible("This call is no dead letter."))
         return call
 
 
@@ -450,10 +450,6 @@ def _never_start(call: Call, reason: str, code: str, message: str, *, state: str
     call.failure = pb.Failure(reason=reason, code=code, message=message, retryable=retryable)
     call.tell(error=pb.Error(call_id=call.id, failure=call.failure))
     call.end(state)
-
-
-def _not_possible(message: str) -> Refused:
-    return Refused("not_possible", grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def _tool(name: str) -> pb.Tool:

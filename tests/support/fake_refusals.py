@@ -24,6 +24,10 @@ class Refused(Exception):
     call_id: str | None = None
 
 
+def not_possible(message: str) -> Refused:
+    return Refused("not_possible", grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
 def abort(context: grpc.ServicerContext, refused: Refused) -> NoReturn:
     retryable = refused.retry_after_ms is not None or refused.code is grpc.StatusCode.UNAVAILABLE
     info = ErrorInfo(reason=refused.reason, domain="callgate", metadata={"retryable": str(retryable).lower()})

@@ -10,7 +10,7 @@ The documents are those of the gateway's HTTP interface:
     approvals ID, approve, deny           the approval
     dead-letters ID                       the dead letter
     tasks, stops, breakers                {"tasks": […]}, {"stops": […]}, {"breakers": […]}
-    tasks show, tasks end                 the task
+    tasks ID, tasks end                   the task
     tasks create                          {"task", "token"}
     stop, resume                          {"stopped", "cancelled"}, {"resumed"}
     breakers open, breakers close         the breaker
