@@ -194,7 +194,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             ),
             tasks=tasks,
             stops=stops,
-            breakers=Breakers(authentication, administration, breakers),
+            breakers=Breakers(authentication, administration, breakers, catalog.tools),
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,
