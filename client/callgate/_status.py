@@ -1,7 +1,8 @@
-"""From a gRPC status to an exception of ours. The class comes from the status and its typed details, not from text.
+"""From a gRPC status to an exception of ours. What comes from the gateway is told by typed details, not by text.
 
 Only a status whose details carry an `ErrorInfo` of the domain `callgate` was made by the gateway. Everything else
-was made by something in between: by gRPC's own half on either side, by a proxy, or by nobody at all.
+was made by something in between: by gRPC's own half on either side, by a proxy, or by nobody at all. gRPC's halves
+have one status for a message that is too large, and only their text says whose.
 """
 
 import re
@@ -35,6 +36,8 @@ _TURNED_AWAY: Final = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+# What gRPC says where a message is larger than its receiver takes; CLIENT is this side.
+_TOO_LARGE: Final = re.compile(r"(CLIENT: )?Received message larger than max(?: \((\d+) vs\. (\d+)\))?")
 # What a connection that broke, or something between that lost the gateway, makes of an RPC.
 _BROKEN: Final = frozenset(
     {
@@ -50,6 +53,7 @@ class _Rpc(Protocol):
     """What both halves of gRPC raise."""
 
     def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
     def initial_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
 
@@ -91,8 +95,7 @@ def from_rpc_error(error: grpc.RpcError, target: str, call_id: str | None = None
         return _refusal(rpc.code().name, status, info)
     call_id = call_id or _call_id(rpc)
     if rpc.code() in _TURNED_AWAY and call_id is None:
-        message = "Something before the gateway turned the request away, or it is larger than the gateway takes."
-        return CallRefused(Failure(rpc.code().name.lower(), rpc.code().name, message))
+        return _turned_away(rpc, target)
     return GatewayUnreachable(_diagnosis(rpc.code(), target, call_id), target=target, call_id=call_id)
 
 
@@ -128,6 +131,22 @@ def _refusal(code: str, status: Status, info: ErrorInfo) -> CallRefused:
         policies=[policy for policy in info.metadata.get("policies", "").split(",") if policy],
         call_id=info.metadata.get("call_id") or None,
     )
+
+
+def _turned_away(rpc: _Rpc, target: str) -> CallgateError:
+    """Say what something in between refused: a message of ours, or one that was for us."""
+    code = rpc.code()
+    too_large = _TOO_LARGE.search(rpc.details() or "") if code is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+    if too_large is None:
+        return CallRefused(
+            Failure(code.name.lower(), code.name, "Something before the gateway turned the request away.")
+        )
+    by_us, size, most = too_large.groups()
+    if by_us:
+        return GatewayUnreachable(f"The answer of {target} is larger than this client takes.", target=target)
+    how_much = "How much it takes is its operator's to say." if most is None else f"It takes {most} bytes, not {size}."
+    message = f"The request is larger than the gateway takes. {how_much} Send less."
+    return CallRefused(Failure("request_too_large", code.name, message))
 
 
 def _status(error: _Rpc) -> Status | None:

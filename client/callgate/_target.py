@@ -45,13 +45,15 @@ def parse_target(text: str) -> Target:
     return Target(text, f"dns:///{text}", loopback)
 
 
-def choose_tls(target: Target, *, tls: bool | None, token: bool, token_in_clear: bool) -> bool:
-    """Return whether to use TLS; None leaves it to the target.
+def choose_tls(target: Target, *, tls: bool | None, roots: bool, token: bool, token_in_clear: bool) -> bool:
+    """Return whether to use TLS; None leaves it to the target, and to whether there are `roots` to trust.
 
     Raises:
-        ValueError: a token would leave this machine in clear.
+        ValueError: a token would leave this machine in clear, or there are roots and TLS is switched off.
     """
-    secure = not target.loopback if tls is None else tls
+    secure = (roots or not target.loopback) if tls is None else tls
+    if roots and not secure:
+        raise ValueError("roots to trust are for TLS, which is switched off: leave out one of the two")
     if token and not secure and not target.loopback and not token_in_clear:
         raise ValueError(
             f"refusing to send a token in clear to {target.text}: use TLS, or pass send_token_in_clear=True "

@@ -20,6 +20,7 @@ from callgate.failure import Failure, Violation
 from callgate_proto.v1 import gateway_pb2 as pb
 
 _ON_DISCONNECT = {"detach": pb.ON_DISCONNECT_DETACH, "cancel": pb.ON_DISCONNECT_CANCEL}
+_MOST_LISTED = 200
 
 
 def call_request(
@@ -104,6 +105,17 @@ def answer(message: pb.Answer) -> types.Answer:
         attempt=message.attempt or 1,
         fallback=_fallback(message.fallback) if message.HasField("fallback") else None,
     )
+
+
+def list_limit(limit: int) -> int:
+    """Return how many to list, if the gateway lists so many at once.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not 1 <= limit <= _MOST_LISTED:
+        raise ValueError(f"limit is 1 to {_MOST_LISTED}")
+    return limit
 
 
 def call_state(

@@ -23,7 +23,7 @@ from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import grantable
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -116,7 +116,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     catalog, schemas, policy = loaded.catalog, loaded.schemas, loaded.policy
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = call_limits(settings.limits, catalog)
+        limits = call_limits(settings.limits, catalog, loaded.authenticators)
         authentication = Authentication(
             *loaded.authenticators,
             TaskCredentials(limits.tasks, ledger.digest),
@@ -171,9 +171,10 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits.tasks,
             limits.stops,
             limits.budgets,
-            compiled,
+            grantable,
             ledger.digest,
             settings.limits.tasks_per_agent,
+            limits.hasten,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
         reporting = [part for part in (*loaded.authenticators, store) if isinstance(part, ApiKeys | OpenBao)]
@@ -192,7 +193,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             ),
             tasks=tasks,
             stops=stops,
-            breakers=Breakers(authentication, administration, breakers),
+            breakers=Breakers(authentication, administration, breakers, catalog.tools),
             ready=health.readiness,
             metrics=telemetry.metrics,
             unexpected=telemetry.unexpected,

@@ -2,11 +2,12 @@
 
 Breakers of a tenant (`tool:acme/…`, `upstream:acme/…`) are its administrators'. Those that all tenants share (`engine`,
 `secrets`) are seen by each of them, and set by who policy permits `shared_breakers`. Another tenant's answer exactly
-like one that does not exist.
+like one that does not exist; so does that of a tool which does not exist, or an operator who mistyped its name would
+believe it stopped.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,9 +55,12 @@ class BreakerSet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Breakers:
+    """`tools` are the names of those that there are."""
+
     authentication: Authentication
     administration: Administration
     breakers: BreakerSet
+    tools: Container[str]
 
     async def list(self, token: str | None) -> list[dict[str, Any]]:
         """The breakers of the administrator's tenant and the shared ones, by name.
@@ -81,7 +85,7 @@ class Breakers:
         caller = await self.authentication.identify(token)
         tenant = _tenant_of(name)
         await self.administration.permit(caller, "breakers" if tenant else "shared_breakers")
-        if tenant not in ("", caller.tenant):
+        if tenant not in ("", caller.tenant) or self._of_no_tool(name):
             raise _unknown()
         by = caller.name
         try:
@@ -89,6 +93,11 @@ class Breakers:
         except ValueError:
             raise _unknown() from None
         return breaker_document(name, view)
+
+    def _of_no_tool(self, name: str) -> bool:
+        """Whether this is the breaker of a tool that does not exist, and never did while breakers were counted."""
+        kind, _, rest = name.partition(":")
+        return kind == "tool" and rest.partition("/")[2] not in self.tools and name not in self.breakers.list()
 
 
 def breaker_document(name: str, view: BreakerView) -> dict[str, Any]:
@@ -111,4 +120,8 @@ def _tenant_of(name: str) -> str:
 
 
 def _unknown() -> CallError:
-    return CallError(Reason.NOT_POSSIBLE, "No such breaker; list them to see their names.")
+    return CallError(
+        Reason.NOT_POSSIBLE,
+        "No such breaker. List breakers and tools to see their names: one is engine, secrets, tool:TENANT/TOOL or "
+        "upstream:TENANT/HOST:PORT.",
+    )

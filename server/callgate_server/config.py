@@ -208,7 +208,8 @@ class LaneSettings(_Strict):
     """Isolation `fork`: how many lanes there may be, and how long each lives. `per_tool` 0 means one for each core.
 
     A lane holds its place and its memory from its start until it is gone, whether it serves a call or waits for one:
-    `most` and `memory_mb` bound all of them, by their tools' limits. `waiting` calls may wait for one.
+    `most` and `memory_mb` bound all of them, by their tools' limits. `waiting` calls may wait for one, of one tenant
+    half of them.
     """
 
     calls: Annotated[int, Field(ge=1, le=100_000)] = 500
@@ -216,7 +217,7 @@ class LaneSettings(_Strict):
     most: Annotated[int, Field(ge=1, le=1024)] = 16
     memory_mb: Annotated[int, Field(ge=64)] = 4096
     per_tool: Annotated[int, Field(ge=0, le=256)] = 0
-    waiting: Annotated[int, Field(ge=0, le=10_000)] = 64
+    waiting: Annotated[int, Field(ge=0, le=10_000)] = 128
 
 
 class PoolSettings(_Strict):
@@ -506,14 +507,15 @@ class LimitSettings(_Strict):
 class QueueSettings(_Strict):
     """Calls that the gateway carries on by itself: asynchronous ones, and those that wait for an approval.
 
-    `running` of them run at once, beside the calls that somebody waits for; `waiting` are kept, of which one tenant may
-    have its share. `turn_s` and `approval_s` are how long they wait.
+    `running` of them run at once, beside the calls that somebody waits for; `waiting` are kept, of which one tenant and
+    one agent may have their shares. `turn_s` and `approval_s` are how long they wait.
     """
 
     running: Annotated[int, Field(ge=1, le=1024)] = 8
     running_per_tenant: Annotated[int, Field(ge=1, le=1024)] = 4
     waiting: Annotated[int, Field(ge=1, le=100_000)] = 2000
     waiting_per_tenant: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    waiting_per_agent: Annotated[int, Field(ge=1, le=100_000)] = 250
     turn_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 3600.0
     approval_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 86_400.0
 

@@ -211,10 +211,10 @@ class _Stand:
         parts.limits.admit(ticket)
         seen, document = partial(parts.policy.could_allow, ticket.caller, self.tool), self.call.arguments_json
         ticket.arguments, arguments_json = check_arguments(parts.schemas, self.tool, document, may_see=seen)
-        parts.limits.confine(ticket)
         ticket.verdict = verdict = parts.policy.decide(ticket.caller, self.tool, ticket.arguments)
         # Nobody is asked to approve what stands in for something else.
         refuse_unless_still_allowed(verdict, None)
+        parts.limits.confine(ticket)
         # The first call's deadline, and no more than this tool may take.
         deadline = replace(
             self.call.deadline,

@@ -133,7 +133,7 @@ class KeptCalls:
         return len(waiting)
 
     async def _resumed(self, running: Running, *, kept: StoredCall, readmit: Readmit, run: Run) -> None:
-        with self.queue.place(kept.caller.tenant, owed=True), self.limits.owed(kept):
+        with self.queue.place(kept.caller, owed=True), self.limits.owed(kept):
             running.accept()
             await self.carry(running, kept, readmit, run)
 

@@ -98,6 +98,14 @@ class Limits:
         if live is not None:
             live.confine(ticket.tool_name, ticket.arguments)
 
+    def hasten(self, caller: Caller) -> None:
+        """Count what is no call, but written down as one, in the same rates.
+
+        Raises:
+            CallError: `rate_limited`.
+        """
+        self._refuse_haste(self._bounds(caller))
+
     @contextmanager
     def place(self, call: Admitted) -> Iterator[tuple[Charge, ...]]:
         """Take what a call needs of each bound, and yield what it spends by that, for the record.

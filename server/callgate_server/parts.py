@@ -284,13 +284,19 @@ def lane_rules(execution: ExecutionSettings, catalog: Catalog, options: DockerOp
     )
 
 
-def call_limits(settings: LimitSettings, catalog: Catalog) -> Limits:
+def call_limits(settings: LimitSettings, catalog: Catalog, known: Sequence[Authenticator]) -> Limits:
     loops, fruitless = LoopGuard(settings.loop_rule), Fruitless(settings.fruitless.rate)
-    return Limits(settings.bounds, LiveTasks(), StopList(), loops, catalog, fruitless=fruitless)
+    keys = next((each for each in known if isinstance(each, ApiKeys)), None)
+    tasks = LiveTasks() if keys is None else LiveTasks(roles_left=keys.roles_left)
+    return Limits(settings.bounds, tasks, StopList(), loops, catalog, fruitless=fruitless)
 
 
 def kept_queue(queue: QueueSettings) -> Queue:
-    return Queue(QueueRules(queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant))
+    return Queue(
+        QueueRules(
+            queue.running, queue.running_per_tenant, queue.waiting, queue.waiting_per_tenant, queue.waiting_per_agent
+        )
+    )
 
 
 def patience(queue: QueueSettings) -> Patience:

@@ -1,12 +1,13 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → stopped? → validate → grant → authorise → duplicate? → breaker → limits → claim + intent → (approval? →
+authenticate → stopped? → validate → authorise → grant → duplicate? → breaker → limits → claim + intent → (approval? →
 turn → breaker →) lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
 
-It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes
-before the look at an idempotency key (a revoked caller must not read old answers), that before limits and breaker (a
-stored answer costs nothing), and the intent is durable before the first side effect. Giving back the secrets and
-destroying the sandbox happen whatever comes, and no answer waits for them.
+It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes before the
+grant (an agent wrote that, and nobody without a permit has it checked) and the look at an idempotency key (a revoked
+caller must not read old answers), that before limits and breaker (a stored answer costs nothing), and the intent is
+durable before the first side effect. Giving back the secrets and destroying the sandbox happen whatever comes, and no
+answer waits for them.
 """
 
 from contextlib import AsyncExitStack, ExitStack
@@ -96,14 +97,14 @@ class Pipeline:
         return running
 
     def _admit(self, ticket: Ticket) -> Admitted:
-        """Validate and authorise."""
+        """Validate, authorise, and confine to the task's grant."""
         self.limits.admit(ticket)
         ticket.tool = tool = find_tool(self.catalog, ticket.request.tool)
         seen, document = partial(self.policy.could_allow, ticket.caller, tool), ticket.request.arguments_json
         ticket.arguments, arguments_json = check_arguments(self.schemas, tool, document, may_see=seen)
-        self.limits.confine(ticket)
         ticket.verdict = verdict = self.policy.decide(ticket.caller, tool, ticket.arguments)
         refuse_unless_allowed(verdict)
+        self.limits.confine(ticket)
         deadline = self.deadlines.deadline(ticket.received_s, ticket.request.deadline_ms, tool.manifest.limits.wall_s)
         known_as = ticket.redrive.known_as if ticket.redrive else None
         digest = self.ledger.digest(arguments_json)
@@ -155,7 +156,7 @@ class Pipeline:
                 holder = await self.duplicates.holder(call)
                 if holder is None:
                     caller = call.ticket.caller
-                    room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller.tenant)
+                    room = self.concurrency.slot(caller) if keeping is None else self.kept.queue.place(caller)
                     place.enter_context(room)
                     call.ticket.passage = place.enter_context(self._passage(call))
                     if keeping is not None:

@@ -16,6 +16,7 @@ from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.budgets import Budgets
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import (
+    ENDED_KEPT,
     PREFIX,
     Compile,
     LiveTask,
@@ -30,11 +31,9 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.spending import MILLION, Amounts, Budget, Scope
-from callgate_server.model.strict_json import encode
 from callgate_server.model.task import Task, is_task_of_ours, new_task_id
 
 MAX_LISTED: Final = 200
-MAX_GRANT_BYTES: Final = 64 * 1024
 MAX_GRANTED_TOOLS: Final = 64
 MAX_LIFETIME_S: Final = 30 * 86_400
 
@@ -51,7 +50,7 @@ class TaskWish:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """`most` is how many of one agent's tasks may not be over."""
+    """`most` is how many of one agent's tasks may not be over, `hasten` counts in the rates that its calls have."""
 
     authentication: Authentication
     catalog: Catalog
@@ -62,6 +61,7 @@ class Tasks:
     compiled: Compile
     digest: Callable[[bytes], str]
     most: int
+    hasten: Callable[[Caller], None]
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def create(self, token: str | None, wish: TaskWish) -> tuple[dict[str, Any], Sealed]:
@@ -69,7 +69,7 @@ class Tasks:
 
         Raises:
             CallError: `outside_grant` (a task makes none), `stopped`, `invalid_request`, `unknown_tool`, `overloaded`
-                (too many that are not over), `audit_unavailable`.
+                (too many that are not over), `rate_limited`, `audit_unavailable`.
         """
         caller = await self.authentication.identify(token)
         refuse_tasks(caller, "make tasks")
@@ -77,11 +77,12 @@ class Tasks:
         self._check(wish)
         task = self._task(caller, wish)
         credential = PREFIX + secrets.token_urlsafe(32)
-        live = await self._prepared(task, credential_digest(self.digest, credential))
+        live = self._prepared(task, credential_digest(self.digest, credential))
         if self.live.count(caller) >= self.most:
             raise CallError(
                 Reason.OVERLOADED, f"This agent has {self.most} tasks that are not over; end one.", retry_after_ms=1000
             )
+        self.hasten(caller)
         # Before it is durable, so that many at once cannot be more than may be. Nobody has its credential yet.
         self.live.add(live)
         try:
@@ -138,8 +139,8 @@ class Tasks:
             CallError: `audit_unavailable`.
         """
         unusable = []
-        for task in await self.register.ended_tasks(MAX_LISTED * 20):
-            self.live.end(task)
+        for owner in await self.register.ended_tasks(ENDED_KEPT):
+            self.live.remember(owner)
         for stored in await self.register.open_tasks():
             try:
                 self.live.add(LiveTask.of(stored.task, stored.credential, self.compiled))
@@ -154,8 +155,6 @@ class Tasks:
             raise _unacceptable(f"`lifetime_s` is more than 0 and at most {MAX_LIFETIME_S} seconds.")
         if not 1 <= len(wish.grant) <= MAX_GRANTED_TOOLS:
             raise _unacceptable(f"`grant` names 1 to {MAX_GRANTED_TOOLS} tools.")
-        if len(encode(wish.grant)) > MAX_GRANT_BYTES:
-            raise _unacceptable(f"The grant is larger than {MAX_GRANT_BYTES} bytes.")
         if any(tool not in self.catalog.tools for tool in wish.grant):
             raise CallError(Reason.UNKNOWN_TOOL, "The grant names a tool that does not exist.")
 
@@ -164,10 +163,9 @@ class Tasks:
         owner = replace(caller, task=task_id)
         return Task(task_id, owner, wish.name, wish.grant, wish.budget, now, now + timedelta(seconds=wish.lifetime_s))
 
-    async def _prepared(self, task: Task, credential: str) -> LiveTask:
+    def _prepared(self, task: Task, credential: str) -> LiveTask:
         try:
-            # Schemas of the size that is allowed can take their time, which is not to be everybody's.
-            return await asyncio.to_thread(LiveTask.of, task, credential, self.compiled)
+            return LiveTask.of(task, credential, self.compiled)
         except ValueError as error:
             raise _unacceptable(f"Not acceptable: {error}.") from None
 

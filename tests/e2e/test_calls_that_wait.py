@@ -126,6 +126,8 @@ def test_a_task_confines_its_credential_and_an_operator_stops_an_agent(deploymen
         assert "stopped" in stopped.stderr
         assert operator.types(gateway, "resume", "bot").returncode == 0
         assert bot.types(gateway, "call", "text.diff", *DIFF).returncode == 0
+        mistyped = operator.types(gateway, "breakers", "open", "tool:acme/text.dif")
+        assert (mistyped.returncode, "refused: not_possible" in mistyped.stderr) == (3, True)
         assert operator.types(gateway, "breakers", "open", "tool:acme/text.diff").returncode == 0
         eventually(lambda: refused_by_breaker(bot, gateway))
         assert operator.types(gateway, "breakers", "close", "tool:acme/text.diff").returncode == 0

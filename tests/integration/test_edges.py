@@ -14,6 +14,8 @@ import httpx
 import pytest
 import uvloop
 
+from callgate import CallRefused
+from callgate._status import from_rpc_error
 from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_proto.v1 import gateway_pb2_grpc
 from callgate_server.transports.limits import TransportLimits
@@ -213,6 +215,10 @@ async def test_a_large_message_is_refused() -> None:
         message = pb.CallRequest(tool="text.echo", arguments_json=b" " * 2 * 1024 * 1024)
         error = await refused(stub.Call(message, metadata=metadata()))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # The words by which a client tells it from other things that there are too many of.
+    refusal = from_rpc_error(error, "h:1")
+    assert isinstance(refusal, CallRefused)
+    assert refusal.reason == "request_too_large"
     assert world.played.requests == []
 
 

@@ -1,12 +1,12 @@
 """What the fake gateway does about tasks, stops and breakers. `root` is the only agent whose breakers there are."""
 
 import uuid
-from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from callgate_proto.v1 import gateway_pb2 as pb
+from support.fake_refusals import Refused, abort, not_possible
 
 BREAKERS = ("engine", "tool:acme/text.diff", "upstream:acme/statistics.example:8443")
 # It failed, and is tried again by itself.
@@ -29,7 +29,7 @@ class FakeBounds:
     ) -> pb.CreateTaskResponse:
         self._authenticate_or_abort(context)
         if not request.grant.tools_json:
-            _refuse(context, "INVALID_ARGUMENT", "`grant` names 1 to 64 tools.")
+            abort(context, Refused("invalid_request", grpc.StatusCode.INVALID_ARGUMENT, "`grant` names 1 to 64 tools."))
         now = Timestamp()
         now.GetCurrentTime()
         task = pb.Task(
@@ -77,7 +77,7 @@ class FakeBounds:
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         self._authenticate_or_abort(context)
         if self.stopped.pop(request.agent, None) is None:
-            _refuse(context, "FAILED_PRECONDITION", "It is not stopped by itself.")
+            abort(context, not_possible("It is not stopped by itself."))
         return pb.ResumeResponse()
 
     def ListBreakers(  # noqa: N802
@@ -91,7 +91,7 @@ class FakeBounds:
     ) -> pb.SetBreakerResponse:
         self._authenticate_or_abort(context)
         if request.name not in BREAKERS:
-            _refuse(context, "FAILED_PRECONDITION", "No such breaker.")
+            abort(context, not_possible("No such breaker."))
         (self.opened.add if request.open else self.opened.discard)(request.name)
         return pb.SetBreakerResponse(breaker=self._breaker(request.name))
 
@@ -102,12 +102,8 @@ class FakeBounds:
             name=name, state="forced_open" if name in self.opened else "closed", calls=9, failures=2, slow=1
         )
 
-    def _task(self, task_id: str, context: grpc.ServicerContext) -> Any:
-        for task in self.made:
-            if task.task_id == task_id:
-                return task
-        return _refuse(context, "NOT_FOUND", "No such task.")
-
-
-def _refuse(context: grpc.ServicerContext, code: str, message: str) -> None:
-    context.abort(grpc.StatusCode[code], message)
+    def _task(self, task_id: str, context: grpc.ServicerContext) -> pb.Task:
+        found = next((task for task in self.made if task.task_id == task_id), None)
+        if found is None:
+            abort(context, Refused("unknown_task", grpc.StatusCode.NOT_FOUND, "No such task."))
+        return found

@@ -30,22 +30,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
-from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 
 from callgate_proto.v1 import gateway_pb2 as pb
 from callgate_proto.v1.gateway_pb2_grpc import GatewayServicer, add_GatewayServicer_to_server
 from support.fake_bounds import FakeBounds
 from support.fake_desk import Call, arguments_of
+from support.fake_refusals import Refused, abort, not_possible
 
 TOKEN = "cg_fake_0123456789abcdef"
 _STARTED = "started\n"
@@ -72,17 +67,6 @@ _TOOLS = (
     "demo.flaky",
     "demo.unknown",
 )
-
-
-@dataclass
-class Refused(Exception):
-    reason: str
-    code: grpc.StatusCode
-    message: str
-    retry_after_ms: int | None = None
-    policies: tuple[str, ...] = ()
-    violations: tuple[pb.Violation, ...] = ()
-    call_id: str | None = None
 
 
 class FakeGateway(FakeBounds, GatewayServicer):
@@ -136,7 +120,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
                     raise Refused(failure.reason, grpc.StatusCode[failure.code], failure.message, call_id=call.id)
             raise ConnectionAbortedError
         except Refused as refused:
-            _abort(context, refused)
+            abort(context, refused)
 
     def StreamCall(  # noqa: N802
         self, request: pb.StreamCallRequest, context: grpc.ServicerContext
@@ -144,7 +128,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
         try:
             call = self._start(request.call, context)
         except Refused as refused:
-            _abort(context, refused)
+            abort(context, refused)
         if call.answer is not None and call.answer.replayed:
             yield pb.StreamCallResponse(seq=0, answer=call.answer)
             return
@@ -189,7 +173,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     def GetTool(self, request: pb.GetToolRequest, context: grpc.ServicerContext) -> pb.GetToolResponse:  # noqa: N802
         self._authenticate_or_abort(context)
         if request.tool not in _TOOLS:
-            _abort(context, _unknown_tool())
+            abort(context, _unknown_tool())
         return pb.GetToolResponse(tool=_tool(request.tool))
 
     def ListApprovals(  # noqa: N802
@@ -212,10 +196,10 @@ class FakeGateway(FakeBounds, GatewayServicer):
         call = self._find_approval(request.call_id, context)
         assert call.approval is not None
         if not call.waits_for_approval:
-            _abort(context, _not_possible("This approval was decided already."))
+            abort(context, not_possible("This approval was decided already."))
         if request.digest != call.approval.digest:
             message = "The digest is not that of the call; look at the approval again."
-            _abort(context, Refused("approval_void", grpc.StatusCode.FAILED_PRECONDITION, message))
+            abort(context, Refused("approval_void", grpc.StatusCode.FAILED_PRECONDITION, message))
         call.decide(approve=request.approve)
         return pb.DecideApprovalResponse(approval=call.approval)
 
@@ -236,7 +220,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     ) -> pb.RedriveDeadLetterResponse:
         old = self._find_dead(request.call_id, context)
         if old.state == "unknown":
-            _abort(context, _not_possible("Its effect is unknown; settle it first."))
+            abort(context, not_possible("Its effect is unknown; settle it first."))
         old.dead = False
         call = Call(str(uuid.uuid4()), old.tool, old.arguments, old.request, follows=old.id)
         self._begin(call)
@@ -252,7 +236,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
     def SettleCall(self, request: pb.SettleCallRequest, context: grpc.ServicerContext) -> pb.SettleCallResponse:  # noqa: N802
         call = self._find(request.call_id, context)
         if call.state != "unknown":
-            _abort(context, _not_possible("The effect of this call is known."))
+            abort(context, not_possible("The effect of this call is known."))
         call.dead, call.state = False, "succeeded" if request.happened else "failed"
         return pb.SettleCallResponse(call=call.summary())
 
@@ -279,7 +263,7 @@ class FakeGateway(FakeBounds, GatewayServicer):
         try:
             self._authenticate(context)
         except Refused as refused:
-            _abort(context, refused)
+            abort(context, refused)
 
     def _start(self, request: pb.CallRequest, context: grpc.ServicerContext) -> Call:
         self._authenticate(context)
@@ -404,19 +388,19 @@ class FakeGateway(FakeBounds, GatewayServicer):
         self._authenticate_or_abort(context)
         found = next((call for call in self.calls if call.id == call_id), None)
         if found is None:
-            _abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such call."))
+            abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such call."))
         return found
 
     def _find_approval(self, call_id: str, context: grpc.ServicerContext) -> Call:
         call = self._find(call_id, context)
         if call.approval is None:
-            _abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such approval."))
+            abort(context, Refused("unknown_call", grpc.StatusCode.NOT_FOUND, "No such approval."))
         return call
 
     def _find_dead(self, call_id: str, context: grpc.ServicerContext) -> Call:
         call = self._find(call_id, context)
         if not call.dead:
-            _abort(context, _not_possible("This call is no dead letter."))
+            abort(context, not_possible("This call is no dead letter."))
         return call
 
 
@@ -468,10 +452,6 @@ def _never_start(call: Call, reason: str, code: str, message: str, *, state: str
     call.end(state)
 
 
-def _not_possible(message: str) -> Refused:
-    return Refused("not_possible", grpc.StatusCode.FAILED_PRECONDITION, message)
-
-
 def _tool(name: str) -> pb.Tool:
     properties = _SCHEMAS.get(name, {})
     schema = {"type": "object", "properties": properties, "required": [], "additionalProperties": False}
@@ -492,32 +472,3 @@ def _tool(name: str) -> pb.Tool:
 
 def _unknown_tool() -> Refused:
     return Refused("unknown_tool", grpc.StatusCode.NOT_FOUND, "No such tool, or none that you may call.")
-
-
-def _abort(context: grpc.ServicerContext, refused: Refused) -> NoReturn:
-    retryable = refused.retry_after_ms is not None or refused.code is grpc.StatusCode.UNAVAILABLE
-    info = ErrorInfo(reason=refused.reason, domain="callgate", metadata={"retryable": str(retryable).lower()})
-    if refused.policies:
-        info.metadata["policies"] = ",".join(refused.policies)
-    if refused.call_id:
-        info.metadata["call_id"] = refused.call_id
-    details: list[Message] = [info]
-    if refused.retry_after_ms is not None:
-        retry = RetryInfo()
-        retry.retry_delay.FromMilliseconds(refused.retry_after_ms)
-        details.append(retry)
-    if refused.violations:
-        fields = [
-            BadRequest.FieldViolation(field=one.path, reason=one.rule, description=one.message)
-            for one in refused.violations
-        ]
-        details.append(BadRequest(field_violations=fields))
-    status = Status(code=Code.Value(refused.code.name), message=refused.message, details=map(_packed, details))
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    context.abort(refused.code, refused.message)
-
-
-def _packed(message: Message) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed

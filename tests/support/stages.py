@@ -65,7 +65,7 @@ SEAL = bytes(range(32))
 CANARY = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt3Nb7Jc1Gd5Sa"
 
 
-TWO_AT_ONCE = QueueRules(2, 2, 16, 16)
+TWO_AT_ONCE = QueueRules(2, 2, 16, 16, 16)
 HALF_A_MINUTE = Patience(30, 30)
 
 

@@ -68,20 +68,24 @@ class AsyncCallgate:
     ) -> None:
         """Connect lazily to `target`, `host:port` or `[ipv6]:port`.
 
-        `tls` None means: plaintext on loopback, TLS everywhere else; `ca_file` names the roots to trust instead
-        of the built-in ones. `timeout_s` is how long to wait for everything but a call, and `max_answer_bytes`
-        how much to take in one answer.
+        `tls` None means: plaintext on loopback, TLS everywhere else and with a `ca_file`, which names the roots to
+        trust instead of the built-in ones. `timeout_s` is how long to wait for everything but a call, and
+        `max_answer_bytes` how much to take in one answer.
 
         Raises:
-            ValueError: a malformed target or token, or a token that would cross the network in clear.
+            ValueError: a malformed target or token, a token that would cross the network in clear, or a `ca_file`
+                without a certificate or without TLS.
+            OSError: the `ca_file` cannot be read.
         """
         where = parse_target(target)
-        secure = choose_tls(where, tls=tls, token=token is not None, token_in_clear=send_token_in_clear)
+        secure = choose_tls(
+            where, tls=tls, roots=ca_file is not None, token=token is not None, token_in_clear=send_token_in_clear
+        )
         if token is not None and not _TOKEN.fullmatch(token):
             raise ValueError("the token must be printable ASCII without spaces")
         self._target = target
         self._timeout_s = timeout_s
-        self._channel = Channel(Dial(where, secure, read_ca(ca_file) if secure else None, max_answer_bytes))
+        self._channel = Channel(Dial(where, secure, read_ca(ca_file), max_answer_bytes))
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
 
     def __repr__(self) -> str:
@@ -249,8 +253,12 @@ class AsyncCallgate:
         return await self._ask(self._channel.stub.CancelCall, request, _wire.call_state, call_id)
 
     async def calls(self, limit: int = 50) -> list[CallSummary]:
-        """List the newest calls of this caller, newest first; never more than 200."""
-        request = pb.ListCallsRequest(limit=limit)
+        """List the newest calls of this caller, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListCallsRequest(limit=_wire.list_limit(limit))
         return await self._ask(self._channel.stub.ListCalls, request, lambda page: list(map(_wire.summary, page.calls)))
 
     async def tools(self) -> list[Tool]:
@@ -296,11 +304,14 @@ class AsyncCallgate:
         return await self._decide(pb.DecideApprovalRequest(call_id=call_id, digest=digest, approve=False))
 
     async def dead_letters(self, limit: int = 50) -> DeadLetters:
-        """List what failed for good, newest first, never more than 200, and how many there are in all.
+        """List what failed for good, newest first, and how many there are in all.
 
         They are this caller's, or for an administrator those of the tenant.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
         """
-        request = pb.ListDeadLettersRequest(limit=limit)
+        request = pb.ListDeadLettersRequest(limit=_wire.list_limit(limit))
         return await self._ask(self._channel.stub.ListDeadLetters, request, _wire.dead_letters)
 
     async def dead_letter(self, call_id: str) -> DeadLetter:
@@ -350,7 +361,9 @@ class AsyncCallgate:
         """Make a task with a grant: the `tools`, each with a JSON Schema that arguments must fit as well, {} for any.
 
         Its `token` is a credential that is narrower than this one, for whoever works on the task. It is shown this
-        once.
+        once. A grant's schemas may use the part of JSON Schema that is quick to check: `type`, `enum`, `const`,
+        `properties`, `required`, `additionalProperties`, `items`, `prefixItems`, minima and maxima, `multipleOf`,
+        `allOf`, `anyOf`, `oneOf` and short `pattern`s.
 
         Raises:
             ValueError, TypeError: a schema that JSON cannot hold.
@@ -359,8 +372,12 @@ class AsyncCallgate:
         return await self._ask(self._channel.stub.CreateTask, request, _bounds.new_task)
 
     async def tasks(self, limit: int = 50) -> list[Task]:
-        """List this caller's tasks, newest first; never more than 200."""
-        request = pb.ListTasksRequest(limit=limit)
+        """List this caller's tasks, newest first.
+
+        Raises:
+            ValueError: `limit` is not 1 to 200.
+        """
+        request = pb.ListTasksRequest(limit=_wire.list_limit(limit))
         response = await self._ask(self._channel.stub.ListTasks, request, _tasks_of)
         return list(response)
 

@@ -13,6 +13,7 @@ import typer
 
 from callgate._cli.connection import (
     FAILED,
+    INTERRUPTED,
     AsJson,
     CaFile,
     InClear,
@@ -38,6 +39,7 @@ _BOTH: Final = "give --digest or --yes, not both"
 def approvals(
     *,
     call_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this call with its arguments.")] = None,
+    decided: Annotated[bool, typer.Option("--all", help="List also what was decided lately.")] = False,
     as_json: AsJson = False,
     target: Target = None,
     token_file: TokenFile = None,
@@ -46,9 +48,9 @@ def approvals(
 ) -> None:
     """List what waits for your approval, or show one call to judge."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         if call_id is None:
-            screen.approvals(gateway.approvals())
+            screen.approvals([one for one in gateway.approvals() if decided or one.waits])
         else:
             screen.approval(gateway.approval(call_id))
 
@@ -67,7 +69,7 @@ def approve(
     """Show a call that needs an approval, ask, and let it run."""
     _check("approve", call_id, digest, yes=yes, as_json=as_json)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         digest = digest or _ask("Approve", gateway, call_id, screen, yes=yes)
         screen.decided(gateway.approve(call_id, digest))
 
@@ -86,7 +88,7 @@ def deny(
     """Show a call that needs an approval, ask, and refuse it for good."""
     _check("deny", call_id, digest, yes=yes, as_json=as_json)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="approvals") as gateway:
         digest = digest or _ask("Deny", gateway, call_id, screen, yes=yes)
         screen.decided(gateway.deny(call_id, digest))
 
@@ -117,17 +119,24 @@ def _ask(decision: str, gateway: Callgate, call_id: str, screen: Screen, *, yes:
             )
             raise typer.Exit(FAILED)
         _forget_what_was_typed()
-        if not approval.waits or not typer.confirm(_question(decision, approval), err=True):
+        status = _answer(decision, approval) if approval.waits else FAILED
+        if status:
             screen.note("Nothing was decided.")
-            raise typer.Exit(FAILED)
+            raise typer.Exit(status)
     return approval.digest
+
+
+def _answer(decision: str, approval: Approval) -> int:
+    """Ask, and return 0 for yes, or the exit status."""
+    try:
+        agreed = typer.confirm(f"{decision} {one_line(approval.tool)} as shown above?", err=True)
+    except typer.Abort as left:
+        # The end of the input is a no.
+        return INTERRUPTED if isinstance(left.__context__, KeyboardInterrupt) else FAILED
+    return 0 if agreed else FAILED
 
 
 def _forget_what_was_typed() -> None:
     """Drop keys that were pressed before there was anything to judge."""
     with suppress(termios.error, OSError):
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
-
-
-def _question(decision: str, approval: Approval) -> str:
-    return f"{decision} {one_line(approval.tool)} as shown above?"

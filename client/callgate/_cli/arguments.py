@@ -18,12 +18,33 @@ def parse_arguments(given: Sequence[str], file: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: a malformed or repeated argument, or a file that is not one JSON object.
     """
-    arguments = {} if file is None else _from_file(file)
+    arguments = {} if file is None else read_object(file)
     for text in given:
         name, value = _pair(text)
         if name in arguments:
             raise ValueError(f"argument `{name}` is given twice")
         arguments[name] = value
+    return arguments
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file with one JSON object; - is standard input.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else; the message names it.
+    """
+    source = "standard input" if str(path) == "-" else str(path)
+    try:
+        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        arguments = _decode(text.decode())
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{source} must hold one JSON object")
     return arguments
 
 
@@ -38,22 +59,6 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, _decode(value)
     except ValueError as error:
         raise ValueError(f"the value of `{name}` is not JSON ({error}); for plain text write {name}=text") from None
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    source = "standard input" if str(path) == "-" else str(path)
-    try:
-        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        arguments = _decode(text.decode())
-    except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is not UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from None
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{source} must hold one JSON object")
-    return arguments
 
 
 def _decode(text: str) -> Any:  # noqa: ANN401  # any JSON value

@@ -31,6 +31,10 @@ from callgate._sync.client import Callgate
 from callgate.errors import GatewayUnreachable
 from callgate.types import Accepted, Answer, Answered, CallSummary, Event, Waiting
 
+SaveArtifacts = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Save the files that the tool leaves, below DIR.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Let --save-artifacts replace files.")]
 AWAITING_APPROVAL: Final = "awaiting_approval"
 # As numbers of events are on the wire.
 _LAST_EVENT: Final = 2**63 - 1
@@ -79,10 +83,8 @@ def call(
         str | None, typer.Option(metavar="KEY", help="The same key with the same arguments does not run twice.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Ctrl-C leaves the call running.")] = False,
-    save_artifacts: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save the files that the tool leaves, below DIR.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Let --save-artifacts replace files.")] = False,
+    save_artifacts: SaveArtifacts = None,
+    force: Force = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the tool's bytes to standard output as they are; not to a terminal.")
     ] = False,
@@ -113,7 +115,10 @@ def call(
     if envelope and (as_json or stream or raw):
         usage("--envelope goes without --json, --stream and --raw")
     if asynchronous and (stream or raw or envelope or detach or save_artifacts is not None):
-        usage("--async goes without --stream, --raw, --envelope, --detach and --save-artifacts: nothing is waited for")
+        usage(
+            "--async goes without --stream, --raw, --envelope, --detach and --save-artifacts: nothing is waited for; "
+            "save files with `callgate follow ID --save-artifacts DIR`"
+        )
     if priority is not None and not asynchronous:
         usage("--priority goes with --async")
     with usage_errors():
@@ -125,7 +130,7 @@ def call(
         else:
             state, interrupted = _run(gateway, wish, screen, shown=stream, detach=detach)
     screen.state(state, raw=raw)
-    saved = save_artifacts is None or _save(state, save_artifacts, screen, overwrite=force)
+    saved = save_artifacts is None or save_all(state, save_artifacts, screen, overwrite=force)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if isinstance(state, CallSummary):
@@ -140,6 +145,8 @@ def follow(
     after: Annotated[
         int, typer.Option(metavar="N", show_default=False, help="Only what came after event N of the call.")
     ] = -1,
+    save_artifacts: SaveArtifacts = None,
+    force: Force = False,
     as_json: AsJson = False,
     target: Target = None,
     token_file: TokenFile = None,
@@ -152,7 +159,8 @@ def follow(
     with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
         answer = _follow(gateway, call_id, after, screen)
     screen.state(answer)
-    if not answer.ok:
+    saved = save_artifacts is None or save_all(answer, save_artifacts, screen, overwrite=force)
+    if not (answer.ok and saved):
         raise typer.Exit(FAILED)
 
 
@@ -240,10 +248,13 @@ def _follow(gateway: Callgate, call_id: str, after: int, screen: Screen) -> Answ
     raise AssertionError("a stream ends with an answer or an exception")
 
 
-def _save(state: Answer | CallSummary, folder: Path, screen: Screen, *, overwrite: bool) -> bool:
+def save_all(state: Answer | CallSummary, folder: Path, screen: Screen, *, overwrite: bool) -> bool:
     """Save what was taken of the tool's files; return whether all of it could be saved."""
+    if isinstance(state, CallSummary):
+        screen.note("Nothing to save: the call has no answer.")
+        return False
     complete = True
-    for artifact in state.artifacts if isinstance(state, Answer) else ():
+    for artifact in state.artifacts:
         if artifact.rejected is not None:
             continue
         try:

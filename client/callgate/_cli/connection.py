@@ -10,9 +10,10 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from callgate._cli.advice import About
 from callgate._cli.documents import Documents
 from callgate._cli.screen import Screen, describe
-from callgate._cli.settings import load
+from callgate._cli.settings import DEFAULT_TARGET, load
 from callgate._sync.client import Callgate
 from callgate.errors import CallgateError, CallRefused, GatewayUnreachable
 
@@ -24,6 +25,9 @@ PENDING: Final = 75
 INTERRUPTED: Final = 130
 
 _GATEWAY: Final = "Gateway"
+_ASSUMED: Final = (
+    f"{DEFAULT_TARGET} is the default address, as none was given; for another one give --target or CALLGATE_TARGET."
+)
 Target = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Where the gateway's gRPC is.", rich_help_panel=_GATEWAY),
@@ -33,7 +37,9 @@ TokenFile = Annotated[
 ]
 CaFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="PEM roots to trust instead of the built-in ones.", rich_help_panel=_GATEWAY),
+    typer.Option(
+        metavar="FILE", help="PEM roots to trust instead of the built-in ones; means TLS.", rich_help_panel=_GATEWAY
+    ),
 ]
 InClear = Annotated[
     bool,
@@ -59,8 +65,12 @@ def connected(
     in_clear: bool,  # noqa: FBT001  # one option of four, in the order of the help
     *,
     tool: str | None = None,
+    about: About = "calls",
 ) -> Iterator[Callgate]:
-    """Give a client, and turn what it raises into what is shown and the exit status. `tool` is what is called."""
+    """Give a client, and turn what it raises into what is shown and the exit status.
+
+    `tool` is what is called, and `about` what the command deals with, so that its advice fits.
+    """
     with usage_errors():
         settings = load(target=target, token_file=token_file)
         gateway = Callgate(
@@ -74,10 +84,15 @@ def connected(
         try:
             yield gateway
         except CallRefused as refusal:
-            screen.refusal(refusal, _takes(gateway, tool) if refusal.reason == "invalid_arguments" else None)
+            takes = _takes(gateway, tool) if refusal.reason == "invalid_arguments" else None
+            screen.refusal(refusal, takes, about)
+            if settings.assumed and refusal.reason == "unauthenticated":
+                screen.note(_ASSUMED)
             raise typer.Exit(REFUSED) from None
         except GatewayUnreachable as error:
             screen.unreachable(error)
+            if settings.assumed:
+                screen.note(_ASSUMED)
             raise typer.Exit(UNREACHABLE) from None
         except UnicodeEncodeError:
             usage("an argument is not text in UTF-8")
@@ -101,7 +116,9 @@ def _takes(gateway: Callgate, tool: str | None) -> str | None:
 def usage_errors() -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        usage(str(error) if error.filename is None else f"{error.filename}: {error.strerror}")
+    except ValueError as error:
         usage(str(error))
 
 

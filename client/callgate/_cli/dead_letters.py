@@ -1,10 +1,8 @@
 """Dead letters: `callgate dead-letters` lists them, shows one, and redrives, discards or settles it."""
 
-import re
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from callgate._cli.connection import (
     AsJson,
@@ -14,27 +12,14 @@ from callgate._cli.connection import (
     TokenFile,
     connected,
     screen_for,
+    usage,
 )
+from callgate._cli.listing import Listing
 
-_CALL_ID: Final = re.compile(r"[0-9a-fA-F-]{36}")
 CallId = Annotated[str, typer.Argument(metavar="ID", help="The call, as `callgate dead-letters` shows it.")]
 
-
-class _Listing(TyperGroup):
-    """A group whose first word may be left out: without one it lists, and with an id alone it shows."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # of the click inside typer
-        first = args[0] if args else "-"
-        if _CALL_ID.fullmatch(first) or (first.startswith("-") and any(map(_CALL_ID.fullmatch, args))):
-            args = ["show", *args]
-        elif first.startswith("-") and first not in ctx.help_option_names:
-            args = ["list", *args]
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
-
-
 dead_letters = typer.Typer(
-    cls=_Listing,
+    cls=Listing,
     help="List the calls that failed for good, show one, or settle what becomes of it.\n\n"
     "`callgate dead-letters` lists, `callgate dead-letters ID` shows.",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,7 +38,7 @@ def list_them(
 ) -> None:
     """List them, newest first, and how many there are."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.dead_letters(gateway.dead_letters(limit))
 
 
@@ -69,7 +54,7 @@ def show(
 ) -> None:
     """Show one with its attempts."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.dead_letter(gateway.dead_letter(call_id))
 
 
@@ -85,7 +70,7 @@ def redrive(
 ) -> None:
     """Make a new call of one, and show the new call."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.state(gateway.redrive(call_id))
 
 
@@ -101,7 +86,7 @@ def discard(
 ) -> None:
     """Give one up."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.settled("Discarded.", gateway.discard(call_id))
 
 
@@ -110,8 +95,9 @@ def settle(
     *,
     call_id: CallId,
     happened: Annotated[
-        bool, typer.Option("--happened/--did-not-happen", help="Whether the call took effect.", show_default=False)
-    ],
+        bool | None,
+        typer.Option("--happened/--did-not-happen", help="Whether the call took effect.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     target: Target = None,
     token_file: TokenFile = None,
@@ -119,6 +105,8 @@ def settle(
     send_token_in_clear: InClear = False,
 ) -> None:
     """Say whether a call took effect of which that is not known. For administrators."""
+    if happened is None:
+        usage("say --happened or --did-not-happen: whether the call took effect")
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="dead-letters") as gateway:
         screen.settled("Settled.", gateway.settle(call_id, happened=happened))

@@ -10,7 +10,7 @@ The documents are those of the gateway's HTTP interface:
     approvals ID, approve, deny           the approval
     dead-letters ID                       the dead letter
     tasks, stops, breakers                {"tasks": […]}, {"stops": […]}, {"breakers": […]}
-    tasks show, tasks end                 the task
+    tasks ID, tasks end                   the task
     tasks create                          {"task", "token"}
     stop, resume                          {"stopped", "cancelled"}, {"resumed"}
     breakers open, breakers close         the breaker
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from callgate._cli.advice import About
 from callgate._cli.screen import Screen
 from callgate._cli.text import clean, to_json_text
 from callgate.approval import Approval
@@ -50,7 +51,12 @@ class Documents(Screen):
         if not self._answered:
             self.document(state.to_json())
 
-    def refusal(self, refusal: CallRefused, takes: str | None = None) -> None:  # noqa: ARG002  # it is for people
+    def refusal(
+        self,
+        refusal: CallRefused,
+        takes: str | None = None,  # noqa: ARG002  # it is for people
+        about: About = "calls",  # noqa: ARG002  # it is for people
+    ) -> None:
         self.document(refusal.to_json())
 
     def unreachable(self, error: GatewayUnreachable) -> None:

@@ -33,7 +33,7 @@ def stop(
     """Refuse every call of an agent, or of your whole tenant, and cancel what runs. For administrators."""
     whom = _whom(agent, tenant=tenant)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="stops") as gateway:
         screen.stopped(gateway.stop(whom, reason))
 
 
@@ -50,7 +50,7 @@ def resume(
     """Take a stop back. For administrators."""
     whom = _whom(agent, tenant=tenant)
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="stops") as gateway:
         gateway.resume(whom)
         screen.resumed(whom)
 
@@ -65,7 +65,7 @@ def stops(
 ) -> None:
     """List what is stopped in your tenant. For administrators."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="stops") as gateway:
         screen.stops(gateway.stops())
 
 
@@ -83,7 +83,7 @@ def breakers(
     if act not in (None, "open", "close") or (act is None) != (name is None):
         usage("say `breakers`, `breakers open NAME` or `breakers close NAME`")
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="breakers") as gateway:
         if name is None:
             screen.breakers(gateway.breakers())
         else:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from callgate._cli.advice import About, advice
 from callgate._cli.sheet import Sheet, add_approval, add_dead_letter
+from callgate._cli.table import write_table
 from callgate._cli.text import clean, one_line, to_json_text
 from callgate._cli.times import age, duration, until
 from callgate.approval import Approval, CallApproval
@@ -32,33 +33,9 @@ _STYLES: Final = {
     "approved": "green",
     "cancelled": "yellow",
 }
-# What a state is called for people, where its own word says little.
-_WORDS: Final = {"admitted": "queued"}
 # A call in one of these goes on.
 _GOES_ON: Final = ("admitted", "awaiting_approval", "running")
 _WIDE: Final = 200
-_NEXT: Final = {
-    "unauthenticated": "Give a credential with --token-file, CALLGATE_TOKEN_FILE or CALLGATE_TOKEN.",
-    "unknown_tool": "List the tools you may call: callgate tools",
-    "unknown_call": "List your calls: callgate calls",
-    "invalid_arguments": "Show what a tool takes: callgate tools NAME",
-    "policy_denied": "Ask the gateway's operator; they can look up the call's id.",
-    "policy_error": "Tell the gateway's operator the call's id: the policies need mending.",
-    "approval_required": "Make the call again: it now waits for an approval.",
-    "approval_denied": "Somebody denied this call; talk to them before you make it again.",
-    "approval_expired": "Nobody decided in time. Make the call again, and tell the group that approves it.",
-    "approval_void": "Look at what is to be approved now: callgate approvals ID; or make the call again.",
-    "not_possible": "Look at the state it is in: callgate calls ID",
-    "circuit_open": "Too many of its calls failed. Look at the newest: callgate calls",
-    "budget_exceeded": "Ask whoever set the budget for more; until then this is refused.",
-    "loop_stopped": "The same call failed again and again. Change its arguments or find out why: callgate calls",
-    "stopped": "An operator stopped this agent; ask them why.",
-    "unknown_task": "Check the id after --task: it must be a task of the agent whose credential this is.",
-    "task_ended": "Use another task, or none; this one takes no more calls.",
-    "outside_grant": "The task's grant does not cover this. Use another task, or ask for a wider grant.",
-    "rate_limited": "Make fewer calls at a time.",
-    "idempotency_conflict": "Use another --idempotency-key for other arguments.",
-}
 
 
 class Screen:
@@ -97,8 +74,8 @@ class Screen:
     def not_saved(self, artifact: Artifact, why: str) -> None:
         self._say(Text(f"not saved: {one_line(artifact.name)}: {one_line(why)}", style="red"))
 
-    def refusal(self, refusal: CallRefused, takes: str | None = None) -> None:
-        """Show why a call was refused, what decided, and what to do next. `takes` says what the tool takes."""
+    def refusal(self, refusal: CallRefused, takes: str | None = None, about: About = "calls") -> None:
+        """Show why something was refused, what decided, and what to do next. `takes` says what the tool takes."""
         self._say(Text().append("refused: ", style="red").append(one_line(refusal.reason), style="bold red"))
         self._say(Text(f"  {one_line(refusal.message)}"))
         for violation in refusal.violations:
@@ -108,9 +85,9 @@ class Screen:
             self._say(Text(f"  decided by: {', '.join(map(one_line, refusal.policies))}"))
         if takes is not None:
             self._say(Text(f"  it takes: {one_line(takes)}"))
-        advice = _advice(refusal)
-        if advice is not None:
-            self._say(Text(f"  next: {advice}"))
+        to_do = advice(refusal, about)
+        if to_do is not None:
+            self._say(Text(f"  next: {to_do}"))
         if refusal.call_id is not None:
             self._say(Text(f"  call {one_line(refusal.call_id)}", style="dim"))
 
@@ -124,25 +101,22 @@ class Screen:
         if not calls:
             self.note("No calls yet.")
             return
-        table = _table("call", "tool", "state", "age")
-        for call in calls:
-            state = call.error.reason if call.error is not None else _word(call.state)
-            table.add_row(
-                Text(one_line(call.call_id), no_wrap=True),
-                Text(one_line(call.tool)),
-                Text(one_line(state), style=_STYLES.get(call.state, "red")),
-                Text(age(call.received_at), no_wrap=True),
+        rows = [
+            (
+                *_cells(call.call_id, call.tool),
+                _state(call.state, call.state if call.error is None else call.error.reason),
+                Text(age(call.received_at)),
             )
-        _console(sys.stdout).print(table)
+            for call in calls
+        ]
+        write_table(_console(sys.stdout), ("call", "tool", "state", "age"), rows)
 
     def tools(self, tools: Sequence[Tool]) -> None:
         if not tools:
             self.note("No tool that you may call. Ask the gateway's operator for a policy that permits one.")
             return
-        table = _table("tool", "version", "effect", "summary")
-        for tool in tools:
-            table.add_row(*(Text(one_line(cell)) for cell in (tool.tool, tool.version, tool.effect, tool.summary)))
-        _console(sys.stdout).print(table)
+        rows = [_cells(tool.tool, tool.version, tool.effect, tool.summary) for tool in tools]
+        write_table(_console(sys.stdout), ("tool", "version", "effect", "summary"), rows)
 
     def tool(self, tool: Tool) -> None:
         """Show one tool: what it does, what it takes, and its limits."""
@@ -157,27 +131,20 @@ class Screen:
                 style="dim",
             )
         )
-        table = _table("argument", "type", "", "description")
-        for name, (kind, required, description) in describe(tool.input).items():
-            table.add_row(*(Text(one_line(cell)) for cell in (name, kind, required, description)))
-        if table.row_count:
+        rows = [_cells(name, *described) for name, described in describe(tool.input).items()]
+        if rows:
             console.print()
-            console.print(table)
+            write_table(console, ("argument", "type", "", "description"), rows)
 
     def approvals(self, approvals: Sequence[Approval]) -> None:
         if not approvals:
             self.note("Nothing waits for your approval.")
             return
-        table = _table("call", "tool", "asked by", "state", "age")
-        for one in approvals:
-            table.add_row(
-                Text(one_line(one.call_id), no_wrap=True),
-                Text(one_line(one.tool)),
-                Text(one_line(one.agent)),
-                Text(one_line(one.state), style=_STYLES.get(one.state, "red")),
-                Text(age(one.requested_at), no_wrap=True),
-            )
-        _console(sys.stdout).print(table)
+        rows = [
+            (*_cells(one.call_id, one.tool, one.agent), _state(one.state), Text(age(one.requested_at)))
+            for one in approvals
+        ]
+        write_table(_console(sys.stdout), ("call", "tool", "asked by", "state", "age"), rows)
 
     def approval(self, approval: Approval) -> None:
         """Show one approval, and how to decide it."""
@@ -194,7 +161,7 @@ class Screen:
         return sheet.whole
 
     def decided(self, approval: Approval) -> None:
-        line = Text().append(one_line(approval.state), style=_STYLES.get(approval.state, "red"))
+        line = Text().append_text(_state(approval.state))
         line.append(f" · {one_line(approval.tool)} {one_line(approval.version)}")
         line.append(f" · call {one_line(approval.call_id)}", style="dim")
         self._say(line)
@@ -203,15 +170,15 @@ class Screen:
         if not letters.dead_letters:
             self.note("No dead letters.")
             return
-        table = _table("call", "tool", "error", "age")
-        for letter in letters.dead_letters:
-            table.add_row(
-                Text(one_line(letter.call_id), no_wrap=True),
-                Text(one_line(letter.tool)),
-                Text(one_line(letter.state if letter.error is None else letter.error.reason), style="red"),
-                Text(age(letter.finished_at), no_wrap=True),
+        rows = [
+            (
+                *_cells(letter.call_id, letter.tool),
+                _state(letter.state, letter.state if letter.error is None else letter.error.reason),
+                Text(age(letter.finished_at)),
             )
-        _console(sys.stdout).print(table)
+            for letter in letters.dead_letters
+        ]
+        write_table(_console(sys.stdout), ("call", "tool", "error", "age"), rows)
         self.note(f"{len(letters.dead_letters)} of {letters.total}.")
 
     def dead_letter(self, letter: DeadLetter) -> None:
@@ -235,16 +202,10 @@ class Screen:
         if not tasks:
             self.note("No tasks yet. Make one: callgate tasks create NAME --tool TOOL")
             return
-        table = _table("task", "name", "calls", "ends")
-        for task in tasks:
-            ends = "over" if task.is_over else until(task.expires_at)
-            table.add_row(
-                Text(one_line(task.task_id), no_wrap=True),
-                Text(one_line(task.name)),
-                Text(_spent(task.spent.calls, task.budget.calls)),
-                Text(ends),
-            )
-        _console(sys.stdout).print(table)
+        rows = [
+            _cells(task.task_id, task.name, _spent(task.spent.calls, task.budget.calls), _ends(task)) for task in tasks
+        ]
+        write_table(_console(sys.stdout), ("task", "name", "calls", "ends"), rows)
 
     def task(self, task: Task) -> None:
         """Show one task: its grant, and what it has spent of its budget."""
@@ -260,7 +221,7 @@ class Screen:
         sheet.fact("cpu", f"{_spent(task.spent.cpu_s, task.budget.cpu_s)} s")
         sheet.fact("egress", f"{_spent(task.spent.egress_bytes, task.budget.egress_bytes)} bytes")
         sheet.fact("cost", _spent(task.spent.cost, task.budget.cost))
-        sheet.fact("ends", "over" if task.is_over else until(task.expires_at))
+        sheet.fact("ends", _ends(task))
         sheet.write(sys.stdout)
 
     def new_task(self, made: NewTask) -> None:
@@ -272,11 +233,8 @@ class Screen:
         if not stops:
             self.note("Nothing is stopped.")
             return
-        table = _table("agent", "by", "age", "reason")
-        for stop in stops:
-            cells = (stop.agent or "(the whole tenant)", stop.by, age(stop.at), stop.reason)
-            table.add_row(*(Text(one_line(cell)) for cell in cells))
-        _console(sys.stdout).print(table)
+        rows = [_cells(stop.agent or "(the whole tenant)", stop.by, age(stop.at), stop.reason) for stop in stops]
+        write_table(_console(sys.stdout), ("agent", "by", "age", "reason"), rows)
 
     def stopped(self, stopped: Stopped) -> None:
         whom = stopped.stop.agent
@@ -290,13 +248,12 @@ class Screen:
         if not breakers:
             self.note("No circuit breaker has been needed yet.")
             return
-        table = _table("breaker", "state", "calls", "failed", "slow", "retry in")
+        rows = []
         for breaker in breakers:
             counts = map(str, (breaker.calls, breaker.failures, breaker.slow))
             left = "" if breaker.retry_after_ms is None else duration(breaker.retry_after_ms)
-            cells = (breaker.name, breaker.state, *counts, left)
-            table.add_row(*(Text(one_line(cell)) for cell in cells))
-        _console(sys.stdout).print(table)
+            rows.append(_cells(breaker.name, breaker.state, *counts, left))
+        write_table(_console(sys.stdout), ("breaker", "state", "calls", "failed", "slow", "retry in"), rows)
 
     def breaker(self, breaker: Breaker) -> None:
         self.note(f"{breaker.name} is {breaker.state}.")
@@ -306,7 +263,7 @@ class Screen:
         sys.stdout.write(to_json_text(document) + "\n")
 
     def _status(self, answer: Answer) -> None:
-        line = Text().append(one_line(answer.state), style=_STYLES.get(answer.state, "red"))
+        line = Text().append_text(_state(answer.state))
         line.append(f"{_cause(answer)} in {duration(answer.usage.wall_ms)}")
         notes = ["replayed, nothing ran now"] if answer.replayed else []
         notes += [f"attempt {answer.attempt}"] if answer.attempt > 1 else []
@@ -324,7 +281,7 @@ class Screen:
             self._say(Text(_artifact_line(artifact), style="dim"))
 
     def _summary(self, summary: CallSummary) -> None:
-        line = Text().append(_word(summary.state), style=_STYLES.get(summary.state, "red"))
+        line = Text().append_text(_state(summary.state))
         line.append(f" · {one_line(summary.tool)} {one_line(summary.version)}")
         line.append(f" · received {age(summary.received_at)} ago")
         self._say(line)
@@ -378,21 +335,19 @@ def _console(file: TextIO) -> Console:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _cells(*texts: str) -> tuple[Text, ...]:
+    return tuple(Text(one_line(text)) for text in texts)
+
+
+def _state(state: str, text: str | None = None) -> Text:
+    """Return a state, or `text` in its place, in the state's colour."""
+    return Text(one_line(state if text is None else text), style=_STYLES.get(state, "red"))
 
 
 def _sheet() -> Sheet:
     """Return an empty sheet that fits standard output."""
     width = _console(sys.stdout).width if sys.stdout.isatty() else None
     return Sheet(width, sys.stdout.encoding or "utf-8")
-
-
-def _word(state: str) -> str:
-    return _WORDS.get(state, one_line(state))
 
 
 def _wanted(approval: CallApproval | None) -> str:
@@ -405,6 +360,8 @@ def _wanted(approval: CallApproval | None) -> str:
 def _facts(summary: CallSummary) -> list[str]:
     """Say what else is known of a call: its approval, its task, its attempt, and the call it follows."""
     facts = []
+    if summary.state == "admitted":
+        facts.append(f"waits for {_wanted(None)}")
     if summary.approval is not None and summary.state == "awaiting_approval":
         facts.append(f"waits for {_wanted(summary.approval)}")
     elif summary.approval is not None and summary.approval.decided_by is not None:
@@ -449,12 +406,8 @@ def _artifact_line(artifact: Artifact) -> str:
     return f"artifact {one_line(artifact.name)}, {_size(artifact.size_bytes)}"
 
 
-def _advice(refusal: CallRefused) -> str | None:
-    advice = _NEXT.get(refusal.reason)
-    if refusal.retryable:
-        wait = f" in {duration(refusal.retry_after_ms)}" if refusal.retry_after_ms else ""
-        return f"Try again{wait}." if advice is None else f"Try again{wait}. {advice}"
-    return advice
+def _ends(task: Task) -> str:
+    return "over" if task.is_over else until(task.expires_at)
 
 
 def _spent(spent: float | None, most: float | None) -> str:

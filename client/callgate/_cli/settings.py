@@ -22,8 +22,11 @@ _MAX_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """`assumed` says that nobody named the target."""
+
     target: str
     token: str | None = field(repr=False)
+    assumed: bool = False
 
 
 def load(*, target: str | None, token_file: Path | None) -> Settings:
@@ -47,7 +50,7 @@ def resolve(environment: Mapping[str, str], folder: Path, *, target: str | None,
         dev_file = _nearest(folder)
         if dev_file is not None:
             return _of_dev_server(dev_file)
-    return Settings(target or DEFAULT_TARGET, token)
+    return Settings(target or DEFAULT_TARGET, token, assumed=target is None)
 
 
 def _token(environment: Mapping[str, str], token_file: Path | None) -> str | None:

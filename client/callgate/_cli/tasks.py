@@ -1,13 +1,12 @@
 """Tasks: `callgate tasks` lists them, shows one, makes one with a grant, and ends one."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-from typer.core import TyperGroup
 
+from callgate._cli.arguments import read_object
 from callgate._cli.connection import (
     INTERRUPTED,
     AsJson,
@@ -21,27 +20,16 @@ from callgate._cli.connection import (
     usage_errors,
 )
 from callgate._cli.interrupts import Interrupts
+from callgate._cli.listing import Listing
 from callgate.task import Amounts
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task, as `callgate tasks` shows it.")]
 _HOUR_S: Final = 3600.0
 
-
-class _Listing(TyperGroup):
-    """A group that lists where no command is named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # of the click inside typer
-        first = args[0] if args else "-"
-        if first.startswith("-") and first not in ctx.help_option_names:
-            args = ["list", *args]
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
-
-
 tasks = typer.Typer(
-    cls=_Listing,
-    help="List your tasks, or make, show and end one.\n\nA task has a grant that narrows its calls, a budget, and a "
-    "credential of its own for whoever works on it.",
+    cls=Listing,
+    help="List your tasks, or make, show and end one.\n\n`callgate tasks` lists, `callgate tasks ID` shows.\n\n"
+    "A task has a grant that narrows its calls, a budget, and a credential of its own for whoever works on it.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -58,7 +46,7 @@ def list_them(
 ) -> None:
     """List them, newest first."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.tasks(gateway.tasks(limit))
 
 
@@ -74,7 +62,7 @@ def show(
 ) -> None:
     """Show one with what it has spent."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.task(gateway.task(task_id))
 
 
@@ -87,7 +75,11 @@ def create(
     ] = None,
     grant_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON: tools by name, each with a JSON Schema that arguments must fit."),
+        typer.Option(
+            metavar="FILE",
+            help="JSON: tools by name, each with a JSON Schema that arguments must fit (a small part of JSON Schema: "
+            "the gateway says which where it refuses one).",
+        ),
     ] = None,
     lifetime: Annotated[float, typer.Option(metavar="SECONDS", help="When it ends by itself.")] = _HOUR_S,
     calls: Annotated[int | None, typer.Option(metavar="N", help="At most so many calls.")] = None,
@@ -113,7 +105,7 @@ def create(
     screen = screen_for(as_json)
     with Interrupts() as interrupts:
         try:
-            with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+            with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
                 made = gateway.create_task(name, grant, lifetime_s=lifetime, budget=Amounts(calls, cpu, egress, cost))
         except BaseException:
             if file is not None and save_token is not None:
@@ -142,7 +134,7 @@ def end(
 ) -> None:
     """End one: its credential is worthless from then on."""
     screen = screen_for(as_json)
-    with connected(screen, target, token_file, ca_file, send_token_in_clear) as gateway:
+    with connected(screen, target, token_file, ca_file, send_token_in_clear, about="tasks") as gateway:
         screen.task(gateway.end_task(task_id))
 
 
@@ -150,14 +142,11 @@ def _grant(path: Path | None) -> dict[str, dict[str, Any]]:
     """Read a grant.
 
     Raises:
-        ValueError: it is not an object of objects.
-        OSError: it cannot be read.
+        ValueError: it cannot be read, or is not an object of objects.
     """
-    if path is None:
-        return {}
-    grant = json.loads(path.read_text("utf-8"))
-    if not isinstance(grant, dict) or not all(isinstance(schema, dict) for schema in grant.values()):
-        raise ValueError(f"{path} is not a JSON object with a schema for each tool")
+    grant = {} if path is None else read_object(path)
+    if not all(isinstance(schema, dict) for schema in grant.values()):
+        raise ValueError(f"{path} must hold a JSON Schema for each tool, {{}} for any arguments")
     return grant
 
 
@@ -165,6 +154,10 @@ def _new_file(path: Path) -> TextIO:
     """Make a file that nobody else may read.
 
     Raises:
-        OSError: it exists, or cannot be made.
+        ValueError: it exists.
+        OSError: it cannot be made.
     """
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    except FileExistsError:
+        raise ValueError(f"{path} is there already; name a new file for the credential") from None

@@ -7,22 +7,25 @@ a tenant that queues a thousand calls delays another's one by at most one turn.
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
+from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 
 
 @dataclass(frozen=True, slots=True)
 class QueueRules:
-    """How many may be under way at once, in all and of one tenant, and how many may wait."""
+    """How many may be under way at once, in all and of one tenant; and how many may be kept, also of one agent."""
 
     running: int
     running_per_tenant: int
     waiting: int
     waiting_per_tenant: int
+    waiting_per_agent: int
 
 
 @dataclass(order=True, slots=True)
@@ -47,8 +50,8 @@ class Queue:
         self._tenants: dict[str, _Tenant] = {}
         self._numbers = count(1)
         self._running = 0
-        self._kept = 0
-        self._kept_by_tenant: dict[str, int] = {}
+        # Those of all, of each tenant and of each agent.
+        self._kept: Counter[tuple[str, ...]] = Counter()
 
     @property
     def running(self) -> int:
@@ -59,26 +62,23 @@ class Queue:
         return sum(len(tenant.waiting) for tenant in self._tenants.values())
 
     @contextmanager
-    def place(self, tenant: str, *, owed: bool = False) -> Iterator[None]:
+    def place(self, caller: Caller, *, owed: bool = False) -> Iterator[None]:
         """Hold one of the places for calls that are kept, whatever they wait for. `owed`: it is kept already.
 
         Raises:
             CallError: `overloaded`.
         """
-        of_tenant = self._kept_by_tenant.get(tenant, 0)
-        if not owed and (self._kept >= self._rules.waiting or of_tenant >= self._rules.waiting_per_tenant):
-            raise CallError(
-                Reason.OVERLOADED, "Too many calls wait already; try again when some have run.", retry_after_ms=2000
-            )
-        self._kept += 1
-        self._kept_by_tenant[tenant] = of_tenant + 1
+        of = (), (caller.tenant,), (caller.tenant, caller.agent)
+        if not owed:
+            self._refuse_if_full(*(self._kept[who] for who in of))
+        self._kept.update(of)
         try:
             yield
         finally:
-            self._kept -= 1
-            self._kept_by_tenant[tenant] -= 1
-            if not self._kept_by_tenant[tenant]:
-                del self._kept_by_tenant[tenant]
+            self._kept.subtract(of)
+            for who in of:
+                if not self._kept[who]:
+                    del self._kept[who]
 
     @asynccontextmanager
     async def turn(self, tenant: str, priority: int) -> AsyncIterator[None]:
@@ -100,6 +100,20 @@ class Queue:
                 heapq.heapify(state.waiting)
             self._forget(tenant)
             self._serve()
+
+    def _refuse_if_full(self, of_all: int, of_tenant: int, of_agent: int) -> None:
+        rules = self._rules
+        if of_agent >= rules.waiting_per_agent:
+            message = (
+                f"This agent has {of_agent} calls waiting, which is its share; cancel some, or wait for their end."
+            )
+        elif of_tenant >= rules.waiting_per_tenant:
+            message = "This tenant's share of calls that may wait is used up; try again when some have run."
+        elif of_all >= rules.waiting:
+            message = "Too many calls wait already; try again when some have run."
+        else:
+            return
+        raise CallError(Reason.OVERLOADED, message, retry_after_ms=2000)
 
     def _serve(self) -> None:
         while self._running < self._rules.running and (chosen := self._next_tenant()) is not None:

@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from callgate_server.admission.grants import MAX_STEPS, check_grant, steps_left
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason, Violation
 from callgate_server.model.strict_json import Json
@@ -19,7 +20,17 @@ PREFIX: Final = "cgt_"
 # Of tasks that are over only so many are told from those that never were.
 ENDED_KEPT: Final = 4096
 
-Check = Callable[[Json], Sequence[Violation]]
+# To say where something does not fit takes the engine far longer than to say that it does not.
+_TOLD_WITHIN: Final = 1000
+
+
+class Check(Protocol):
+    def __call__(self, value: Json, *, detailed: bool) -> Sequence[Violation]:
+        """What of a value does not fit a schema; one violation of the whole, where that need not be `detailed`."""
+
+
+# The roles of a caller that came with an API key that the key still has, or None where the key is worth nothing now.
+RolesLeft = Callable[[Caller], tuple[str, ...] | None]
 Compile = Callable[[Mapping[str, Any]], Check]
 
 
@@ -36,8 +47,9 @@ class LiveTask:
         """Prepare a grant.
 
         Raises:
-            ValueError: a schema of it is not one that a manifest may declare.
+            ValueError: it is not one that a task may have; names the tool and what is wrong.
         """
+        check_grant(task.grant)
         checks: dict[str, Check] = {}
         for tool, schema in task.grant.items():
             try:
@@ -55,9 +67,15 @@ class LiveTask:
         check = self.checks.get(tool)
         if check is None:
             raise CallError(Reason.OUTSIDE_GRANT, f"The task's grant does not have {tool}.")
+        left = steps_left(self.task.grant[tool], arguments)
+        if left < 0:
+            raise CallError(
+                Reason.OUTSIDE_GRANT,
+                f"These arguments of {tool} are too large for what the task's grant asks of them; send less at once.",
+            )
         found = [
             Violation(violation.path, violation.rule, f"does not fit `{violation.rule}` of the grant")
-            for violation in check(arguments)
+            for violation in check(arguments, detailed=MAX_STEPS - left <= _TOLD_WITHIN)
         ]
         if found:
             where = found[0].path or "/"
@@ -69,10 +87,13 @@ class LiveTask:
 
 
 class LiveTasks:
-    """The tasks that are not over, and lately ended ones by name."""
+    """The tasks that are not over, and lately ended ones by name. One that a key made is worth no more than the key."""
 
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, now: Callable[[], datetime] = lambda: datetime.now(UTC), roles_left: RolesLeft = lambda _: None
+    ) -> None:
         self._now = now
+        self._roles_left = roles_left
         self._by_id: dict[str, LiveTask] = {}
         self._by_credential: dict[str, LiveTask] = {}
         self._of_agents: dict[tuple[str, str], dict[str, LiveTask]] = {}
@@ -99,7 +120,11 @@ class LiveTasks:
             del self._of_agents[owner][task.task_id]
             if not self._of_agents[owner]:
                 del self._of_agents[owner]
-        self._ended[task.task_id] = owner
+        self.remember(task.caller)
+
+    def remember(self, ended: Caller) -> None:
+        """Tell a task that is over from none; this is its agent within it."""
+        self._ended[ended.task or ""] = (ended.tenant, ended.agent)
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
 
@@ -118,9 +143,13 @@ class LiveTasks:
         )
 
     def holder(self, credential: str) -> Caller | None:
-        """Whose the credential with this digest is; None once its task is over."""
+        """Whose the credential with this digest is; None once its task is over.
+
+        Raises:
+            CallError: `unauthenticated`: the key that made the task is not valid any more.
+        """
         live = self._by_credential.get(credential)
-        return None if live is None or live.task.is_over(self._now()) else live.task.caller
+        return None if live is None or live.task.is_over(self._now()) else self._maker(live.task)
 
     def narrowed(self, caller: Caller, wanted: str | None) -> Caller:
         """The caller as it is within the task that its call names, or its credential.
@@ -128,7 +157,8 @@ class LiveTasks:
         A label that an identity provider gave, and that does not look like a task of ours, narrows nothing.
 
         Raises:
-            CallError: `unknown_task` (another agent's task is like none), `task_ended`.
+            CallError: `unknown_task` (another agent's task is like none), `task_ended`, `unauthenticated` (the key that
+                made it is not valid any more).
         """
         if wanted is None:
             if is_task_of_ours(caller.task):
@@ -158,8 +188,21 @@ class LiveTasks:
         elif not _is_by(live.task, caller):
             raise unknown_task()
         elif not live.task.is_over(self._now()):
+            self._maker(live.task)
             return
         raise CallError(Reason.TASK_ENDED, "The task has ended; make a new one.")
+
+    def _maker(self, task: Task) -> Caller:
+        """The agent within a task, with the roles that are left of those that it had when it made the task."""
+        if task.caller.key is None:
+            return task.caller
+        roles = self._roles_left(task.caller)
+        if roles is None:
+            raise CallError(
+                Reason.UNAUTHENTICATED,
+                "The API key that made this task was revoked or has expired; make a new task with another one.",
+            )
+        return replace(task.caller, roles=roles)
 
 
 class TaskCredentials:

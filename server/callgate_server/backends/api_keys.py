@@ -132,7 +132,7 @@ def create(
 
 
 def revoke(path: Path, key_id: str) -> None:
-    """Mark a key as revoked. A running gateway refuses it from its next call on.
+    """Mark a key as revoked. A running gateway refuses it, and the tasks made with it, from its next call on.
 
     Raises:
         LookupError: there is no such key.
@@ -183,17 +183,25 @@ class ApiKeys:
         record = self._keys.get(found[1])
         given = _sha256(found[2])
         fits = hmac.compare_digest(given, _NO_DIGEST if record is None else record.secret_sha256)
-        if record is None or not fits or record.revoked or self._expired(record):
+        if record is None or not fits or self._is_over(record):
             raise _refused()
-        return Caller(record.tenant, record.agent, record.roles)
+        return Caller(record.tenant, record.agent, record.roles, key=record.id)
 
     async def health(self) -> Mapping[str, Health]:
         """Whether keys can be told at all: nobody calls just now with one, and still somebody should know."""
         self._follow()
         return {"api_keys": Health(ok=not self._trouble, detail=self._trouble or "the file can be read")}
 
-    def _expired(self, record: KeyRecord) -> bool:
-        return record.expires_at is not None and record.expires_at <= self._now()
+    def roles_left(self, caller: Caller) -> tuple[str, ...] | None:
+        """See `admission.tasks.RolesLeft`."""
+        self._follow()
+        record = self._keys.get(caller.key or "")
+        if record is None or self._is_over(record) or (record.tenant, record.agent) != (caller.tenant, caller.agent):
+            return None
+        return tuple(role for role in caller.roles if role in record.roles)
+
+    def _is_over(self, record: KeyRecord) -> bool:
+        return record.revoked or (record.expires_at is not None and record.expires_at <= self._now())
 
     def _follow(self) -> None:
         """Read the file again when it is another than last time. Whatever is wrong with it leaves no key valid."""

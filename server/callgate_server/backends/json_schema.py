@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 
 import jsonschema_rs
 
+from callgate_server.admission.tasks import Check
 from callgate_server.admission.validate import MAX_VIOLATIONS
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
@@ -36,6 +37,7 @@ MAX_EXPANDED: Final = 2_000
 _SMALL: Final = 500
 _CHARACTERS: Final = 128
 _REGEX_BYTES: Final = 1 << 20
+_GRANT_REGEX_BYTES: Final = 1 << 14
 _TEXT_LIMIT: Final = 200
 _NAME_LIMIT: Final = 64
 
@@ -147,13 +149,35 @@ def fits(schema: Mapping[str, Any], value: Json) -> bool:
     return not _violations(_compile(schema), value)
 
 
-def compiled(schema: Mapping[str, Any]) -> Callable[[Json], Sequence[Violation]]:
-    """Return what says where a value does not fit a schema. The same schemas are acceptable as in manifests.
+def grantable(schema: Mapping[str, Any]) -> Check:
+    """Return what says where a value does not fit a schema of a grant, which `check_grant` has accepted.
+
+    It is compiled again for each value: agents have many grants, and what the engine makes of them is large.
 
     Raises:
-        ValueError: see `check_schema`.
+        ValueError: it is not valid by the meta-schema, or a pattern is too large or needs backtracking.
     """
-    return partial(_violations, _compile(schema))
+    _compile_grant(schema)
+    return partial(_grant_violations, schema)
+
+
+def _grant_violations(schema: Mapping[str, Any], value: Json, *, detailed: bool) -> list[Violation]:
+    whole = _compile_grant(schema)
+    try:
+        if whole.is_valid(value):
+            return []
+        if detailed and _is_small(value):
+            return list(islice(_detailed(whole, value), MAX_VIOLATIONS))
+    except ValueError:
+        return [Violation("", "json", "the value cannot be checked against the schema")]
+    return [Violation("", "schema", "does not fit the schema; too large to say where")]
+
+
+def _compile_grant(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
+    try:
+        return jsonschema_rs.Draft202012Validator(dict(schema), **_options(_GRANT_REGEX_BYTES))
+    except ValueError as error:
+        raise ValueError(_explain_refusal(error)) from None
 
 
 def _compile(schema: Mapping[str, Any]) -> _Compiled:
@@ -170,10 +194,10 @@ def _compile(schema: Mapping[str, Any]) -> _Compiled:
     return _Compiled(validator, parts, properties, tuple(schema.get("required", ())), closed)
 
 
-def _options() -> dict[str, Any]:
+def _options(regex_bytes: int = _REGEX_BYTES) -> dict[str, Any]:
     return {
         "retriever": _refuse_retrieval,
-        "pattern_options": jsonschema_rs.RegexOptions(size_limit=_REGEX_BYTES, dfa_size_limit=_REGEX_BYTES),
+        "pattern_options": jsonschema_rs.RegexOptions(size_limit=regex_bytes, dfa_size_limit=regex_bytes),
         "validate_formats": True,
         "ignore_unknown_formats": False,
         "mask": "the value",

@@ -63,7 +63,7 @@ def list_keys(
 def revoke(
     file: KeysFile, key_id: Annotated[str, typer.Argument(help="Id of the key, as `keys list` shows it.")]
 ) -> None:
-    """Revoke a key. A running gateway refuses it from its next call on."""
+    """Revoke a key. A running gateway refuses it from its next call on, and the tasks that were made with it."""
     with explained(LookupError):
         api_keys.revoke(file, key_id)
     say(f"Key {key_id} is revoked.")

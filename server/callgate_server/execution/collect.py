@@ -48,9 +48,10 @@ class _Stream:
     def tail(self, data: bytes) -> None:
         self._keep(self._tail, data)
 
-    def captured(self, total_bytes: int) -> Captured:
+    def captured(self, total_bytes: int | None) -> Captured:
+        """`total_bytes` None: nobody said how many there were."""
         head, tail = bytes(self._head), bytes(self._tail)
-        return Captured(head, tail, max(total_bytes, len(head) + len(tail)))
+        return Captured(head, tail, max(total_bytes or 0, len(head) + len(tail)), open_end=total_bytes is None)
 
     def _keep(self, part: bytearray, data: bytes) -> None:
         if len(self._head) + len(self._tail) + len(data) > self._limit_bytes:
@@ -165,7 +166,7 @@ class Collector:
         """Return what was kept, under the given cause."""
         ended = self.ended
         if ended is None:
-            return RunOutcome(cause, detail, stdout=self._stdout.captured(0), stderr=self._stderr.captured(0))
+            return RunOutcome(cause, detail, stdout=self._stdout.captured(None), stderr=self._stderr.captured(None))
         return RunOutcome(
             cause=cause,
             detail=detail,

@@ -1,17 +1,19 @@
 """Which lane serves whom: pure. It knows lanes, keys, who waits and until when, and says what to do next.
 
-A lane is given only to calls of its own key. Waiting calls are served in the order of their deadlines. When there is
-no room for a lane that is needed, the idle one that was used longest ago has to go, whosever it is; a busy one
-never. What is being started, or is about to be free again, counts as coming, so that a moment's gap between two
-calls starts nothing.
+A lane is given only to calls of its own key. Waiting calls of a tenant are served in the order of their deadlines, and
+tenants in fairness to each other (`fairness.py`). When there is no room for a lane that is needed, the idle one that
+was used longest ago has to go, whosever it is; a busy one never. What is being started, or is about to be free again,
+counts as coming, so that a moment's gap between two calls starts nothing.
 """
 
-import heapq
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 
+from callgate_server.execution.fairness import Fairness
 from callgate_server.execution.sandbox import LaneTerms
 from callgate_server.model.manifest import Limits
 
@@ -33,8 +35,8 @@ class LaneRules:
 
     `calls`: after how many a lane is replaced; `idle_s`: after how long without one it ends; `lanes` and `memory_mb`:
     how many there may be in all, and the sum of their memory limits; `per_key`: how many for one tool of one tenant;
-    `starts`: how many may be started at once; `waiting`: how many calls may wait for one; `start_s`: how long a start
-    may take.
+    `starts`: how many may be started at once; `waiting`: how many calls may wait for one, of one tenant half of them;
+    `start_s`: how long a start may take.
     """
 
     calls: int = 500
@@ -43,7 +45,7 @@ class LaneRules:
     memory_mb: int = 4096
     per_key: int = 2
     starts: int = 4
-    waiting: int = 64
+    waiting: int = 128
     start_s: float = 20.0
 
 
@@ -76,6 +78,10 @@ class Waiter:
     memory_mb: int
     deadline_s: float
 
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class Give:
@@ -105,8 +111,10 @@ class LaneBoard:
 
     rules: LaneRules
     _slots: list[Slot] = field(default_factory=list)
+    # By deadline.
     _queue: list[tuple[float, int, Waiter]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=count)
+    _fairness: Fairness = field(default_factory=Fairness)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -120,22 +128,20 @@ class LaneBoard:
         """Let a call wait.
 
         Raises:
-            OverflowError: as many wait as may.
+            OverflowError: as many wait as may, in all or of its tenant.
         """
-        if len(self._queue) >= self.rules.waiting:
+        of_tenant = sum(1 for _, _, other in self._queue if other.tenant == waiter.tenant)
+        if len(self._queue) >= self.rules.waiting or of_tenant >= (self.rules.waiting + 1) // 2:
             raise OverflowError("too many calls wait for a lane")
-        heapq.heappush(self._queue, (waiter.deadline_s, next(self._order), waiter))
+        insort(self._queue, (waiter.deadline_s, next(self._order), waiter))
 
     def leave(self, waiter: Waiter) -> None:
         """Forget a call that waits no more, if it still did."""
-        kept = [entry for entry in self._queue if entry[2] is not waiter]
-        if len(kept) != len(self._queue):
-            self._queue = kept
-            heapq.heapify(self._queue)
+        self._queue = [entry for entry in self._queue if entry[2] is not waiter]
 
     def first(self, key: LaneKey) -> Waiter | None:
         """Who is next for a lane of this key."""
-        return min((entry for entry in self._queue if entry[2].key == key), default=(0, 0, None))[2]
+        return next((waiter for _, _, waiter in self._queue if waiter.key == key), None)
 
     def idle(self, slot: Slot, now_s: float) -> None:
         """The lane can serve the next call."""
@@ -173,7 +179,7 @@ class LaneBoard:
             if slot.phase is Phase.COMING:
                 coming[slot.key] = coming.get(slot.key, 0) + 1
         short_mb = short_lanes = 0
-        for _, _, waiter in sorted(self._queue):
+        for waiter in self._in_turn():
             idle = self._idle_of(waiter.key)
             if idle is not None:
                 return self._give(idle, waiter)
@@ -194,8 +200,13 @@ class LaneBoard:
                 return End(longest)
         return None
 
+    def _in_turn(self) -> list[Waiter]:
+        held = Counter(slot.key.tenant for slot in self._slots if slot.phase in (Phase.COMING, Phase.BUSY))
+        return self._fairness.in_turn((waiter for _, _, waiter in self._queue), held)
+
     def _give(self, slot: Slot, waiter: Waiter) -> Give:
         self.leave(waiter)
+        self._fairness.served(waiter.tenant)
         slot.phase = Phase.BUSY
         slot.calls += 1
         return Give(slot, waiter)

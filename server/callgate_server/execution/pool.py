@@ -118,10 +118,10 @@ class WarmPool:
             CallError: `overloaded` (too many wait), `deadline_exceeded` (its turn did not come in time),
                 `draining`, and what the backend raises for the start of a sandbox.
         """
-        call, deadline_s = request.call_id, request.deadline.monotonic_s
+        call = request.call_id
         if request.deadline.remaining_s(self._clock()) == 0:
             raise _too_late()
-        self._arrive(call, request.shape, deadline_s)
+        self._arrive(request)
         try:
             sandbox = await self._claim(call, request.deadline)
         except BaseException:
@@ -140,11 +140,12 @@ class WarmPool:
     async def close(self) -> None:
         await self._backend.close()
 
-    def _arrive(self, call: str, shape: Shape, deadline_s: float) -> None:
+    def _arrive(self, request: SandboxRequest) -> None:
         if self._closed:
             raise CallError(Reason.DRAINING, "The gateway is shutting down.")
         try:
-            self._policy.arrive(call, shape, deadline_s, self._clock())
+            deadline_s = request.deadline.monotonic_s
+            self._policy.arrive(request.call_id, request.tenant, request.shape, deadline_s, self._clock())
         except Full as full:
             raise CallError(
                 Reason.OVERLOADED,

@@ -1,10 +1,11 @@
 """Which call gets which sandbox, and what is started ahead of any call. Pure: events and `now` in, orders out.
 
 All sandboxes are started for nobody. A call that comes gets a ready one of its shape; calls beyond what is
-ready wait in the order of their deadlines, and whatever becomes ready goes to the earliest that it fits. For
-calls that wait, sandboxes are started before any is started ahead; how many are kept ready of a shape follows
-the busiest second of the recent past, within a budget. Whoever carries out the orders reports what became of
-them; nothing here waits, starts or knows a clock. Times are monotonic seconds.
+ready wait, those of one tenant in the order of their deadlines and tenants in fairness to each other
+(`fairness.py`), and whatever becomes ready goes to the first in turn that it fits. For calls that wait, sandboxes
+are started before any is started ahead; how many are kept ready of a shape follows the busiest second of the
+recent past, within a budget. Whoever carries out the orders reports what became of them; nothing here waits,
+starts or knows a clock. Times are monotonic seconds.
 """
 
 import math
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from callgate_server.execution.fairness import Fairness
 from callgate_server.execution.sandbox import Shape
 
 # Sandboxes are replaced this long after they were taken: the call that took one is answered first, as a rule.
@@ -124,6 +126,7 @@ class _Waiter:
     deadline: float
     number: int
     call: str = field(compare=False)
+    tenant: str = field(compare=False)
     shape: Shape = field(compare=False)
 
 
@@ -135,9 +138,11 @@ class PoolPolicy:
         self._bounds = bounds
         self._stock = {shape: _Stock(shape) for shape in shapes}
         self._spared = frozenset(self._stock)
+        # By deadline.
         self._waiting: list[_Waiter] = []
         self._waiters: dict[str, _Waiter] = {}
-        self._held: dict[str, Shape] = {}
+        self._held: dict[str, _Waiter] = {}
+        self._fairness = Fairness()
         self._numbers = 0
         self._replace_at = -math.inf
         self._given_at = -math.inf
@@ -161,8 +166,8 @@ class PoolPolicy:
 
     # --- what happened ---------------------------------------------------------------------------------------
 
-    def arrive(self, call: str, shape: Shape, deadline: float, now: float) -> None:
-        """A call wants a sandbox.
+    def arrive(self, call: str, tenant: str, shape: Shape, deadline: float, now: float) -> None:
+        """A call of this tenant wants a sandbox.
 
         Raises:
             Full: as many calls wait as may.
@@ -173,7 +178,7 @@ class PoolPolicy:
         if len(self._waiting) >= self._bounds.waiting:
             raise Full(self.retry_after_s())
         self._stock_of(shape).peak.arrived(now)
-        self._wait(call, shape, deadline)
+        self._wait(call, tenant, shape, deadline)
 
     def leave(self, call: str) -> None:
         """A call that waits does so no longer."""
@@ -187,7 +192,8 @@ class PoolPolicy:
 
     def refused(self, call: str, deadline: float) -> None:
         """The sandbox that was given to a call turned out to be dead: the call waits again."""
-        self._wait(call, self._held.pop(call), deadline)
+        had = self._held.pop(call)
+        self._wait(call, had.tenant, had.shape, deadline)
 
     def started(self, shape: Shape, sandbox: int) -> None:
         """A sandbox has been started, and is ready."""
@@ -197,12 +203,12 @@ class PoolPolicy:
         stock.ready.append(sandbox)
 
     def failed(self, shape: Shape, now: float) -> str | None:
-        """A start failed. Returns the call that is to be told: the earliest that waits for this shape."""
+        """A start failed. Returns the call that is to be told: the first in turn for this shape."""
         stock = self._stock[shape]
         stock.starting -= 1
         stock.failures += 1
         stock.not_before = now + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(stock.failures - 1, 10))
-        waiter = next((waiter for waiter in self._waiting if waiter.shape == shape), None)
+        waiter = next((waiter for waiter in self._in_turn() if waiter.shape == shape), None)
         if waiter is None:
             return None
         self.leave(waiter.call)
@@ -240,9 +246,9 @@ class PoolPolicy:
         return max(_SHORTEST_RETRY_S, min(_LONGEST_RETRY_S, len(self._waiting) * self._interval_s))
 
     def _gives(self, now: float) -> Iterator[Give]:
-        if not any(stock.ready for stock in self._stock.values()):
+        if not self._waiting or not any(stock.ready for stock in self._stock.values()):
             return
-        for waiter in list(self._waiting):
+        for waiter in self._in_turn():
             if len(self._held) >= self._bounds.sandboxes:
                 return
             stock = self._stock[waiter.shape]
@@ -250,17 +256,19 @@ class PoolPolicy:
                 # The oldest: what has waited longest without dying is as good as any, and none grows old.
                 sandbox = stock.ready.popleft()
                 self.leave(waiter.call)
-                self._held[waiter.call] = waiter.shape
+                self._held[waiter.call] = waiter
+                self._fairness.served(waiter.tenant)
                 self._note_pace(now)
                 yield Give(waiter.call, sandbox)
 
     def _starts_for_calls(self) -> Iterator[Start]:
-        """Start what calls wait for, the earliest first, and no more than could be given to them."""
+        """Start what calls wait for, in turn, and no more than could be given to them."""
         free = self._bounds.starts - self.starting
-        if free <= 0 or not self._waiting:
+        room = self._bounds.sandboxes - len(self._held)
+        if free <= 0 or room <= 0 or not self._waiting:
             return
         coming = {shape: stock.starting for shape, stock in self._stock.items()}
-        for waiter in self._waiting[: max(0, self._bounds.sandboxes - len(self._held))]:
+        for waiter in self._in_turn()[:room]:
             if coming[waiter.shape] > 0:
                 coming[waiter.shape] -= 1
                 continue
@@ -313,9 +321,12 @@ class PoolPolicy:
     def _stock_of(self, shape: Shape) -> _Stock:
         return self._stock.setdefault(shape, _Stock(shape))
 
-    def _wait(self, call: str, shape: Shape, deadline: float) -> None:
+    def _in_turn(self) -> list[_Waiter]:
+        return self._fairness.in_turn(self._waiting, Counter(holder.tenant for holder in self._held.values()))
+
+    def _wait(self, call: str, tenant: str, shape: Shape, deadline: float) -> None:
         self._numbers += 1
-        waiter = _Waiter(deadline, self._numbers, call, shape)
+        waiter = _Waiter(deadline, self._numbers, call, tenant, shape)
         self._waiters[call] = waiter
         insort(self._waiting, waiter)
 

@@ -1,7 +1,8 @@
 """Calls in progress. A call belongs to the gateway: the client that asked for it only waits, and may leave.
 
 Each call is one task of one task group. It publishes events (accepted, output, answer or error); any number of
-waiters may follow them from the start. What a call publishes is bounded by its output caps.
+waiters may follow them from the start. What a call publishes is bounded by its output caps, and the number of its
+events too: each costs a hundred bytes of memory, and a tool may write single bytes.
 """
 
 import asyncio
@@ -16,6 +17,9 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 
 _T = TypeVar("_T")
+# After so many events of a call, its output is gathered into pieces of this size.
+PROMPT_EVENTS: Final = 1024
+PIECE_CHARACTERS: Final = 512
 # What ends a task or the process, and is nobody's fault.
 _ENDS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -92,6 +96,8 @@ class Running:
         # Set when everything of the call is cleaned up, a little after its answer.
         self.finished = asyncio.Event()
         self._events: list[Event] = []
+        # Output that is not published yet, by stream, in the order in which their texts began.
+        self._gathered: dict[Literal["stdout", "stderr"], str] = {}
         self._changed = asyncio.Event()
         # Whether it waits, or has waited, for somebody's approval.
         self._asked = False
@@ -107,14 +113,24 @@ class Running:
         self._publish(Waiting(self._next_seq, self.call_id, state, group, expires_at))
 
     def output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        if text:
-            self._publish(OutputChunk(self._next_seq, stream, text))
+        if not text:
+            return
+        self._gathered[stream] = self._gathered.get(stream, "") + text
+        if len(self._events) < PROMPT_EVENTS or sum(map(len, self._gathered.values())) >= PIECE_CHARACTERS:
+            self._publish_gathered()
 
     def answer(self, document: Mapping[str, Any]) -> None:
+        self._publish_gathered()
         self._publish(Answered(self._next_seq, document))
 
     def fail(self, error: CallError) -> None:
+        self._publish_gathered()
         self._publish(Failed(self._next_seq, error))
+
+    def _publish_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for stream, text in gathered.items():
+            self._publish(OutputChunk(self._next_seq, stream, text))
 
     @property
     def _next_seq(self) -> int:

@@ -50,8 +50,8 @@ class Register(Protocol):
     async def open_tasks(self) -> list[StoredTask]:
         """Every task that has not ended."""
 
-    async def ended_tasks(self, limit: int) -> list[Task]:
-        """The tasks that ended last, the last of them at the end."""
+    async def ended_tasks(self, limit: int) -> list[Caller]:
+        """The tasks that ended last, the last of them at the end: each its agent, without roles, within it."""
 
     async def stops(self) -> list[Stop]:
         """Every stop."""

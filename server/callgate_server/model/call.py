@@ -1,17 +1,21 @@
 """A call: who asks for what, until when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, taken from the credential and from nowhere else."""
+    """Who calls, taken from the credential and from nowhere else.
+
+    `key` is the id of the API key that it came with, if it did: no part of who it is, but what it makes ends with that.
+    """
 
     tenant: str
     agent: str
     roles: tuple[str, ...] = ()
     task: str | None = None
+    key: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

@@ -104,7 +104,7 @@ REASONS: dict[Reason, ReasonSpec] = {
     Reason.DRAINING: ReasonSpec("UNAVAILABLE", 503, True, "The gateway is shutting down"),
     Reason.AUDIT_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The call cannot be recorded"),
     Reason.SECRETS_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "The secret store does not answer"),
-    Reason.SECRET_REFUSED: ReasonSpec("FAILED_PRECONDITION", 424, False, "The secret store refuses the secret"),
+    Reason.SECRET_REFUSED: ReasonSpec("FAILED_PRECONDITION", 424, False, "The secret is not given"),
     Reason.SANDBOX_UNAVAILABLE: ReasonSpec("UNAVAILABLE", 503, True, "No sandbox could be started"),
     Reason.RUNTIME_MISSING: ReasonSpec("FAILED_PRECONDITION", 424, False, "Isolation runtime missing"),
     Reason.IMAGE_MISSING: ReasonSpec("FAILED_PRECONDITION", 424, False, "Pinned image missing"),

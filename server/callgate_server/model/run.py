@@ -79,11 +79,15 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """One output stream: first and last bytes, how many there were. `tail` is empty when nothing was cut out."""
+    """One output stream: first and last bytes, how many there were. `tail` is empty when nothing was cut out.
+
+    `open_end`: nobody saw the end of the stream, and `total_bytes` are those that came.
+    """
 
     head: bytes = b""
     tail: bytes = b""
     total_bytes: int = 0
+    open_end: bool = False
 
     @property
     def truncated(self) -> bool:

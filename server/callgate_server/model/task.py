@@ -16,7 +16,9 @@ TASK_ID: Final = re.compile(r"task-[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A unit of an agent's work. `caller` is the agent as it was when the task was made, with the task's own id.
+    """A unit of an agent's work.
+
+    `caller` is the agent as it was when the task was made, with the key that it made it with and the task's own id.
 
     `grant` are the tools that its calls may use, each with a JSON Schema that their arguments must fit as well.
     """

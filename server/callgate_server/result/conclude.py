@@ -73,10 +73,16 @@ def _result(outcome: RunOutcome, redactor: Redactor, check: Check) -> Json:
         raise ValueError(f"The tool's result is not acceptable JSON: {error}.") from None
     violations = check(result)
     if violations:
-        where = violations[0].path or "/"
+        where = _place(violations[0].path, redactor) or "/"
         raise ValueError(f"The tool's result does not fit its output schema at {where} ({violations[0].rule}).")
     cleaned, _ = json_strings(redactor.json(result))
     return cleaned
+
+
+def _place(pointer: str, redactor: Redactor) -> str:
+    """Redact each key of a JSON Pointer as the tool wrote it: escaped, a secret in it is not recognised."""
+    keys = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/"))
+    return "/".join(redactor.text(key).replace("~", "~0").replace("/", "~1") for key in keys)
 
 
 def _safe(message: str, redactor: Redactor) -> str:

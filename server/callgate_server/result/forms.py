@@ -72,6 +72,8 @@ def _rare(value: bytes) -> Iterator[bytes]:
     yield from _hexadecimal(value)
     yield from _percent(value)
     yield repr(value)[2:-1].encode()
+    # How the runner shows the name of a file that it did not take.
+    yield ascii(value.decode(errors="surrogateescape"))[1:-1].encode()
     text = _text(value)
     if text is not None:
         yield text[::-1].encode()

@@ -24,14 +24,18 @@ def render_output(captured: Captured, redactor: Redactor) -> Output:
 
 def render_artifact(captured: CapturedArtifact, redactor: Redactor) -> Artifact:
     """Return a file for the answer. Size and digest are those of the bytes that are delivered."""
-    name = clean(redactor.text(captured.name))
     if captured.rejected is not None:
-        return Artifact(name, captured.size_bytes, rejected=clean(redactor.text(captured.rejected)))
+        # The runner cuts such a name, perhaps within a secret.
+        name, _ = redactor.cut(captured.name.encode("utf-8", "surrogatepass"), b"")
+        return Artifact(text_view(name)[0], captured.size_bytes, rejected=clean(redactor.text(captured.rejected)))
     data = redactor.data(captured.data)
-    return Artifact(name, len(data), hashlib.sha256(data).hexdigest(), data)
+    return Artifact(clean(redactor.text(captured.name)), len(data), hashlib.sha256(data).hexdigest(), data)
 
 
 def _shown(captured: Captured, redactor: Redactor) -> bytes:
+    if captured.open_end:
+        # It may end where the runner's room for the head did, within a secret.
+        return redactor.cut(captured.head, b"")[0]
     if not captured.truncated:
         return redactor.data(captured.head + captured.tail)
     head, tail = _whole_characters(captured.head, captured.tail)

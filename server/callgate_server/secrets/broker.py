@@ -141,7 +141,9 @@ class Broker:
         if not refs:
             return leases
         if self._store is None:
-            raise CallError(Reason.SECRETS_UNAVAILABLE, "The tool needs secrets, and no secret store is configured.")
+            # Refused, not unavailable: the same call comes no further later, and no store has failed.
+            message = "The tool needs secrets, and this gateway's operator has configured no secret store; ask for one."
+            raise CallError(Reason.SECRET_REFUSED, message)
         try:
             await self._read(self._store, refs, tenant, deadline, journal, leases)
         except BaseException:

@@ -253,6 +253,15 @@ def test_the_program_ends_quietly_when_its_reader_leaves(fake: FakeGateway) -> N
     assert b"Traceback" not in error
 
 
+@pytest.mark.parametrize("arguments", [["calls"], ["calls", "--json"], ["--version"], ["call", "demo.large"]])
+def test_what_cannot_be_written_is_said_in_a_line(fake: FakeGateway, arguments: list[str]) -> None:
+    run("call", "demo.fail")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(program(arguments), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "callgate: what there is to show cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -264,7 +273,9 @@ def test_the_program_ends_quietly_when_its_reader_leaves(fake: FakeGateway) -> N
         (["call", "a.b", "--args-file", "nowhere"], "cannot be read"),
         (["call", "a.b", "--arg", "a=\udcff"], "surrogate"),
         (["tools", "--target", "http://h:1"], "host:port"),
-        (["tools", "--target", "h:1", "--ca-file", "nowhere"], "No such file"),
+        (["tools", "--target", "h:1", "--ca-file", "nowhere"], "nowhere: No such file or directory"),
+        (["tools", "--ca-file", "nowhere"], "nowhere: No such file or directory"),
+        (["tools", "--ca-file", "nowhere", "--send-token-in-clear"], "roots to trust are for TLS"),
         (["tools", "--token-file", "nowhere"], "cannot be read"),
         (["calls", "--limit", "0"], "limit"),
         (["colls"], "No such command"),

@@ -15,11 +15,20 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 class Rpc(grpc.RpcError):
     """An RPC that failed, as both halves of gRPC show it."""
 
-    def __init__(self, code: grpc.StatusCode, trailing: Metadata | None = (), initial: Metadata | None = ()) -> None:
-        self._code, self._trailing, self._initial = code, trailing, initial
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        trailing: Metadata | None = (),
+        initial: Metadata | None = (),
+        text: str | None = None,
+    ) -> None:
+        self._code, self._trailing, self._initial, self._text = code, trailing, initial, text
 
     def code(self) -> grpc.StatusCode:
         return self._code
+
+    def details(self) -> str | None:
+        return self._text
 
     def initial_metadata(self) -> Metadata | None:
         return self._initial
@@ -85,6 +94,27 @@ def test_a_request_turned_away_in_between_is_refused(code: grpc.StatusCode) -> N
     error = from_rpc_error(Rpc(code), "h:1")
     assert isinstance(error, CallRefused)
     assert (error.reason, error.retryable) == (code.name.lower(), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("SERVER: Received message larger than max (2097182 vs. 1048576)", "It takes 1048576 bytes, not 2097182."),
+        ("Received message larger than max", "operator's to say"),
+    ],
+)
+def test_a_request_that_is_too_large_has_the_reason_that_http_gives(text: str, says: str) -> None:
+    error = from_rpc_error(Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, text=text), "h:1")
+    assert isinstance(error, CallRefused)
+    assert (error.reason, error.failure.code, error.retryable) == ("request_too_large", "RESOURCE_EXHAUSTED", False)
+    assert says in error.message
+
+
+def test_an_answer_that_is_too_large_for_this_side_is_no_refusal() -> None:
+    text = "Stream removed (CLIENT: Received message larger than max (3820 vs. 1000))"
+    error = from_rpc_error(Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, text=text), "h:1")
+    assert isinstance(error, GatewayUnreachable)
+    assert "larger than this client takes" in str(error)
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))

@@ -59,18 +59,25 @@ def test_anything_but_host_and_port_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("target", "expected"), [("127.0.0.1:1", False), ("gateway.example:1", True)])
 def test_tls_is_the_default_for_everything_but_loopback(target: str, expected: bool) -> None:
-    assert choose_tls(parse_target(target), tls=None, token=True, token_in_clear=False) is expected
+    assert choose_tls(parse_target(target), tls=None, roots=False, token=True, token_in_clear=False) is expected
 
 
 def test_tls_on_loopback_is_used_if_asked_for() -> None:
-    assert choose_tls(parse_target("127.0.0.1:1"), tls=True, token=True, token_in_clear=False)
+    assert choose_tls(parse_target("127.0.0.1:1"), tls=True, roots=False, token=True, token_in_clear=False)
 
 
 def test_a_token_crosses_a_network_in_clear_only_if_that_is_said() -> None:
     target = parse_target("gateway.example:1")
     with pytest.raises(ValueError, match="refusing to send a token in clear"):
-        choose_tls(target, tls=False, token=True, token_in_clear=False)
-    assert choose_tls(target, tls=False, token=True, token_in_clear=True) is False
-    assert choose_tls(target, tls=False, token=False, token_in_clear=False) is False
+        choose_tls(target, tls=False, roots=False, token=True, token_in_clear=False)
+    assert choose_tls(target, tls=False, roots=False, token=True, token_in_clear=True) is False
+    assert choose_tls(target, tls=False, roots=False, token=False, token_in_clear=False) is False
     # The permission does not switch encryption off.
-    assert choose_tls(target, tls=None, token=True, token_in_clear=True) is True
+    assert choose_tls(target, tls=None, roots=False, token=True, token_in_clear=True) is True
+
+
+def test_roots_to_trust_mean_tls_and_are_not_left_unused() -> None:
+    target = parse_target("127.0.0.1:1")
+    assert choose_tls(target, tls=None, roots=True, token=True, token_in_clear=False)
+    with pytest.raises(ValueError, match="roots to trust are for TLS"):
+        choose_tls(target, tls=False, roots=True, token=False, token_in_clear=True)

@@ -141,3 +141,10 @@ def test_a_fallback_is_read_whole_and_a_gateway_that_does_not_count_made_one_att
     assert (read.fallback.tool, read.fallback.call_id, read.fallback.age_s) == ("a.b", "c", 2.5)
     older = _wire.answer(pb.Answer())
     assert (older.attempt, older.fallback) == (1, None)
+
+
+def test_a_list_has_a_length_that_the_gateway_gives() -> None:
+    assert [_wire.list_limit(limit) for limit in (1, 200)] == [1, 200]
+    for limit in (0, 201):
+        with pytest.raises(ValueError, match="1 to 200"):
+            _wire.list_limit(limit)

@@ -59,7 +59,8 @@ async def unrecorded(kind: str, body: object) -> None:
 
 def desk(ruling: Ruling = Ruling.ALLOW, policy: type[Rulings] = Rulings) -> tuple[Breakers, Set]:
     breakers = Set()
-    return Breakers(Authentication(Tokens()), Administration(policy([], ruling), unrecorded), breakers), breakers
+    administration = Administration(policy([], ruling), unrecorded)
+    return Breakers(Authentication(Tokens()), administration, breakers, {"text.echo", "text.diff"}), breakers
 
 
 async def reason(awaitable: object) -> Reason:
@@ -98,6 +99,23 @@ async def test_another_tenants_breaker_answers_like_none() -> None:
     for name in ("tool:rival/text.echo", "tool:nobody/x.y", "nonsense", "nonsense:acme/x"):
         assert await reason(breakers.set("agent", name, open_it=True)) is Reason.NOT_POSSIBLE
     assert known.by == []
+
+
+async def test_a_tool_that_does_not_exist_has_no_breaker_to_open() -> None:
+    breakers, known = desk()
+    for open_it in (True, False):
+        with pytest.raises(CallError, match="List breakers and tools") as refused:
+            await breakers.set("agent", "tool:acme/text.dif", open_it=open_it)
+        assert refused.value.reason is Reason.NOT_POSSIBLE
+    assert known.by == []
+
+
+async def test_what_was_never_called_or_is_no_tool_can_be_stopped_and_a_tool_that_went_can_be_let_go() -> None:
+    breakers, known = desk()
+    known.views["tool:acme/text.gone"] = View("forced_open")
+    for name in ("tool:acme/text.diff", "upstream:acme/api.example:443", "secrets"):
+        assert (await breakers.set("agent", name, open_it=True))["state"] == "forced_open"
+    assert (await breakers.set("agent", "tool:acme/text.gone", open_it=False))["state"] == "closed"
 
 
 async def test_what_all_tenants_share_needs_a_permit_of_its_own() -> None:

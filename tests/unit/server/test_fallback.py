@@ -8,7 +8,7 @@ import pytest
 from callgate_runner import wire
 from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.tasks import LiveTask
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import grantable
 from callgate_server.fallback import FALLS_BACK, may_fall_back
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
@@ -256,12 +256,26 @@ async def test_a_task_gets_no_tool_by_a_fallback_that_it_was_not_granted(
         task_id, now = new_task_id(), datetime.now(UTC)
         grant: dict[str, Any] = {name: {} for name in granted}
         task = Task(task_id, replace(AGENT, task=task_id), "x", grant, Budget(), now, now + timedelta(hours=1))
-        world.limits.tasks.add(LiveTask.of(task, "digest", compiled))
+        world.limits.tasks.add(LiveTask.of(task, "digest", grantable))
         world.sandboxes.first = [list(UNAVAILABLE)]
         answer = await answered(world, request(task=task_id))
     assert (answer["fallback"] or {}).get("kind") == kind
     assert [row.caller.task for row in inner_rows(world)] == [task_id]
     assert [row.reason for row in inner_rows(world)] == [None if kind else Reason.OUTSIDE_GRANT]
+
+
+async def test_no_grant_is_checked_for_what_stands_in_without_a_permit() -> None:
+    async with World(tool(**OTHER), other()) as world:
+        task_id, now = new_task_id(), datetime.now(UTC)
+        task = Task(
+            task_id, replace(AGENT, task=task_id), "x", {"text.echo": {}}, Budget(), now, now + timedelta(hours=1)
+        )
+        world.limits.tasks.add(LiveTask.of(task, "digest", grantable))
+        world.sandboxes.first = [list(UNAVAILABLE)]
+        running = await world.pipeline.start("agent", request(task=task_id))
+        world.policy.ruling = Ruling.DENY
+        await running.wait()
+    assert [row.reason for row in inner_rows(world)] == [Reason.POLICY_DENIED]
 
 
 async def test_what_stands_in_counts_for_the_breaker_of_its_own_tool() -> None:

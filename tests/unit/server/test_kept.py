@@ -55,7 +55,7 @@ async def test_an_asynchronous_call_is_claimed_at_once_judged_again_and_runs_whe
 
 
 async def test_while_it_waits_the_gateway_holds_none_of_its_arguments() -> None:
-    async with World(kept=QueueRules(1, 1, 8, 8)) as world:
+    async with World(kept=QueueRules(1, 1, 8, 8, 8)) as world:
         world.sandboxes.gate = asyncio.Event()
         first = await world.pipeline.start("agent", LATER)
         await waits(first, State.ADMITTED)
@@ -101,7 +101,7 @@ async def test_an_approval_that_nobody_gives_expires_and_says_so() -> None:
 
 
 async def test_a_turn_that_does_not_come_in_time_ends_the_call() -> None:
-    async with World(kept=QueueRules(1, 1, 8, 8), patience=Patience(0.05, 30)) as world:
+    async with World(kept=QueueRules(1, 1, 8, 8, 8), patience=Patience(0.05, 30)) as world:
         world.sandboxes.gate = asyncio.Event()
         await world.pipeline.start("agent", LATER)
         late = await world.pipeline.start("agent", LATER)
@@ -113,7 +113,7 @@ async def test_a_turn_that_does_not_come_in_time_ends_the_call() -> None:
 
 @pytest.mark.parametrize("ruling", [Ruling.ALLOW, Ruling.NEEDS_APPROVAL])
 async def test_what_waits_can_be_cancelled_and_has_not_run(ruling: Ruling) -> None:
-    async with World(kept=QueueRules(1, 1, 8, 8)) as world:
+    async with World(kept=QueueRules(1, 1, 8, 8, 8)) as world:
         world.sandboxes.gate = asyncio.Event()
         await world.pipeline.start("agent", LATER)
         await world.sandboxes.asked.wait()
@@ -150,7 +150,7 @@ async def test_an_approval_is_void_for_another_tool_than_the_one_that_was_seen()
 
 
 async def test_a_call_that_waits_for_its_turn_may_run_with_a_newer_tool() -> None:
-    async with World(kept=QueueRules(1, 1, 8, 8)) as world:
+    async with World(kept=QueueRules(1, 1, 8, 8, 8)) as world:
         world.sandboxes.gate = asyncio.Event()
         first = await world.pipeline.start("agent", LATER)
         await waits(first, State.ADMITTED)
@@ -213,7 +213,7 @@ async def test_what_was_approved_while_nobody_carried_it_runs_in_the_next_life()
 
 
 async def test_no_more_calls_are_kept_than_there_are_places() -> None:
-    async with World(kept=QueueRules(1, 1, 1, 1)) as world:
+    async with World(kept=QueueRules(1, 1, 1, 1, 1)) as world:
         world.sandboxes.gate = asyncio.Event()
         await world.pipeline.start("agent", LATER)
         with pytest.raises(CallError) as caught:
@@ -319,7 +319,7 @@ async def test_the_repetition_of_a_parked_call_is_told_at_once_that_it_waits() -
 
 
 async def test_a_call_that_a_breaker_stops_lets_others_have_its_turn_and_runs_when_it_may() -> None:
-    async with World(tool(), tool(tool="text.other"), kept=QueueRules(1, 1, 8, 8)) as world:
+    async with World(tool(), tool(tool="text.other"), kept=QueueRules(1, 1, 8, 8, 8)) as world:
         stopped = await world.pipeline.start("agent", LATER)
         world.breakers.open("tool:acme/text.echo")
         other = await world.pipeline.start("agent", replace(LATER, tool="text.other"))

@@ -9,7 +9,7 @@ from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.loops import LoopRule
 from callgate_server.admission.rates import Rate
 from callgate_server.admission.tasks import LiveTask
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import grantable
 from callgate_server.execution.running import Running
 from callgate_server.model.call import CallRequest
 from callgate_server.model.errors import CallError, Reason
@@ -45,7 +45,7 @@ async def refused(world: World, asked: CallRequest | None = None, token: str = "
 def made(world: World, grant: dict[str, dict[str, object]], budget: Budget = Budget()) -> Task:  # noqa: B008  # frozen
     task_id, now = new_task_id(), datetime.now(UTC)
     task = Task(task_id, replace(AGENT, task=task_id), "x", grant, budget, now, now + timedelta(hours=1))
-    world.limits.tasks.add(LiveTask.of(task, "digest", compiled))
+    world.limits.tasks.add(LiveTask.of(task, "digest", grantable))
     return task
 
 
@@ -266,6 +266,15 @@ async def test_a_grant_never_widens_what_policy_allows() -> None:
         assert (await refused(world, request(task=task.task_id))).reason is Reason.POLICY_DENIED
 
 
+async def test_who_has_no_permit_has_no_grant_checked() -> None:
+    async with World() as world:
+        task = made(world, {"text.echo": {"properties": {"text": {"const": "hi"}}}})
+        asked = request("ho", task=task.task_id)
+        assert (await refused(world, asked)).reason is Reason.OUTSIDE_GRANT
+        world.policy.ruling = Ruling.DENY
+        assert (await refused(world, asked)).reason is Reason.POLICY_DENIED
+
+
 async def test_a_task_that_ended_while_its_call_ran_is_charged_all_the_same() -> None:
     async with World() as world:
         task = made(world, {"text.echo": {}})
@@ -286,3 +295,15 @@ async def test_another_tenants_task_is_unknown_and_what_it_has_is_not_told() -> 
         none = await refused(world, request(task=new_task_id()), token="other")
     assert (error.reason, error.message) == (none.reason, none.message) == (Reason.UNKNOWN_TASK, "No such task.")
     assert world.ledger.rows[error.call_id or ""].caller == OTHER_AGENT
+
+
+async def test_what_an_agent_does_beside_calls_takes_from_the_same_rates() -> None:
+    async with World(bounds=agent_bounds(rate=Rate(2, 600))) as world:
+        await call(world)
+        world.limits.hasten(AGENT)
+        for hasty in (world.limits.hasten, lambda caller: world.limits.hasten(replace(caller, task="nightly"))):
+            with pytest.raises(CallError) as caught:
+                hasty(AGENT)
+            assert (caught.value.reason, (caught.value.retry_after_ms or 0) > 0) == (Reason.RATE_LIMITED, True)
+        assert (await refused(world)).reason is Reason.RATE_LIMITED
+        world.limits.hasten(OTHER_AGENT)

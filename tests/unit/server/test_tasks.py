@@ -6,9 +6,12 @@ import pytest
 
 from callgate_server.admission.authenticate import Authentication
 from callgate_server.admission.budgets import Budgets
+from callgate_server.admission.grants import MAX_BYTES
 from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks, TaskCredentials
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends import api_keys
+from callgate_server.backends.api_keys import ApiKeys
+from callgate_server.backends.json_schema import grantable
 from callgate_server.backends.sqlite.audit import events
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -18,7 +21,7 @@ from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import Budget
 from callgate_server.model.task import Stop, new_task_id
-from callgate_server.tasks import MAX_GRANT_BYTES, MAX_LIFETIME_S, Tasks, TaskWish
+from callgate_server.tasks import MAX_LIFETIME_S, Tasks, TaskWish
 from support.stages import Tokens, tool
 
 WISH = TaskWish("tidy up", {"text.echo": {"required": ["text"]}}, 60.0, Budget(calls=3, cost=2_500_000))
@@ -35,13 +38,13 @@ class Clock:
 class World:
     def __init__(self, path, most=3) -> None:
         self.path, self.clock = path / "ledger.db", Clock()
-        self.key = load_or_create_key(path / "key")
+        self.key, self.keys = load_or_create_key(path / "key"), ApiKeys(path / "no-keys.json")
         self.open(most)
 
     def open(self, most=3) -> None:
         self.ledger = SqliteLedger.open(self.path, self.key, now=self.clock)
-        self.live, self.stops, self.budgets = LiveTasks(self.clock), StopList(), Budgets()
-        self.authentication = Authentication(Tokens(), TaskCredentials(self.live, self.ledger.digest))
+        self.live, self.stops, self.budgets = LiveTasks(self.clock, self.keys.roles_left), StopList(), Budgets()
+        self.authentication = Authentication(self.keys, Tokens(), TaskCredentials(self.live, self.ledger.digest))
         self.tasks = Tasks(
             self.authentication,
             Catalog.of(tool(), tool(tool="text.diff")),
@@ -49,9 +52,10 @@ class World:
             self.live,
             self.stops,
             self.budgets,
-            compiled,
+            grantable,
             self.ledger.digest,
             most,
+            lambda _caller: None,
             self.clock,
         )
 
@@ -94,6 +98,26 @@ async def test_a_task_is_made_and_its_credential_is_the_agents_within_it(world):
     assert await world.who(credential) == Caller("acme", "bot", ("developer",), document["task_id"])
     assert await world.tasks.show("agent", document["task_id"]) == document
     assert await world.tasks.list("agent", 10) == [document]
+
+
+async def test_a_task_ends_with_the_key_that_made_it_over_a_restart_too(world, tmp_path):
+    file = tmp_path / "keys.json"
+    known = {"tenant": "acme", "agent": "bot", "purpose": "production", "now": world.clock.now}
+    leaked, other = (api_keys.create(file, roles=("developer",), **known) for _ in range(2))
+    world.keys = ApiKeys(file, now=world.clock)
+    await world.ledger.close()
+    world.open()
+    made = [await world.made(new.key.reveal().decode()) for new in (leaked, other)]
+    [(document, credential), (_, untouched)] = made
+    assert (await world.who(credential)).task == document["task_id"]
+    api_keys.revoke(file, leaked.id)
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    assert (await world.who(untouched)).roles == ("developer",)
+    await world.ledger.close()
+    world.open()
+    assert await world.tasks.load() == ()
+    assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
+    assert (await world.who(untouched)).roles == ("developer",)
 
 
 async def test_the_credential_is_nowhere_in_the_file(world):
@@ -217,6 +241,46 @@ async def test_a_grant_that_cannot_be_used_any_more_leaves_its_credential_worthl
     assert await reason(world.who(credential)) is Reason.UNAUTHENTICATED
 
 
+async def test_a_stored_grant_that_no_task_may_have_any_more_never_comes_to_the_engine(world):
+    document, credential = await world.made()
+    task = world.live.of(await world.who(credential)).task
+    costly = replace(task, task_id=new_task_id(), grant={"text.echo": {"not": {"pattern": "(?:a{0,99}b){20}"}}})
+    await world.ledger.register.create_task(costly, "digest")
+    await world.ledger.close()
+    world.open()
+    compiled = []
+    world.tasks = replace(world.tasks, compiled=lambda schema: compiled.append(schema) or grantable(schema))
+    assert await world.tasks.load() == (costly.task_id,)
+    assert compiled == [{"required": ["text"]}]
+    assert (await world.who(credential)).task == document["task_id"]
+
+
+async def test_making_a_task_takes_from_the_agents_rate_as_a_call_does(world):
+    hasty = CallError(Reason.RATE_LIMITED, "Wait.", retry_after_ms=5)
+    asked = []
+
+    def hasten(caller):
+        asked.append(caller)
+        if len(asked) > 2:
+            raise hasty
+
+    world.tasks = replace(world.tasks, hasten=hasten)
+    for _ in range(2):
+        document, _ = await world.made()
+        await world.tasks.end("agent", document["task_id"])
+    assert await reason(world.tasks.create("agent", replace(WISH, name=""))) is Reason.INVALID_REQUEST
+    assert (
+        await reason(world.tasks.create("agent", replace(WISH, grant={"text.echo": {"not": {}}})))
+        is Reason.INVALID_REQUEST
+    )
+    assert asked == [Caller("acme", "bot", ("developer",))] * 2
+    with pytest.raises(CallError) as refused:
+        await world.tasks.create("agent", WISH)
+    assert refused.value is hasty
+    assert len(await world.tasks.list("agent", 10)) == 2
+    assert len(world.live) == 0
+
+
 async def test_who_is_stopped_makes_no_tasks(world):
     world.stops.put(Stop("acme", "bot", "", "root", world.clock.now))
     assert await reason(world.tasks.create("agent", WISH)) is Reason.STOPPED
@@ -238,8 +302,9 @@ async def test_what_cannot_be_written_is_no_task(world):
         ({"grant": {}}, Reason.INVALID_REQUEST),
         ({"grant": {"no.tool": {}}}, Reason.UNKNOWN_TOOL),
         ({"grant": {f"a.t{number}": {} for number in range(65)}}, Reason.INVALID_REQUEST),
-        ({"grant": {"text.echo": {"description": "x" * MAX_GRANT_BYTES}}}, Reason.INVALID_REQUEST),
+        ({"grant": {"text.echo": {"description": "x" * MAX_BYTES}}}, Reason.INVALID_REQUEST),
         ({"grant": {"text.echo": {"requierd": ["text"]}}}, Reason.INVALID_REQUEST),
+        ({"grant": {"text.echo": {"not": {}}}}, Reason.INVALID_REQUEST),
         ({"grant": {"text.echo": {"$ref": "file:///etc/passwd"}}}, Reason.INVALID_REQUEST),
         ({"lifetime_s": 0}, Reason.INVALID_REQUEST),
         ({"lifetime_s": float("nan")}, Reason.INVALID_REQUEST),

@@ -62,14 +62,13 @@ RUN {_COMPILE} /opt/callgate/runner /opt/callgate/tools
 class DockerImages:
     """The builder. Blocking; one build at a time for each state folder.
 
-    `engine` is the engine's address, `state` a folder of ours for fetched packages, `base_image` the Debian image
-    to stand on. Only the default one is replaced, where no registry answers, by one made of Debian's packages.
+    `engine` is the engine's address, `state` a folder of ours for fetched packages. Images stand on Debian's own; where
+    no registry answers, one made of Debian's packages takes its place.
     """
 
-    def __init__(self, engine: str, state: Path, *, base_image: str = DEBIAN) -> None:
+    def __init__(self, engine: str, state: Path) -> None:
         self._engine = engine
         self._state = state
-        self._base_image = base_image
 
     def build(self, folders: Mapping[str, Path], progress: Progress) -> dict[str, str]:
         """Build every image that changed and return the digest (`sha256:…`) of each by name.
@@ -89,7 +88,7 @@ class DockerImages:
             with connect(self._engine, _TIMEOUT_S) as engine:
                 version = spoken(engine.version(api_version=False))
             with connect(self._engine, _TIMEOUT_S, version=version) as engine:
-                return _Build(engine, self._state, self._base_image, progress).all(files)
+                return _Build(engine, self._state, progress).all(files)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -117,10 +116,9 @@ def _refuse_conflicts(folders: Mapping[str, Path], files: Mapping[str, Files]) -
 class _Build:
     """One round over the folders, on one connection."""
 
-    def __init__(self, engine: APIClient, state: Path, base_image: str, progress: Progress) -> None:
+    def __init__(self, engine: APIClient, state: Path, progress: Progress) -> None:
         self._engine = engine
         self._state = state
-        self._base_image = base_image
         self._progress = progress
 
     def all(self, files: Mapping[str, Files]) -> dict[str, str]:
@@ -172,20 +170,18 @@ class _Build:
             raise RuntimeError(f"image {name} is not fit for a sandbox: " + "; ".join(faults[:_LAST_LINES]))
 
     def _rootfs(self) -> str:
-        source = hashlib.sha256(" ".join((self._base_image, _SUITE, *rootfs.PACKAGES)).encode()).hexdigest()
+        source = hashlib.sha256(" ".join((DEBIAN, _SUITE, *rootfs.PACKAGES)).encode()).hexdigest()
         reference = f"{_ROOTFS}-{source[:_TAG_LENGTH]}"
         found = self._find(reference)
         if found and found[1] == source:
             return found[0]
-        if self._find(self._base_image) is None:
-            self._progress(f"pulling {self._base_image}")
+        if self._find(DEBIAN) is None:
+            self._progress(f"pulling {DEBIAN}")
             # Whether that worked is seen by looking: the engine reports some failures in mid-stream only.
             with suppress(APIError):
-                self._engine.pull(self._base_image)
-        if self._find(self._base_image) is not None:
-            return self._built(reference, f"FROM {self._base_image}\n", {}, "", source)
-        if self._base_image != DEBIAN:
-            raise RuntimeError(f"the base image {self._base_image} is not here and could not be pulled")
+                self._engine.pull(DEBIAN)
+        if self._find(DEBIAN) is not None:
+            return self._built(reference, f"FROM {DEBIAN}\n", {}, "", source)
         return self._bootstrapped(reference, source)
 
     def _bootstrapped(self, reference: str, source: str) -> str:

@@ -54,6 +54,7 @@ class TaskRow:
     created_at: str
     expires_at: str
     ended_at: str | None
+    made_with: str | None = None
 
     @classmethod
     def of(cls, task: Task, credential: str) -> "TaskRow":
@@ -70,6 +71,7 @@ class TaskRow:
             timestamp(task.created_at),
             timestamp(task.expires_at),
             None if task.ended_at is None else timestamp(task.ended_at),
+            task.caller.key,
         )
 
     def to_task(self) -> Task:
@@ -84,7 +86,7 @@ class TaskRow:
         schemas: dict[str, dict[str, Any]] = {tool: _schema(schema) for tool, schema in grant.items()}
         return Task(
             self.task_id,
-            Caller(self.tenant, self.agent, names_of(self.roles), self.task_id),
+            Caller(self.tenant, self.agent, names_of(self.roles), self.task_id, self.made_with),
             self.name,
             schemas,
             Budget(*(None if bound is None else int(str(bound)) for bound in budget)),
@@ -118,6 +120,8 @@ class StopRow:
 
 _TASKS: Final = f"SELECT {', '.join(field.name for field in fields(TaskRow))} FROM tasks"  # noqa: S608  # our own names
 _STOPS: Final = f"SELECT {', '.join(field.name for field in fields(StopRow))} FROM stops"  # noqa: S608  # our own names
+# Nothing but what an index has: grants are large, and of no use any more.
+ENDED: Final = "SELECT tenant, agent, task_id FROM tasks WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT ?"
 _NEW_TASK: Final = f"INSERT INTO tasks VALUES ({', '.join('?' * len(fields(TaskRow)))})"  # noqa: S608  # marks
 _NEW_STOP: Final = f"INSERT OR REPLACE INTO stops VALUES ({', '.join('?' * len(fields(StopRow)))})"  # noqa: S608  # marks
 
@@ -150,7 +154,7 @@ class SqliteRegister:
     async def open_tasks(self) -> list[StoredTask]:
         return await self._read(_open_tasks)
 
-    async def ended_tasks(self, limit: int) -> list[Task]:
+    async def ended_tasks(self, limit: int) -> list[Caller]:
         return await self._read(lambda connection: _ended_tasks(connection, limit))
 
     async def stops(self) -> list[Stop]:
@@ -169,6 +173,7 @@ def create_task(transaction: Transaction, task: Task, credential: str) -> None:
         "tenant": row.tenant,
         "agent": row.agent,
         "roles": list(task.caller.roles),
+        "key": row.made_with,
         "tools": [*sorted(task.grant)],
         "expires_at": row.expires_at,
         "row": _fingerprint(transaction.keys, row),
@@ -264,7 +269,10 @@ def _stop_name(tenant: Json, agent: Json) -> str:
 
 def _fingerprint(keys: Keys, row: TaskRow | StopRow) -> str:
     """Keyed hash of everything in the row, and of which table it is in."""
-    return keyed_hash(keys.row, encode([type(row).__name__, *astuple(row)]))
+    values = astuple(row)
+    if isinstance(row, TaskRow) and row.made_with is None:
+        values = values[:-1]  # rows from before this column was there have the fingerprint that they were given then
+    return keyed_hash(keys.row, encode([type(row).__name__, *values]))
 
 
 def _read_task(connection: sqlite3.Connection, task_id: str) -> TaskRow | None:
@@ -293,9 +301,9 @@ def _open_tasks(connection: sqlite3.Connection) -> list[StoredTask]:
     return [StoredTask(row.to_task(), row.credential) for row in rows]
 
 
-def _ended_tasks(connection: sqlite3.Connection, limit: int) -> list[Task]:
-    found = connection.execute(_TASKS + " WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT ?", (limit,))
-    return [TaskRow(*values).to_task() for values in reversed(found.fetchall())]
+def _ended_tasks(connection: sqlite3.Connection, limit: int) -> list[Caller]:
+    found = connection.execute(ENDED, (limit,)).fetchall()
+    return [Caller(tenant, agent, (), task_id) for tenant, agent, task_id in reversed(found)]
 
 
 def _schema(value: Json) -> dict[str, Any]:

@@ -114,6 +114,11 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (tenant, agent, task, hour)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (
+        # The id of the API key that a task was made with, if it was one; and all that is asked of tasks that are over.
+        "ALTER TABLE tasks ADD COLUMN made_with TEXT",
+        "CREATE INDEX tasks_ended ON tasks (ended_at, tenant, agent, task_id) WHERE ended_at IS NOT NULL",
+    ),
 )
 VERSION: Final = len(MIGRATIONS)
 

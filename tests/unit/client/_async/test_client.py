@@ -25,7 +25,8 @@ from callgate import (
 from callgate._async import client
 from callgate.task import Amounts
 from support.examples import code_block
-from support.fake_gateway import TOKEN, FakeGateway, Refused
+from support.fake_gateway import TOKEN, FakeGateway
+from support.fake_refusals import Refused
 
 
 @pytest.fixture
@@ -227,6 +228,16 @@ async def test_calls_are_listed_newest_first(gateway: AsyncCallgate) -> None:
     assert [call.tool for call in await gateway.calls(limit=1)] == ["demo.fail"]
 
 
+@pytest.mark.parametrize("limit", [0, 201, -1])
+async def test_a_list_that_is_never_so_long_is_not_asked_for(
+    gateway: AsyncCallgate, fake: FakeGateway, limit: int
+) -> None:
+    for ask in (gateway.calls, gateway.dead_letters, gateway.tasks):
+        with pytest.raises(ValueError, match="1 to 200"):
+            await ask(limit)
+    assert fake.metadata == []
+
+
 async def test_tools_have_schemas_and_limits(gateway: AsyncCallgate) -> None:
     assert "text.upper" in [tool.tool for tool in await gateway.tools()]
     tool = await gateway.tool("text.upper")
@@ -246,6 +257,9 @@ async def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -
     async with AsyncCallgate(fake.target, token=TOKEN, max_answer_bytes=1024 * 1024) as small:
         with pytest.raises(GatewayUnreachable) as caught:
             await small.call("demo.large")
+    async with AsyncCallgate(fake.target, token=TOKEN, max_answer_bytes=1000) as smaller:
+        with pytest.raises(GatewayUnreachable, match="larger than this client takes"):
+            await smaller.tools()
     assert caught.value.call_id == fake.calls[0].id
     async with AsyncCallgate(fake.target, token=TOKEN) as gateway:
         assert len((await gateway.call("demo.large")).result) == 3_000_000
@@ -254,7 +268,8 @@ async def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -
 async def test_a_request_larger_than_the_gateway_takes_is_refused(gateway: AsyncCallgate, fake: FakeGateway) -> None:
     with pytest.raises(CallRefused) as caught:
         await gateway.call("text.upper", {"text": "x" * (2 << 20)})
-    assert caught.value.reason == "resource_exhausted"
+    assert caught.value.reason == "request_too_large"
+    assert "It takes 1048576 bytes" in caught.value.message
     assert fake.calls == []
 
 

@@ -1,7 +1,9 @@
+import fcntl
 import os
 import pty
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -23,12 +25,20 @@ def digest_of(call: Call) -> str:
     return call.approval.digest
 
 
+def _own_terminal() -> None:
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def on_terminal(*arguments: str, typed: bytes, after: bytes = b"[y/N]") -> tuple[int, str]:
     """Run the program on a terminal of 80 columns, and type once `after` was shown for the last time."""
     ours, theirs = pty.openpty()
     program = [sys.executable, "-c", "import sys; from callgate.cli import main; sys.exit(main())", *arguments]
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-    with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as running:
+    # On a terminal of its own: keys are signals only there.
+    with subprocess.Popen(
+        program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, preexec_fn=_own_terminal
+    ) as running:
         os.close(theirs)
         shown, answered = b"", False
         try:
@@ -53,9 +63,22 @@ def test_approvals_are_listed_and_shown(commands: FakeGateway) -> None:
     assert f"digest     {digest_of(call)}" in shown.stdout.splitlines()
     assert 'purpose    | "a\\nb\\u001b[2J"' in shown.stdout
     assert not {"\x1b", "\u202e"} & set(shown.stdout + shown.stderr)
-    assert run("approvals", "no-such-call").exit_code == 3
+    unknown = run("approvals", "no-such-call")
+    assert (unknown.exit_code, "next: List what waits for you: callgate approvals" in unknown.stderr) == (3, True)
     assert document("approvals")["approvals"][0]["arguments"] is None
     assert document("approvals", call.id)["arguments"]["note"].startswith("ok")
+
+
+def test_what_was_decided_is_listed_only_where_that_is_asked_for(commands: FakeGateway) -> None:
+    decided, waits = waiting(commands), waiting(commands)
+    run("deny", decided.id, "--digest", digest_of(decided))
+    assert decided.id not in run("approvals").stdout
+    assert waits.id in run("approvals").stdout
+    assert [one["call_id"] for one in document("approvals")["approvals"]] == [waits.id]
+    listed = run("approvals", "--all").stdout
+    assert decided.id in listed
+    assert "denied" in listed
+    assert waits.id in listed
 
 
 @pytest.mark.parametrize(("command", "state"), [("approve", "approved"), ("deny", "denied")])
@@ -92,6 +115,14 @@ def test_a_person_is_asked_about_what_was_shown(commands: FakeGateway) -> None:
     assert len([line for line in lines if line.startswith("digest")]) == 1
     assert len([line for line in lines if line.startswith("Approve demo.guarded")]) == 1
     assert not any(line.startswith("Approve a.b") for line in lines)
+
+
+def test_interrupting_the_question_decides_nothing(commands: FakeGateway) -> None:
+    call = waiting(commands)
+    for key, expected in ((b"\x03", 130), (b"\x04", 1)):
+        status, shown = on_terminal("approve", call.id, typed=key)
+        assert (status, call.waits_for_approval) == (expected, True)
+        assert "Nothing was decided." in shown
 
 
 def test_nobody_is_asked_about_what_does_not_fit(commands: FakeGateway) -> None:

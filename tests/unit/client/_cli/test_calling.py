@@ -3,12 +3,14 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
 from support.command_line import document, run
-from support.fake_gateway import FakeGateway, Refused
+from support.fake_gateway import FakeGateway
+from support.fake_refusals import Refused
 
 
 def test_a_call_that_needs_an_approval_is_left_waiting_and_says_what_to_do(commands: FakeGateway) -> None:
@@ -31,7 +33,7 @@ def test_an_asynchronous_call_is_not_waited_for(commands: FakeGateway) -> None:
     commands.turns.clear()
     result = run("call", "demo.speak", "--async", "--priority", "9")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr.startswith("queued · demo.speak 1.0.0")
+    assert result.stderr.startswith("admitted · demo.speak 1.0.0")
     assert (commands.calls[0].request.asynchronous, commands.calls[0].request.priority) == (True, 9)
     assert run("call", "demo.guarded", "--async").exit_code == 75
 
@@ -52,6 +54,28 @@ def test_a_call_is_followed_to_its_end(commands: FakeGateway) -> None:
     run("call", "demo.fail")
     assert run("follow", commands.calls[1].id).exit_code == 1
     assert run("follow", "no-such-call").exit_code == 3
+
+
+@pytest.mark.parametrize("command", ["follow", "calls"])
+def test_the_files_of_a_call_that_nobody_waited_for_are_saved_later(
+    commands: FakeGateway, tmp_path: Path, command: str
+) -> None:
+    commands.artifacts = [("chart.csv", b"1,2\n")]
+    run("call", "demo.files", "--async")
+    call = commands.calls[0]
+    assert call.ended.wait(10)
+    result = run(command, call.id, "--save-artifacts", "out")
+    assert (result.exit_code, (tmp_path / "out" / "chart.csv").read_bytes()) == (0, b"1,2\n")
+    assert "saved out/chart.csv" in result.stderr
+    assert run(command, call.id, "--save-artifacts", "out").exit_code == 1
+    assert run(command, call.id, "--save-artifacts", "out", "--force").exit_code == 0
+
+
+def test_a_call_without_an_answer_has_no_files_to_save(commands: FakeGateway) -> None:
+    commands.turns.clear()
+    run("call", "demo.files", "--async")
+    result = run("calls", commands.calls[0].id, "--save-artifacts", "out")
+    assert (result.exit_code, "Nothing to save" in result.stderr) == (1, True)
 
 
 def test_following_says_what_a_call_waits_for(commands: FakeGateway) -> None:
@@ -83,9 +107,8 @@ def test_a_stream_that_breaks_says_how_to_go_on(commands: FakeGateway) -> None:
     assert f"Go on with: callgate follow {call_id} --after 2" in result.stderr
 
 
-@pytest.mark.parametrize("reason", ["rate_limited", "circuit_open"])
-def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGateway, reason: str) -> None:
-    commands.refuse_with = Refused(reason, grpc.StatusCode.UNAVAILABLE, "No.", retry_after_ms=2000)
+def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGateway) -> None:
+    commands.refuse_with = Refused("rate_limited", grpc.StatusCode.UNAVAILABLE, "No.", retry_after_ms=2000)
     assert "next: Try again in 2.0 s. " in run("call", "demo.speak").stderr
 
 
@@ -97,6 +120,7 @@ def test_a_refusal_that_passes_says_both_when_and_what_to_do(commands: FakeGatew
         ["call", "a.b", "--priority", "3"],
         ["call", "a.b", "--async", "--priority", "10"],
         ["call", "a.b", "--purpose", "\udcff"],
+        ["calls", "--save-artifacts", "d"],
         ["follow"],
         ["follow", "c1", "--after", "-2"],
         ["follow", "c1", "--after", str(2**63)],

@@ -38,7 +38,8 @@ def test_redriving_makes_a_new_call(commands: FakeGateway) -> None:
     assert result.exit_code == 0
     assert f"follows call {call_id}" in result.stderr
     assert f"next: callgate follow {commands.calls[-1].id}" in result.stderr
-    assert run("dead-letters", "redrive", call_id).exit_code == 3
+    refused = run("dead-letters", "redrive", call_id)
+    assert (refused.exit_code, "next: List the dead letters: callgate dead-letters" in refused.stderr) == (3, True)
 
 
 def test_discarding_gives_it_up(commands: FakeGateway) -> None:
@@ -54,6 +55,11 @@ def test_an_unknown_effect_is_settled(commands: FakeGateway, option: str, state:
     assert f"callgate dead-letters settle {call_id} --happened|--did-not-happen" in shown.stderr
     assert "redrive" not in shown.stderr
     assert document("dead-letters", "settle", call_id, option)["state"] == state
+
+
+def test_which_of_the_two_it_is_has_to_be_said(commands: FakeGateway) -> None:
+    result = run("dead-letters", "settle", "c1")
+    assert "--happened or --did-not-happen" in " ".join(result.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("words", [["redrve", "1" * 36], ["redrive"], ["settle", "c1"], ["nonsense"], ["--nonsense"]])

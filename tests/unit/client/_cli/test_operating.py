@@ -15,7 +15,8 @@ def test_an_agent_is_stopped_and_goes_on(commands: FakeGateway) -> None:
     assert max(map(len, listed.splitlines())) <= 80
     assert "Agent bot goes on." in run("resume", "bot").stderr
     assert commands.stopped == {}
-    assert run("resume", "bot").exit_code == 3
+    refused = run("resume", "bot")
+    assert (refused.exit_code, "next: List what is stopped: callgate stops" in refused.stderr) == (3, True)
 
 
 def test_the_whole_tenant_is_stopped_by_who_says_so(commands: FakeGateway) -> None:
@@ -41,7 +42,8 @@ def test_breakers_are_listed_opened_and_closed(commands: FakeGateway) -> None:
     assert rows["upstream:acme/statistics.example:8443"] == ["open", "0", "0", "0", "12.3", "s"]
     assert "engine is forced_open." in run("breakers", "open", "engine").stderr
     assert "engine is closed." in run("breakers", "close", "engine").stderr
-    assert run("breakers", "open", "nonsense").exit_code == 3
+    refused = run("breakers", "open", "nonsense")
+    assert (refused.exit_code, "next: List the breakers: callgate breakers" in refused.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("words", [["open"], ["opne", "engine"], ["engine"]])

@@ -24,6 +24,7 @@ from callgate import (
     Waiting,
 )
 from callgate._cli.screen import Screen, describe
+from callgate.task import Amounts, Task
 from callgate.types import Fallback
 
 CALL_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -191,6 +192,24 @@ def test_lists_fit_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(CALL_ID in line and "3h" in line for line in lines)
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_lists_show_whole_ids_however_narrow_the_terminal_is(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = use_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    now = datetime.now(UTC)
+    task_id = f"task-{CALL_ID}"
+    Screen().calls([CallSummary(CALL_ID, "webhooks.sign", "1.0.0", "awaiting_approval", None, now)])
+    Screen().approvals([Approval(CALL_ID, "webhooks.sign", "1.0.0", "waiting", "d", agent="a" * 30, requested_at=now)])
+    letter = DeadLetter(CALL_ID, "webhooks.sign", "1.0.0", "unknown", "acme", "a", None, TOO_LATE, "unsafe", now)
+    Screen().dead_letters(DeadLetters((letter,), 1))
+    Screen().tasks([Task(task_id, "compare many texts", "bot", {}, Amounts(20), Amounts(3), now, now)])
+    lines = terminal.getvalue().splitlines()
+    assert len([line for line in lines if line.startswith(CALL_ID)]) == 3
+    assert len([line for line in lines if line.startswith(task_id)]) == 1
+    assert all(word in "".join(lines) for word in ("awaiting", "waiting", "timed_out", "3 of 20", "over"))
+
+
 def test_lines_are_not_wrapped_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     Screen().note("word " * 40)
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -243,15 +262,15 @@ def test_a_call_says_which_attempt_it_is_what_it_follows_and_who_decided(capsys:
     decided = CallApproval("finance", decided_by="acme/boss")
     Screen().state(CallSummary(CALL_ID, "a.b", "1.0.0", "admitted", approval=decided, attempt=2, follows="c0"))
     shown = capsys.readouterr().err
-    assert shown.startswith("queued · a.b")
-    for fact in ("decided by acme/boss, for finance", "attempt 2", "follows call c0"):
+    assert shown.startswith("admitted · a.b")
+    for fact in ("waits for its turn", "decided by acme/boss, for finance", "attempt 2", "follows call c0"):
         assert fact in shown
 
 
 @pytest.mark.parametrize(
     "reason",
     [
-        *("circuit_open", "rate_limited", "budget_exceeded", "loop_stopped", "stopped", "unknown_task", "task_ended"),
+        *("rate_limited", "budget_exceeded", "loop_stopped", "stopped", "unknown_task", "task_ended"),
         *("outside_grant", "approval_required", "approval_denied", "approval_expired", "approval_void", "not_possible"),
     ],
 )

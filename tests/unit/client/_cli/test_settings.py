@@ -34,7 +34,7 @@ def settle(folder: Path, target: str | None = None, token_file: Path | None = No
 
 
 def test_without_anything_it_is_the_default_without_a_token(tmp_path: Path) -> None:
-    assert settle(tmp_path) == Settings(DEFAULT_TARGET, None)
+    assert settle(tmp_path) == Settings(DEFAULT_TARGET, None, assumed=True)
 
 
 def test_options_go_before_the_environment(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_credential_of_the_dev_server_goes_nowhere_else(dev: Path) -> None:
 
 
 def test_another_credential_does_not_go_to_the_dev_server(dev: Path) -> None:
-    assert settle(dev.parent, CALLGATE_TOKEN="mine") == Settings(DEFAULT_TARGET, "mine")
+    assert settle(dev.parent, CALLGATE_TOKEN="mine") == Settings(DEFAULT_TARGET, "mine", assumed=True)
 
 
 def test_a_file_of_a_stranger_cannot_send_a_token_away(dev: Path) -> None:

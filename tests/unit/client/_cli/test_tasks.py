@@ -4,11 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from support.command_line import document, run
 from support.fake_gateway import FakeGateway
 
 CREATE = ("tasks", "create", "compare texts", "--tool", "text.diff", "--calls", "3")
+
+
+def says(result: Result, text: str) -> bool:
+    """Whether a command was not understood, for this reason."""
+    return result.exit_code == 2 and text in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_a_task_is_made_and_its_credential_alone_is_on_standard_output(commands: FakeGateway) -> None:
@@ -26,11 +32,14 @@ def test_tasks_are_listed_shown_and_ended_in_80_columns(commands: FakeGateway) -
     listed = run("tasks").stdout
     assert task_id in listed
     assert "0 of 3" in listed
-    shown = run("tasks", "show", task_id).stdout
-    assert "may call   text.diff" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    for words in (("show", task_id), (task_id,)):
+        shown = run("tasks", *words).stdout
+        assert "may call   text.diff" in shown
+        assert max(map(len, shown.splitlines())) <= 80
+    assert document("tasks", "--json", task_id)["task_id"] == task_id
     assert "over" in run("tasks", "end", task_id).stdout
-    assert run("tasks", "show", "task-none").exit_code == 3
+    refused = run("tasks", "show", "task-none")
+    assert (refused.exit_code, "next: List your tasks: callgate tasks" in refused.stderr) == (3, True)
 
 
 def test_documents_for_programs_are_those_of_http(commands: FakeGateway) -> None:
@@ -54,7 +63,8 @@ def test_the_credential_goes_to_a_new_private_file(commands: FakeGateway, tmp_pa
     path = tmp_path / "token"
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("cgt_fake_credential\n", 0o600)
     assert "cgt_" not in result.stdout + result.stderr
-    assert run(*CREATE, "--save-token", "token").exit_code == 2
+    assert says(run(*CREATE, "--save-token", "token"), "token is there already")
+    assert says(run(*CREATE, "--save-token", "no/token"), "no/token: No such file or directory")
     assert len(commands.made) == 1
 
 
@@ -73,9 +83,18 @@ def test_where_nothing_was_made_no_file_is_left(commands: FakeGateway, tmp_path:
     assert not (tmp_path / "token").exists()
 
 
-@pytest.mark.parametrize("grant", ["[]", "{", '{"a.b": 1}'])
-def test_a_grant_that_is_none_is_a_mistake(commands: FakeGateway, tmp_path: Path, grant: str) -> None:
-    (tmp_path / "grant.json").write_text(grant)
-    assert run("tasks", "create", "x", "--grant-file", "grant.json").exit_code == 2
+@pytest.mark.parametrize(
+    ("grant", "why"),
+    [
+        ("[]", "must hold one JSON object"),
+        ("{", "is not JSON: "),
+        ('{"a.b": 1}', "must hold a JSON Schema for each tool"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_grant_that_is_none_is_a_mistake(commands: FakeGateway, tmp_path: Path, grant: str | None, why: str) -> None:
+    if grant is not None:
+        (tmp_path / "grant.json").write_text(grant)
+    assert says(run("tasks", "create", "x", "--grant-file", "grant.json"), f"grant.json {why}")
     assert run(*CREATE, "--json", "--save-token", "token").exit_code == 2
     assert commands.made == []

@@ -27,7 +27,8 @@ from callgate import (
 from callgate._sync import client
 from callgate.task import Amounts
 from support.examples import code_block
-from support.fake_gateway import TOKEN, FakeGateway, Refused
+from support.fake_gateway import TOKEN, FakeGateway
+from support.fake_refusals import Refused
 
 
 @pytest.fixture
@@ -229,6 +230,14 @@ def test_calls_are_listed_newest_first(gateway: Callgate) -> None:
     assert [call.tool for call in gateway.calls(limit=1)] == ["demo.fail"]
 
 
+@pytest.mark.parametrize("limit", [0, 201, -1])
+def test_a_list_that_is_never_so_long_is_not_asked_for(gateway: Callgate, fake: FakeGateway, limit: int) -> None:
+    for ask in (gateway.calls, gateway.dead_letters, gateway.tasks):
+        with pytest.raises(ValueError, match="1 to 200"):
+            ask(limit)
+    assert fake.metadata == []
+
+
 def test_tools_have_schemas_and_limits(gateway: Callgate) -> None:
     assert "text.upper" in [tool.tool for tool in gateway.tools()]
     tool = gateway.tool("text.upper")
@@ -248,6 +257,9 @@ def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -> None
     with Callgate(fake.target, token=TOKEN, max_answer_bytes=1024 * 1024) as small:
         with pytest.raises(GatewayUnreachable) as caught:
             small.call("demo.large")
+    with Callgate(fake.target, token=TOKEN, max_answer_bytes=1000) as smaller:
+        with pytest.raises(GatewayUnreachable, match="larger than this client takes"):
+            smaller.tools()
     assert caught.value.call_id == fake.calls[0].id
     with Callgate(fake.target, token=TOKEN) as gateway:
         assert len((gateway.call("demo.large")).result) == 3_000_000
@@ -256,7 +268,8 @@ def test_an_answer_larger_than_allowed_names_its_call(fake: FakeGateway) -> None
 def test_a_request_larger_than_the_gateway_takes_is_refused(gateway: Callgate, fake: FakeGateway) -> None:
     with pytest.raises(CallRefused) as caught:
         gateway.call("text.upper", {"text": "x" * (2 << 20)})
-    assert caught.value.reason == "resource_exhausted"
+    assert caught.value.reason == "request_too_large"
+    assert "It takes 1048576 bytes" in caught.value.message
     assert fake.calls == []
 
 

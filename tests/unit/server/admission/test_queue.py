@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.admission.queue import Queue, QueueRules
+from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 
-ONE = QueueRules(1, 1, 100, 100)
+LOADER = Caller("acme", "loader")
+ONE = QueueRules(1, 1, 100, 100, 100)
 
 
 class Clients:
@@ -62,7 +64,7 @@ async def test_the_higher_priority_comes_first_and_then_who_came_first() -> None
 
 
 async def test_a_tenant_with_a_thousand_calls_delays_another_by_one_turn() -> None:
-    clients = Clients(Queue(QueueRules(1, 1, 2000, 2000)))
+    clients = Clients(Queue(QueueRules(1, 1, 2000, 2000, 2000)))
     for number in range(1000):
         await clients.ask(f"a{number}", "acme", 9)
     await clients.ask("b", "rival", 0)
@@ -72,7 +74,7 @@ async def test_a_tenant_with_a_thousand_calls_delays_another_by_one_turn() -> No
 
 
 async def test_a_tenant_has_its_share_of_turns_and_no_more() -> None:
-    clients = Clients(Queue(QueueRules(4, 2, 100, 100)))
+    clients = Clients(Queue(QueueRules(4, 2, 100, 100, 100)))
     for number in range(4):
         await clients.ask(f"a{number}", "acme")
     assert clients.served == ["a0", "a1"]
@@ -123,7 +125,7 @@ async def test_a_turn_that_ends_in_the_moment_in_which_the_next_one_gives_up_goe
 )
 def test_whoever_leaves_or_gives_up_in_whichever_moment_no_turn_is_lost(acts: list[tuple[str, int]], most: int) -> None:
     async def play() -> None:
-        queue = Queue(QueueRules(most, 1, 1000, 1000))
+        queue = Queue(QueueRules(most, 1, 1000, 1000, 1000))
         leaves: list[asyncio.Event] = []
         tasks: list[asyncio.Task[None]] = []
 
@@ -154,20 +156,36 @@ def test_whoever_leaves_or_gives_up_in_whichever_moment_no_turn_is_lost(acts: li
     asyncio.run(play())
 
 
-@pytest.mark.parametrize("rules", [QueueRules(1, 1, 2, 100), QueueRules(1, 1, 100, 2)])
-def test_no_more_are_kept_than_there_are_places(rules: QueueRules) -> None:
+@pytest.mark.parametrize(
+    ("rules", "share"),
+    [
+        (QueueRules(1, 1, 2, 100, 100), "Too many"),
+        (QueueRules(1, 1, 100, 2, 100), "This tenant"),
+        (QueueRules(1, 1, 100, 100, 2), "This agent"),
+    ],
+)
+def test_no_more_are_kept_than_there_are_places(rules: QueueRules, share: str) -> None:
     queue = Queue(rules)
     with ExitStack() as places:
         for _ in range(2):
-            places.enter_context(queue.place("acme"))
-        with pytest.raises(CallError) as caught, queue.place("acme"):
+            places.enter_context(queue.place(LOADER))
+        with pytest.raises(CallError, match=share) as caught, queue.place(LOADER):
             pass
         assert caught.value.reason is Reason.OVERLOADED
         assert caught.value.retry_after_ms
         # What the record has already is never turned away.
-        places.enter_context(queue.place("acme", owed=True))
-    with queue.place("acme"):
+        places.enter_context(queue.place(LOADER, owed=True))
+    with queue.place(LOADER):
         pass
+
+
+def test_an_agent_that_fills_its_share_leaves_places_to_others_of_its_tenant_and_its_name() -> None:
+    queue = Queue(QueueRules(1, 1, 100, 100, 2))
+    with ExitStack() as places:
+        for _ in range(2):
+            places.enter_context(queue.place(LOADER))
+        for other in (Caller("acme", "reader"), Caller("rival", "loader")):
+            places.enter_context(queue.place(other))
 
 
 @given(
@@ -175,7 +193,7 @@ def test_no_more_are_kept_than_there_are_places(rules: QueueRules) -> None:
 )
 def test_every_turn_comes_once_and_the_bounds_hold(asks: list[tuple[str, int]], most: int, share: int) -> None:
     async def play() -> None:
-        queue = Queue(QueueRules(most, share, 1000, 1000))
+        queue = Queue(QueueRules(most, share, 1000, 1000, 1000))
         served: list[int] = []
         at_once: dict[str, int] = dict.fromkeys("abc", 0)
 

@@ -5,7 +5,7 @@ import pytest
 
 from callgate_server.admission import tasks
 from callgate_server.admission.tasks import LiveTask, LiveTasks, TaskCredentials, credential_digest, refuse_tasks
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import grantable
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import Budget
@@ -40,7 +40,7 @@ def made(live: LiveTasks, caller: Caller = BOT, grant=GRANT, lifetime_s=60, cred
     task_id = new_task_id()
     owner = replace(caller, task=task_id)
     task = Task(task_id, owner, "x", grant, Budget(), NOW, NOW + timedelta(seconds=lifetime_s))
-    live.add(LiveTask.of(task, credential, compiled))
+    live.add(LiveTask.of(task, credential, grantable))
     return task
 
 
@@ -141,8 +141,8 @@ def test_arguments_must_fit_the_grant_too_and_no_value_is_told(live):
     assert "jq" not in told
 
 
-def test_a_schema_that_no_manifest_may_have_is_no_grant(live):
-    with pytest.raises(ValueError, match=r"schema for text\.diff.*only references"):
+def test_a_schema_that_no_grant_may_have_is_none(live):
+    with pytest.raises(ValueError, match=r"schema for text\.diff: at /\$ref: not a keyword"):
         made(live, grant={"text.diff": {"$ref": "https://evil.example/schema"}})
 
 
@@ -168,6 +168,40 @@ async def test_an_expired_ones_credential_is_worthless_before_anybody_sweeps(liv
     clock.now = NOW + timedelta(seconds=6)
     with pytest.raises(CallError):
         await TaskCredentials(live, bytes.hex).authenticate("cgt_abc")
+
+
+class Keys:
+    """The roles of keys by their ids."""
+
+    def __init__(self, **roles) -> None:
+        self.roles = roles
+
+    def __call__(self, caller: Caller):
+        roles = self.roles.get(caller.key)
+        return None if roles is None else tuple(role for role in caller.roles if role in roles)
+
+
+async def test_a_task_is_worth_no_more_than_the_key_that_made_it(clock):
+    keys = Keys(first=("developer",), second=("developer",))
+    live = LiveTasks(clock, keys)
+    owner = replace(BOT, roles=("developer", "operator"), key="first")
+    task = made(live, owner, credential=credential_digest(bytes.hex, "cgt_abc"))
+    credentials = TaskCredentials(live, bytes.hex)
+    assert await credentials.authenticate("cgt_abc") == replace(task.caller, roles=("developer",))
+    again = replace(BOT, key="second")
+    assert live.narrowed(again, task.task_id).roles == ("developer",)
+    del keys.roles["first"]
+    with pytest.raises(CallError, match="key that made this task was revoked") as refused:
+        await credentials.authenticate("cgt_abc")
+    assert refused.value.reason is Reason.UNAUTHENTICATED
+    for asked in (lambda: live.narrowed(again, task.task_id), lambda: live.narrowed(task.caller, None)):
+        assert reason(asked) is Reason.UNAUTHENTICATED
+    assert reason(lambda: live.narrowed(Caller("acme", "other"), task.task_id)) is Reason.UNKNOWN_TASK
+
+
+def test_where_no_keys_are_known_a_task_that_a_key_made_is_worthless_and_others_are_not(live):
+    assert reason(lambda: live.narrowed(BOT, made(live, replace(BOT, key="first")).task_id)) is Reason.UNAUTHENTICATED
+    assert live.narrowed(BOT, made(live, credential="of a token").task_id)
 
 
 def test_what_a_task_cannot_do_an_agent_and_its_labels_can(live):

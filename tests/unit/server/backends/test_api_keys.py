@@ -1,6 +1,7 @@
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -36,6 +37,35 @@ async def refusal(keys, text):
 
 async def test_a_key_names_its_caller(path):
     assert await ApiKeys(path).authenticate(token(make(path))) == Caller("acme", "bot", ("analyst",))
+
+
+async def test_a_caller_is_known_by_its_key_and_has_the_roles_that_are_left(path):
+    new, rival = (
+        make(path, roles=("analyst", "operator"), expires_at=NOW + timedelta(hours=1)),
+        make(path, agent="other"),
+    )
+    now = [NOW]
+    keys = ApiKeys(path, now=lambda: now[0])
+    caller = await keys.authenticate(token(new))
+    assert caller.key == new.id
+    assert keys.roles_left(caller) == ("analyst", "operator")
+    path.write_text(path.read_text().replace('"operator"', '"admin"'))
+    assert keys.roles_left(caller) == ("analyst",)
+    assert keys.roles_left(replace(caller, key=rival.id)) is None
+    assert keys.roles_left(replace(caller, key="0" * 12)) is None
+    now[0] += timedelta(hours=1)
+    assert keys.roles_left(caller) is None
+    now[0] = NOW
+    assert keys.roles_left(caller) == ("analyst",)
+    api_keys.revoke(path, new.id)
+    assert keys.roles_left(caller) is None
+
+
+async def test_while_the_file_cannot_be_used_no_caller_has_roles_left(path):
+    keys = ApiKeys(path)
+    caller = await keys.authenticate(token(make(path)))
+    path.chmod(0o644)
+    assert keys.roles_left(caller) is None
 
 
 def test_a_key_looks_as_it_should_and_is_not_in_the_file(path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callgate_server.admission.validate import MAX_VIOLATIONS
-from callgate_server.backends.json_schema import CompiledSchemas, check_constant, check_schema, fits
+from callgate_server.backends.json_schema import CompiledSchemas, check_constant, check_schema, fits, grantable
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
 from callgate_server.model.manifest import Manifest
@@ -350,3 +350,36 @@ def test_a_constant_fallback_must_fit_the_output(constant: dict[str, Any], fits:
     with pytest.raises(ValueError, match=f"^{fault}$") as in_the_build:
         check_constant(declared.manifest)
     assert str(at_the_start.value) == f"fallback.constant: {in_the_build.value}"
+
+
+def test_a_schema_of_a_grant_says_where_something_does_not_fit_or_only_that_it_does_not() -> None:
+    check = grantable({"properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    assert check({"a": 1}, detailed=True) == []
+    assert check({"a": CANARY}, detailed=True) == [Violation("/a", "type", "must be of type integer")]
+    whole = [Violation("", "schema", "does not fit the schema; too large to say where")]
+    assert check({"a": CANARY}, detailed=False) == whole
+    assert check({"a": [0] * 1000}, detailed=True) == whole
+    assert [found.rule for found in grantable({"pattern": "a"})("\ud800", detailed=True)] == ["json"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "objekt"},
+        {"required": 5},
+        {"pattern": "(?=a)b"},
+        {"pattern": "(?:a{0,90}b){50}"},
+        {"pattern": "(?:[abcd]{0,100}[ab]){0,20}[xyz]"},
+    ],
+)
+def test_what_is_no_schema_or_has_a_large_pattern_is_none_of_a_grant(schema: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="at /"):
+        grantable(schema)
+
+
+def test_what_fits_a_schema_fits_it_in_a_grant() -> None:
+    schema = {
+        "properties": {"s": {"type": "string", "maxLength": 3}, "n": {"anyOf": [{"minimum": 0}, {"const": None}]}}
+    }
+    for value in ({}, {"s": "abc", "n": 1}, {"s": "abcd"}, {"n": -1}, {"n": None}, []):
+        assert bool(grantable(schema)(value, detailed=False)) is not fits(schema, value)

@@ -208,11 +208,55 @@ def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_room() -> Non
     assert actions(board) == []
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_tenant_with_short_deadlines_delays_another_by_one_turn(lanes: int) -> None:
+    """Each call takes a second; one tenant has calls for every lane waiting all the time, the other one has one."""
+    board = board_of(lanes=lanes, per_key=lanes, waiting=128)
+    victim = waiter(OTHERS["tenant"], deadline_s=30)
+    for now in range(4):
+        for slot in board.slots:
+            board.idle(slot, now)
+        while board.waiting < 64:
+            board.join(waiter(deadline_s=now + 3))
+        if now == 1:
+            board.join(victim)
+        while done := actions(board):
+            if any(isinstance(action, Give) and action.waiter is victim for action in done):
+                return
+            for action in done:
+                if isinstance(action, Start):
+                    board.idle(action.slot, now)
+                elif isinstance(action, End):
+                    board.gone(action.slot)
+    pytest.fail("the other tenant had no turn")
+
+
+def test_tenants_that_keep_equally_many_lanes_busy_keep_them() -> None:
+    board = board_of(lanes=2)
+    lanes = [idle_lane(board, key) for key in (KEY, OTHERS["tenant"])]
+    for now in range(8):
+        for key in (KEY, OTHERS["tenant"]):
+            board.join(waiter(key, deadline_s=now))
+        board.idle(lanes[now % 2], now)
+        assert all(isinstance(action, Give) for action in actions(board))
+    assert list(board.slots) == lanes
+
+
 def test_no_more_wait_than_may() -> None:
-    board = board_of(waiting=1)
-    board.join(waiter())
+    board = board_of(waiting=3)
+    for tenant in ("acme", "rival", "third"):
+        board.join(waiter(replace(KEY, tenant=tenant)))
+    with pytest.raises(OverflowError):
+        board.join(waiter(replace(KEY, tenant="fourth")))
+
+
+def test_a_tenant_leaves_half_of_the_places_to_wait_to_others() -> None:
+    board = board_of(waiting=5)
+    for _ in range(3):
+        board.join(waiter())
     with pytest.raises(OverflowError):
         board.join(waiter())
+    board.join(waiter(OTHERS["tenant"]))
 
 
 def test_who_leaves_is_forgotten() -> None:
@@ -245,7 +289,7 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.board = board_of(lanes=3, memory_mb=400, waiting=50, starts=2)
+        self.board = board_of(lanes=3, memory_mb=400, waiting=100, starts=2)
         self.waiting: set[Waiter] = set()
 
     def arrive(self) -> None:

@@ -267,7 +267,7 @@ async def test_one_call_at_a_time_and_the_next_by_deadline() -> None:
 
 async def test_a_burst_is_served_in_full_and_what_is_too_much_is_refused_at_once() -> None:
     backend = FakeBackend()
-    async with lanes_on(backend, per_key=2, waiting=20) as lanes:
+    async with lanes_on(backend, per_key=2, waiting=40) as lanes:
 
         async def call() -> str:
             try:

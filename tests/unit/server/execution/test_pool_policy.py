@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import pytest
@@ -51,22 +52,22 @@ def stocked(count: int, *, shape: Shape = SMALL, **changes: float) -> PoolPolicy
 
 def test_a_call_gets_what_is_ready_at_once_and_the_oldest_first() -> None:
     policy = stocked(2)
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Give("a", 1)]
-    policy.arrive("b", SMALL, NEVER, 0)
+    policy.arrive("b", "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Give("b", 2)]
 
 
 def test_a_call_gets_only_its_own_shape() -> None:
     policy = stocked(2)
-    policy.arrive("a", LARGE, NEVER, 0)
+    policy.arrive("a", "acme", LARGE, NEVER, 0)
     assert orders(policy) == [Start(LARGE)]
 
 
 def test_who_waits_is_served_by_deadline_and_not_by_arrival() -> None:
     policy = PoolPolicy(bounds(starts=1, per_shape=0))
     for call, deadline in (("late", 30), ("early", 10), ("middle", 20)):
-        policy.arrive(call, SMALL, deadline, 0)
+        policy.arrive(call, "acme", SMALL, deadline, 0)
     served = []
     assert orders(policy) == [Start(SMALL)]
     for number in range(3):
@@ -78,7 +79,7 @@ def test_who_waits_is_served_by_deadline_and_not_by_arrival() -> None:
 def test_equal_deadlines_are_served_in_the_order_of_arrival() -> None:
     policy = PoolPolicy(bounds(per_shape=0))
     for call in ("first", "second"):
-        policy.arrive(call, SMALL, 10, 0)
+        policy.arrive(call, "acme", SMALL, 10, 0)
     assert orders(policy) == [Start(SMALL)] * 2
     policy.started(SMALL, 1)
     assert orders(policy) == [Give("first", 1)]
@@ -87,7 +88,7 @@ def test_equal_deadlines_are_served_in_the_order_of_arrival() -> None:
 def test_calls_hold_no_more_sandboxes_than_they_may() -> None:
     policy = stocked(3, sandboxes=2)
     for call in ("a", "b", "c"):
-        policy.arrive(call, SMALL, NEVER, 0)
+        policy.arrive(call, "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Give("a", 1), Give("b", 2)]
     policy.ended("a")
     assert orders(policy) == [Give("c", 3)]
@@ -95,19 +96,19 @@ def test_calls_hold_no_more_sandboxes_than_they_may() -> None:
 
 def test_a_call_beyond_those_that_may_wait_is_told_when_to_come_back() -> None:
     policy = PoolPolicy(bounds(waiting=1))
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     with pytest.raises(Full) as full:
-        policy.arrive("b", SMALL, NEVER, 0)
+        policy.arrive("b", "acme", SMALL, NEVER, 0)
     assert 0.5 <= full.value.retry_after_s <= 30
     policy.leave("a")
-    policy.arrive("b", SMALL, NEVER, 0)
+    policy.arrive("b", "acme", SMALL, NEVER, 0)
 
 
 @pytest.mark.parametrize(("interval", "advice"), [(0.1, (0.5, 2)), (2, (10, 25)), (20, (30, 30))])
 def test_the_advice_when_to_come_back_follows_the_pace(interval: float, advice: tuple[float, float]) -> None:
     policy = PoolPolicy(bounds(waiting=200, starts=1, per_shape=0, sandboxes=500))
     for number in range(50):
-        policy.arrive(str(number), SMALL, NEVER, 0)
+        policy.arrive(str(number), "acme", SMALL, NEVER, 0)
     for number in range(40):
         orders(policy, number * interval)
         policy.started(SMALL, number)
@@ -117,17 +118,17 @@ def test_the_advice_when_to_come_back_follows_the_pace(interval: float, advice: 
 
 def test_the_same_call_is_not_served_twice() -> None:
     policy = stocked(1)
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     with pytest.raises(ValueError, match="already"):
-        policy.arrive("a", SMALL, NEVER, 0)
+        policy.arrive("a", "acme", SMALL, NEVER, 0)
     orders(policy)
     with pytest.raises(ValueError, match="already"):
-        policy.arrive("a", SMALL, NEVER, 0)
+        policy.arrive("a", "acme", SMALL, NEVER, 0)
 
 
 def test_who_left_is_not_served() -> None:
     policy = PoolPolicy(bounds(per_shape=0))
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Start(SMALL)]
     policy.leave("a")
     policy.started(SMALL, 1)
@@ -136,13 +137,57 @@ def test_who_left_is_not_served() -> None:
 
 def test_a_call_that_was_given_a_dead_one_waits_again_in_its_place() -> None:
     policy = stocked(1)
-    policy.arrive("a", SMALL, 10, 0)
+    policy.arrive("a", "acme", SMALL, 10, 0)
     assert orders(policy) == [Give("a", 1)]
-    policy.arrive("b", SMALL, 20, 0)
+    policy.arrive("b", "acme", SMALL, 20, 0)
     policy.refused("a", 10)
     assert orders(policy) == [Start(SMALL)] * 2
     policy.started(SMALL, 2)
     assert orders(policy) == [Give("a", 2)]
+
+
+@pytest.mark.parametrize("sandboxes", [1, 4])
+def test_a_tenant_with_short_deadlines_delays_another_by_one_turn(sandboxes: int) -> None:
+    """Each call takes a second; one tenant has 64 of them in flight all the time, the other one has one."""
+    policy = PoolPolicy(bounds(sandboxes=sandboxes, waiting=100, per_shape=0))
+    held: set[str] = set()
+    calls = itertools.count(1)
+    for now in range(4):
+        for call in held:
+            policy.ended(call)
+        held.clear()
+        while policy.waiting < 64:
+            policy.arrive(f"many-{next(calls)}", "many", SMALL, now + 3, now)
+        if now == 1:
+            policy.arrive("one", "one", SMALL, now + 30, now)
+        while todo := orders(policy, now):
+            held |= {order.call for order in todo if isinstance(order, Give)}
+            for order in todo:
+                if isinstance(order, Start):
+                    policy.started(order.shape, next(calls))
+        if "one" in held:
+            break
+    assert now <= 2
+
+
+def test_tenants_that_want_all_sandboxes_get_equally_many() -> None:
+    policy = stocked(6, waiting=100, sandboxes=6)
+    for number in range(12):
+        policy.arrive(f"a{number}", "acme", SMALL, 10 + number, 0)
+        policy.arrive(f"b{number}", "rival", SMALL, 900 + number, 0)
+    given = [order.call for order in orders(policy) if isinstance(order, Give)]
+    assert given == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+
+def test_a_sandbox_is_started_for_the_tenant_that_has_none() -> None:
+    policy = stocked(2, sandboxes=3)
+    for number in range(4):
+        policy.arrive(f"a{number}", "acme", SMALL, 10, 0)
+    assert orders(policy) == [Give("a0", 1), Give("a1", 2), Start(SMALL)]
+    policy.arrive("b", "rival", LARGE, 900, 0)
+    policy.started(SMALL, 3)
+    policy.ended("a0")
+    assert orders(policy) == [Give("a2", 3), Start(LARGE)]
 
 
 # --- starting for calls ------------------------------------------------------------------------------------------
@@ -151,7 +196,7 @@ def test_a_call_that_was_given_a_dead_one_waits_again_in_its_place() -> None:
 def test_no_more_is_started_at_once_than_may_be() -> None:
     policy = PoolPolicy(bounds(starts=2, per_shape=0))
     for number in range(5):
-        policy.arrive(str(number), SMALL, NEVER, 0)
+        policy.arrive(str(number), "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Start(SMALL)] * 2
     assert orders(policy) == []
 
@@ -159,15 +204,15 @@ def test_no_more_is_started_at_once_than_may_be() -> None:
 def test_what_is_coming_already_is_not_started_again() -> None:
     policy = PoolPolicy(bounds(spare=1), [SMALL])
     assert orders(policy) == [Start(SMALL)]
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     assert orders(policy) == []
 
 
 def test_nothing_is_started_for_a_call_that_could_not_hold_it() -> None:
     policy = stocked(1, sandboxes=1)
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     orders(policy)
-    policy.arrive("b", LARGE, NEVER, 0)
+    policy.arrive("b", "acme", LARGE, NEVER, 0)
     assert orders(policy, 0.01) == []
     policy.ended("a")
     assert Start(LARGE) in orders(policy, 0.01)
@@ -175,9 +220,9 @@ def test_nothing_is_started_for_a_call_that_could_not_hold_it() -> None:
 
 def test_a_failed_start_is_told_to_the_earliest_that_waits_for_its_shape() -> None:
     policy = PoolPolicy(bounds(per_shape=0))
-    policy.arrive("large", LARGE, 5, 0)
-    policy.arrive("late", SMALL, 30, 0)
-    policy.arrive("early", SMALL, 10, 0)
+    policy.arrive("large", "acme", LARGE, 5, 0)
+    policy.arrive("late", "acme", SMALL, 30, 0)
+    policy.arrive("early", "acme", SMALL, 10, 0)
     orders(policy)
     assert policy.failed(SMALL, 0) == "early"
     assert policy.waiting == 2
@@ -193,7 +238,7 @@ def test_without_demand_only_spares_are_kept_ready() -> None:
 
 def test_a_shape_that_was_never_announced_has_no_spare() -> None:
     policy = PoolPolicy(bounds(spare=1, idle_s=1))
-    policy.arrive("a", SMALL, NEVER, 0)
+    policy.arrive("a", "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Start(SMALL)]
     policy.started(SMALL, 1)
     orders(policy)
@@ -204,7 +249,7 @@ def test_a_shape_that_was_never_announced_has_no_spare() -> None:
 def test_as_many_are_kept_ready_as_came_in_the_busiest_second() -> None:
     policy = PoolPolicy(bounds(refills=4, per_shape=8))
     for number in range(3):
-        policy.arrive(str(number), SMALL, NEVER, 0)
+        policy.arrive(str(number), "acme", SMALL, NEVER, 0)
     assert orders(policy) == [Start(SMALL)] * 3
     for number in range(3):
         policy.started(SMALL, number)
@@ -215,7 +260,7 @@ def test_as_many_are_kept_ready_as_came_in_the_busiest_second() -> None:
 def test_no_more_than_the_most_of_a_shape_are_kept_ready() -> None:
     policy = PoolPolicy(bounds(refills=4, per_shape=2))
     for number in range(6):
-        policy.arrive(str(number), SMALL, NEVER, 0)
+        policy.arrive(str(number), "acme", SMALL, NEVER, 0)
         policy.leave(str(number))
     assert orders(policy, 1) == [Start(SMALL)] * 2
 
@@ -229,9 +274,9 @@ def test_what_is_kept_ready_stays_within_the_budget_and_is_shared_out_in_turns()
 
 def test_replacing_waits_a_moment_for_the_call_but_a_stream_of_calls_does_not_put_it_off() -> None:
     policy = stocked(3)
-    policy.arrive("a", SMALL, NEVER, 10)
+    policy.arrive("a", "acme", SMALL, NEVER, 10)
     assert orders(policy, 10) == [Give("a", 1)]
-    policy.arrive("b", SMALL, NEVER, 10 + REPLACE_AFTER_S / 2)
+    policy.arrive("b", "acme", SMALL, NEVER, 10 + REPLACE_AFTER_S / 2)
     assert orders(policy, 10 + REPLACE_AFTER_S / 2) == [Give("b", 2)]
     assert policy.look_again_at(10 + REPLACE_AFTER_S / 2) == 10 + REPLACE_AFTER_S
     assert orders(policy, 10 + REPLACE_AFTER_S) == [Start(SMALL)] * 2
@@ -239,7 +284,7 @@ def test_replacing_waits_a_moment_for_the_call_but_a_stream_of_calls_does_not_pu
 
 def test_starting_ahead_keeps_its_own_bound_and_steps_back_for_calls() -> None:
     policy = PoolPolicy(bounds(spare=4, refills=1, starts=3), [SMALL])
-    policy.arrive("a", LARGE, NEVER, 0)
+    policy.arrive("a", "acme", LARGE, NEVER, 0)
     assert orders(policy) == [Start(LARGE)]
     policy.started(LARGE, 1)
     assert orders(policy) == [Give("a", 1)]
@@ -269,7 +314,7 @@ def test_a_dead_one_is_forgotten_and_replaced() -> None:
 def test_what_nobody_used_goes_when_the_demand_is_forgotten() -> None:
     policy = PoolPolicy(bounds(idle_s=60, refills=4))
     for number in range(2):
-        policy.arrive(str(number), SMALL, NEVER, 0.5)
+        policy.arrive(str(number), "acme", SMALL, NEVER, 0.5)
         policy.leave(str(number))
     assert orders(policy, 1) == [Start(SMALL)] * 2
     policy.started(SMALL, 1)
@@ -321,7 +366,7 @@ class AnySequence(RuleBasedStateMachine):
         self.calls = 0
         self.numbers = 0
         self.closed = False
-        self.waiting: dict[str, tuple[float, int, Shape]] = {}
+        self.waiting: dict[str, tuple[float, str, Shape]] = {}
         self.held: dict[str, int] = {}
         self.ready: dict[int, Shape] = {}
         self.starting: Counter[Shape] = Counter()
@@ -331,10 +376,10 @@ class AnySequence(RuleBasedStateMachine):
         for order in self.policy.orders(self.now):
             match order:
                 case Give(call, number):
-                    deadline, _, shape = self.waiting.pop(call)
+                    deadline, tenant, shape = self.waiting.pop(call)
                     assert self.ready.pop(number) == shape
-                    earlier = [c for c, (d, _, s) in self.waiting.items() if s == shape and d < deadline]
-                    assert not earlier, "a later deadline was served first"
+                    rest = [d for d, t, s in self.waiting.values() if (t, s) == (tenant, shape)]
+                    assert deadline <= min(rest, default=deadline), "a later deadline was served first"
                     self.held[call] = number
                 case Start(shape):
                     assert not self.closed
@@ -343,17 +388,17 @@ class AnySequence(RuleBasedStateMachine):
                     del self.ready[number]
                     self.gone.add(number)
 
-    @rule(shape=st.sampled_from(SHAPES), patience=st.floats(0.1, 20))
-    def arrive(self, shape: Shape, patience: float) -> None:
+    @rule(shape=st.sampled_from(SHAPES), tenant=st.sampled_from(["acme", "rival"]), patience=st.floats(0.1, 20))
+    def arrive(self, shape: Shape, tenant: str, patience: float) -> None:
         self.calls += 1
         call = f"call-{self.calls}"
         try:
-            self.policy.arrive(call, shape, self.now + patience, self.now)
+            self.policy.arrive(call, tenant, shape, self.now + patience, self.now)
         except Full:
             # A call that was given a dead one waits again, however many do.
             assert len(self.waiting) >= BOUNDS.waiting
             return
-        self.waiting[call] = (self.now + patience, self.calls, shape)
+        self.waiting[call] = (self.now + patience, tenant, shape)
         self.obey()
 
     @precondition(lambda self: self.waiting)
@@ -377,9 +422,8 @@ class AnySequence(RuleBasedStateMachine):
     def refuse(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(sorted(self.held)))
         self.gone.add(self.held.pop(call))
-        shape = self.policy._held[call]
-        self.calls += 1
-        self.waiting[call] = (self.now + 1, self.calls, shape)
+        had = self.policy._held[call]
+        self.waiting[call] = (self.now + 1, had.tenant, had.shape)
         self.policy.refused(call, self.now + 1)
         self.obey()
 

@@ -1,9 +1,22 @@
 import asyncio
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
-from callgate_server.execution.running import Accepted, Answered, Failed, OutputChunk, Running, RunningCalls
+from callgate_server.execution.running import (
+    PIECE_CHARACTERS,
+    PROMPT_EVENTS,
+    Accepted,
+    Answered,
+    Failed,
+    OutputChunk,
+    Running,
+    RunningCalls,
+)
 from callgate_server.model.errors import CallError, Reason
+
+LOST = CallError(Reason.INTERNAL, "lost")
 
 
 def no_defects(call_id: str, error: BaseException) -> None:
@@ -52,6 +65,40 @@ async def test_every_follower_sees_all_events_in_order_however_late_it_comes() -
         ]
     )
     assert [event async for event in running.events(after=2)] == [Answered(3, {})]
+
+
+@pytest.mark.parametrize("end", [lambda running: running.answer({}), lambda running: running.fail(LOST)])
+async def test_output_in_single_bytes_becomes_few_events_and_loses_nothing(end: Callable[[Running], None]) -> None:
+    running = Running("c1")
+    running.accept()
+    wrote = {"stdout": "", "stderr": ""}
+    for number in range(20_000):
+        stream: Literal["stdout", "stderr"] = "stderr" if number % 3 == 0 else "stdout"
+        running.output(stream, str(number % 10))
+        wrote[stream] += str(number % 10)
+    end(running)
+    events = [event async for event in running.events()]
+    seen = {"stdout": "", "stderr": ""}
+    for event in events[1:-1]:
+        assert isinstance(event, OutputChunk)
+        seen[event.stream] += event.text
+    assert seen == wrote
+    assert len(events) < PROMPT_EVENTS + 2 * 20_000 / PIECE_CHARACTERS + 4
+    assert [event.seq for event in events] == list(range(len(events)))
+
+
+async def test_text_that_is_gathered_is_published_before_the_call_ends() -> None:
+    running = Running("c1")
+    for _ in range(PROMPT_EVENTS):
+        running.output("stdout", ".")
+    running.output("stderr", "err")
+    running.output("stdout", "o" * PIECE_CHARACTERS)
+    running.answer({})
+    events = [event async for event in running.events(after=PROMPT_EVENTS - 1)]
+    assert events[:2] == [
+        OutputChunk(PROMPT_EVENTS, "stderr", "err"),
+        OutputChunk(PROMPT_EVENTS + 1, "stdout", "o" * PIECE_CHARACTERS),
+    ]
 
 
 async def test_a_refusal_before_acceptance_is_raised_by_started() -> None:

@@ -1,12 +1,17 @@
+import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from callgate_server.backends.json_schema import compiled
+from callgate_server.execution.collect import Collector
+from callgate_server.execution.framing import Frame, FrameType
 from callgate_server.model.answer import Answer, Decision, Exit, SandboxInfo
 from callgate_server.model.errors import Reason, Violation
 from callgate_server.model.lifecycle import State
+from callgate_server.model.manifest import Limits
 from callgate_server.model.run import Captured, CapturedArtifact, Cause, RunOutcome
 from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
@@ -68,6 +73,40 @@ def test_a_misfit_names_the_place_and_neither_value_nor_secret() -> None:
     assert SECRET not in answer.error.message
     assert "\x1b" not in answer.error.message
     assert "4711" not in answer.error.message
+
+
+@pytest.mark.parametrize("secret", ["wJalrXUtnFEMI/K7MDENG/bPxRfiCY", "~tilde~0and/slash~1key", "ab?ab?ab?ab?"])
+@pytest.mark.parametrize("encode", [str, lambda text: base64.b64encode(text.encode()).decode()])
+@pytest.mark.parametrize("at", [(), ("files", 0, "a/b")])
+def test_a_secret_in_a_key_is_redacted_before_it_is_escaped_for_the_place_of_a_misfit(
+    secret: str, encode: Callable[[str], str], at: tuple[str | int, ...]
+) -> None:
+    shape: dict[str, Json] = {"properties": {"n": {}}, "additionalProperties": False}
+    result: Json = {encode(secret): 1}
+    for part in reversed(at):
+        inner = shape
+        shape = {"items": inner} if isinstance(part, int) else {"properties": {part: inner}}
+        result = [result] if isinstance(part, int) else {part: result}
+    answer = conclude(
+        BLANK,
+        ended(json.dumps(result).encode()),
+        Redactor({"key": Sealed(secret.encode())}),
+        compiled(shape),
+    )
+    assert answer.error is not None
+    where = "/files/0/a~1b/[REDACTED:key]" if at else "/[REDACTED:key]"
+    assert answer.error.message.endswith(f" at {where} (additionalProperties).")
+
+
+def test_what_was_printed_when_nobody_saw_the_end_is_redacted_as_if_it_were_cut_there() -> None:
+    """The head of an output ends where its half of the room does, which may be within a secret."""
+    collector = Collector(Limits(output_kb=1), lambda stream, data: None)
+    collector.add(Frame(FrameType.SEAL, bytes(32)))
+    head = b"x" * (512 - len(SECRET) + 1) + SECRET[:-1].encode()
+    collector.add(Frame(FrameType.STDOUT, head))
+    answer = conclude(BLANK, collector.outcome(Cause.LOST, "It was lost."), REDACTOR, fits)
+    assert answer.stdout.text.endswith("xx[REDACTED:key]")
+    assert SECRET[:4] not in answer.stdout.text
 
 
 def test_everything_that_is_given_back_is_redacted() -> None:

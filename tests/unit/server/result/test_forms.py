@@ -44,6 +44,7 @@ LONG = bytes(range(33, 127))
         "".join(f"\\u{UNITS[at : at + 2].hex().upper()}" for at in range(0, len(UNITS), 2)),
         repr(SECRET)[2:-1],
         repr(TEXT)[1:-1],
+        ascii(TEXT)[1:-1],
         html.escape(TEXT),
         html.escape(TEXT, quote=False),
         "".join(f"&#{ord(character)};" for character in TEXT),

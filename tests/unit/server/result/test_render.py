@@ -1,5 +1,6 @@
 import hashlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,11 @@ def test_a_secret_that_the_cut_goes_through_is_redacted_on_both_sides() -> None:
     assert output.text == "x [REDACTED:key]\n[… 483 bytes omitted …]\n[REDACTED:key] y"
 
 
+def test_a_secret_at_an_end_that_nobody_saw_is_redacted_as_at_a_cut() -> None:
+    output = render_output(Captured(b"x " + KEY[:8], b"", 10, open_end=True), REDACTOR)
+    assert output == Output("x [REDACTED:key]", None, 10, truncated=False)
+
+
 def test_a_character_that_the_cut_goes_through_is_left_out() -> None:
     rocket = "🚀".encode()
     output = render_output(Captured(b"a" + rocket[:3], rocket[2:] + b"z", 100), NONE)
@@ -78,3 +84,13 @@ def test_the_name_of_an_artifact_is_redacted_and_cleaned() -> None:
 def test_a_rejected_artifact_has_its_reason_and_no_bytes() -> None:
     artifact = render_artifact(CapturedArtifact("big", 10**9, b"", f"too large \x1b {KEY.decode()}"), REDACTOR)
     assert artifact == Artifact("big", 10**9, rejected=r"too large \x1b [REDACTED:key]")
+
+
+@pytest.mark.parametrize("secret", ["pässwörd-4711".encode(), b"\xff\xfe-4711-key"])
+def test_a_secret_in_the_name_of_a_rejected_file_is_redacted_as_the_runner_shows_it(secret: bytes) -> None:
+    """The runner shows such a name in escapes, and cuts it."""
+    redactor = Redactor({"key": Sealed(secret)})
+    shown = ascii("dir/" + secret.decode(errors="surrogateescape"))[1:-1]
+    for name in (shown, shown[:-2]):
+        artifact = render_artifact(CapturedArtifact(name, 3, rejected="bad_name"), redactor)
+        assert artifact == Artifact("dir/[REDACTED:key]", 3, rejected="bad_name")

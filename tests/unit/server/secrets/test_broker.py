@@ -187,9 +187,9 @@ async def test_a_secret_within_the_limits_is_leased_as_it_is(value: str) -> None
 
 async def test_without_a_store_a_tool_that_wants_secrets_is_refused_and_others_run() -> None:
     broker = Broker(None)
-    with pytest.raises(CallError) as raised:
+    with pytest.raises(CallError, match="operator has configured no secret store") as raised:
         await broker.lease([ref("s", "kv/data/a#key")], "acme", deadline=SOON, journal=Journal())
-    assert raised.value.reason is Reason.SECRETS_UNAVAILABLE
+    assert (raised.value.reason, raised.value.spec.retryable) == (Reason.SECRET_REFUSED, False)
     leases = await broker.lease([], "acme", deadline=SOON, journal=Journal())
     assert (leases.delivered, leases.lease_ids) == ((), ())
     await leases.revoke()

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from callgate_server.backends.sqlite import register, schema
 from callgate_server.backends.sqlite.audit import events, verify_file
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -69,6 +70,36 @@ async def test_a_task_is_read_as_it_was_written(ledger):
     assert (account.task, account.spent) == (made, Amounts())
 
 
+async def test_a_task_remembers_the_key_that_made_it_and_so_does_the_record(ledger, path):
+    made = task(replace(BOT, key="0123456789ab"))
+    await ledger.register.create_task(made, "digest")
+    [stored] = await ledger.register.open_tasks()
+    assert stored.task.caller.key == "0123456789ab"
+    [event] = events(path, after=1)
+    assert decode(event.body.encode())["key"] == "0123456789ab"
+
+
+async def test_a_task_of_before_keys_were_remembered_is_as_it_was(path, key):
+    ledger = SqliteLedger.open(path, key)
+    made = task()
+    await ledger.register.create_task(made, "digest")
+    await ledger.close()
+    for statement in (
+        "DROP INDEX tasks_ended",
+        "ALTER TABLE tasks DROP COLUMN made_with",
+        f"PRAGMA user_version = {schema.VERSION - 1}",
+    ):
+        tamper(path, statement)
+    ledger = SqliteLedger.open(path, key)
+    [stored] = await ledger.register.open_tasks()
+    assert (stored.task, stored.task.caller.key) == (made, None)
+    await ledger.register.end_task(made, "asked for")
+    await ledger.close()
+    assert verify_file(path, key).fault is None
+    tamper(path, "UPDATE tasks SET made_with = 'x'")
+    assert verify_file(path, key).fault == f"task {made.task_id} was changed after it was recorded"
+
+
 async def test_another_agents_task_is_like_none(ledger):
     made = task()
     await ledger.register.create_task(made, "digest")
@@ -92,8 +123,21 @@ async def test_a_task_ends_once_and_stays_ended(ledger, path):
     assert await ledger.register.end_task(made, "expired") == ended
     assert ended.ended_at is not None
     assert await ledger.register.open_tasks() == []
-    assert await ledger.register.ended_tasks(5) == [ended]
+    assert await ledger.register.ended_tasks(5) == [replace(made.caller, roles=())]
     assert [event.kind for event in events(path, after=1)] == ["task_created", "task_ended"]
+
+
+async def test_of_tasks_that_ended_is_read_whose_they_were_and_no_grant(ledger, path):
+    made = [task(), task(), task()]
+    for each in made:
+        await ledger.register.create_task(each, "digest")
+        await ledger.register.end_task(each, "asked for")
+    tamper(path, "UPDATE tasks SET granted = 'no JSON'")
+    owners = [Caller("acme", "bot", (), each.task_id) for each in made]
+    assert await ledger.register.ended_tasks(2) == owners[1:]
+    with closing(sqlite3.connect(path)) as connection:
+        [(*_, plan)] = connection.execute(f"EXPLAIN QUERY PLAN {register.ENDED}", (2,)).fetchall()
+    assert "USING COVERING INDEX tasks_ended" in plan
 
 
 async def test_what_calls_spent_is_written_with_them_and_shown_with_the_task(ledger):
@@ -157,7 +201,7 @@ async def test_what_cannot_be_written_is_refused(ledger, path):
 @pytest.fixture
 async def filled(path, key):
     ledger = SqliteLedger.open(path, key)
-    made, gone = task(), task()
+    made, gone = task(replace(BOT, key="0123456789ab")), task()
     await ledger.register.create_task(made, "digest")
     await ledger.register.create_task(gone, "digest")
     await ledger.register.end_task(gone, "asked for")
@@ -178,6 +222,7 @@ async def test_an_untouched_record_is_whole(filled, path, key):
         ("UPDATE tasks SET granted = '{\"python.run\":{}}' WHERE ended_at IS NULL", "task .* was changed"),
         ("UPDATE tasks SET ended_at = NULL", "task .* was changed"),
         ("UPDATE tasks SET credential = 'forged'", "task .* was changed"),
+        ("UPDATE tasks SET made_with = NULL", "task .* was changed"),
         ("UPDATE tasks SET expires_at = '2099-01-01T00:00:00.000000+00:00'", "task .* was changed"),
         ("DELETE FROM tasks WHERE ended_at IS NULL", "task .* was removed"),
         ("DELETE FROM stops", "the stop of acme/bot was removed"),
@@ -213,7 +258,7 @@ async def test_a_task_that_nobody_made_is_noticed(filled, path, key):
     tamper(
         path,
         "INSERT INTO tasks SELECT 'task-x', tenant, agent, roles, name, granted, budget, credential, created_at, "
-        "expires_at, ended_at FROM tasks LIMIT 1",
+        "expires_at, ended_at, made_with FROM tasks LIMIT 1",
     )
     assert verify_file(path, key).fault == "task task-x was changed after it was recorded"
 
