@@ -20,9 +20,10 @@ from callgate_server.admission.tasks import TaskCredentials
 from callgate_server.approvals import Approvals
 from callgate_server.attempt import Attempts
 from callgate_server.backends import api_keys
+from callgate_server.backends.api_keys import ApiKeys
 from callgate_server.backends.cedar.directory import PolicyDirectory, Refreshed
 from callgate_server.backends.docker.backend import DockerBackend
-from callgate_server.backends.json_schema import CompiledSchemas, grantable
+from callgate_server.backends.json_schema import grantable
 from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.files import load_or_create_key
 from callgate_server.backends.sqlite.ledger import SqliteLedger
@@ -52,17 +53,15 @@ from callgate_server.observe.remarks import Remarks
 from callgate_server.parts import (
     Edges,
     Endpoints,
-    authenticators,
+    basis,
     breaker_readings,
     call_limits,
     ceilings,
     circuit_breakers,
-    docker_options,
     egress_gate,
     guarded_store,
     kept_queue,
     lane_readings,
-    lane_rules,
     patience,
     pool_readings,
     secret_store,
@@ -113,17 +112,13 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
     """
     telemetry = Telemetry(settings.log.level)
     telemetry.take_over_logging()
-    catalog = deployed_catalog(settings)
-    options = docker_options(settings, catalog)
-    rules = lane_rules(settings.execution, catalog, options)
-    schemas = CompiledSchemas.of(catalog)
-    known = authenticators(settings.auth, purpose)
-    policy = PolicyDirectory(settings.policy.directory, catalog, telemetry.policy_alarm, _utc_now)
+    loaded = basis(settings, deployed_catalog(settings), purpose, telemetry.policy_alarm)
+    catalog, schemas, policy = loaded.catalog, loaded.schemas, loaded.policy
     async with AsyncExitStack() as held:
         ledger = await _ledger(settings, held)
-        limits = call_limits(settings.limits, catalog, known)
+        limits = call_limits(settings.limits, catalog, loaded.authenticators)
         authentication = Authentication(
-            *known,
+            *loaded.authenticators,
             TaskCredentials(limits.tasks, ledger.digest),
             on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
         )
@@ -135,12 +130,14 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         telemetry.readings(partial(breaker_readings, breakers))
         out = None if settings.egress is None else egress_gate(settings.egress, breakers, telemetry)
         store = secret_store(settings.secrets)
-        docker = DockerBackend(options)
+        docker = DockerBackend(loaded.options)
         held.push_async_callback(docker.close)
         if store is not None:
             held.push_async_callback(store.close)
         await _settle(ledger, store, docker, telemetry)
-        sandboxes, lanes = await _sandboxes(settings, catalog, GuardedStarts(docker, breakers), rules, held, telemetry)
+        sandboxes, lanes = await _sandboxes(
+            settings, catalog, GuardedStarts(docker, breakers), loaded.lanes, held, telemetry
+        )
         sandboxes = StoppedByHand(sandboxes, breakers)
         if out is not None:
             await held.enter_async_context(out)
@@ -180,7 +177,9 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             limits.hasten,
         )
         await _remember(ledger, limits, tasks, stops, telemetry)
-        health = HealthBoard(ledger, store, sandboxes, running, telemetry)
+        reporting = [part for part in (*loaded.authenticators, store) if isinstance(part, ApiKeys | OpenBao)]
+        only_keys = settings.auth.jwt is None
+        health = HealthBoard(ledger, reporting, sandboxes, running, telemetry, only_keys=only_keys)
         await health.look()
         verification = Verification(catalog, ledger, pipeline.start_for)
         work = _Work(policy, ledger, store, sandboxes, lanes, limits, remarks, tasks, verification, health)
@@ -332,6 +331,8 @@ async def _refresh(policy: PolicyDirectory, telemetry: Telemetry) -> None:
     report = await asyncio.to_thread(policy.refresh)
     if report.outcome is Refreshed.LOADED:
         telemetry.info("policy reloaded", version=report.version, policies=report.policies)
+    elif report.new:
+        telemetry.policies_refused(report.version, report.faults)
 
 
 def _utc_now() -> datetime:

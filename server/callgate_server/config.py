@@ -6,13 +6,16 @@ is read here and nowhere else in the server. Defaults are the safe choice; what 
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from callgate_server.admission.bounds import Bounds, BoundTable
 from callgate_server.admission.fruitless import FRUITLESS
@@ -79,8 +82,12 @@ class Listen(_Strict):
     @classmethod
     def _address_and_port(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
-        ip_address(host.strip("[]"))
-        if not port.isdigit() or int(port) > 65535:
+        try:
+            ip_address(host.strip("[]"))
+            fits = port.isdigit() and int(port) <= 65535
+        except ValueError:
+            fits = False
+        if not fits:
             raise ValueError("write address:port, like 127.0.0.1:8080")
         return value
 
@@ -553,7 +560,15 @@ def deployed_catalog(settings: Settings) -> Catalog:
         ValueError: it is not acceptable, or the configuration does not fit it; says what to change.
         OSError: a file cannot be read.
     """
-    locked = load_catalog(settings.catalog.directories, settings.catalog.lock)
+    return as_decided(settings, load_catalog(settings.catalog.directories, settings.catalog.lock))
+
+
+def as_decided(settings: Settings, locked: Catalog) -> Catalog:
+    """A catalog with this configuration's own decisions.
+
+    Raises:
+        ValueError: the configuration does not fit it; says what to change.
+    """
     catalog = locked.adjusted({name: tool.adjustment for name, tool in settings.tools.items()})
     for name, decided in settings.tools.items():
         for argument, value in decided.fixed.items():
@@ -590,11 +605,38 @@ def settings_from(document: Any, *, folder: Path, name: str) -> Settings:  # noq
     Raises:
         ValueError: as for `load`.
     """
+    if not isinstance(document, dict):
+        what = "is empty" if document is None else "is no configuration"
+        raise ValueError(f"{name} {what}: write at least the sections `auth`, `policy`, `catalog` and `ledger`")
     try:
         return Settings.model_validate(document, context={"folder": folder.absolute()})
     except ValidationError as error:
-        faults = "\n".join(f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors())
+        faults = "\n".join(f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {_said(e)}" for e in error.errors())
         raise ValueError(f"{name} is not a valid configuration:\n{faults}") from None
+
+
+def _said(fault: ErrorDetails) -> str:
+    """What is wrong with a key; for one that is not known, the name that was probably meant."""
+    if fault["type"] != "extra_forbidden":
+        return fault["msg"].removeprefix("Value error, ")
+    *path, key = map(str, fault["loc"])
+    near = get_close_matches(key, _settings_at(path), 1)
+    return f"no such setting; did you mean `{near[0]}`?" if near else "no such setting"
+
+
+def _settings_at(path: Sequence[str]) -> list[str]:
+    """The names of settings at a place. Steps that are no settings are keys and indices, and lead no deeper."""
+    model: type[BaseModel] = Settings
+    for step in path:
+        if step in model.model_fields:
+            model = _model_in(model.model_fields[step].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def environment() -> dict[str, str]:

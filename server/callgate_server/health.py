@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
 
-from callgate_server.backends.openbao import OpenBao
 from callgate_server.backends.sqlite.ledger import SqliteLedger
 from callgate_server.backends.telemetry import Reading, Telemetry
 from callgate_server.execution.running import RunningCalls
@@ -20,20 +19,32 @@ ESSENTIAL: Final = ("engine", "runtime", "ledger")
 _WOKEN_EVERY_S: Final = 0.1
 
 
+class Reporting(Protocol):
+    """A part that can say how it is."""
+
+    async def health(self) -> Mapping[str, Health]:
+        """The state of each of its components. Never raises."""
+        ...
+
+
 class HealthBoard:
     """Anybody may read that, so that it is names only; why something fails and what to do is in the log."""
 
     def __init__(
         self,
         ledger: SqliteLedger,
-        store: OpenBao | None,
+        parts: Sequence[Reporting],
         sandboxes: SandboxBackend,
         running: RunningCalls,
         telemetry: Telemetry,
+        *,
+        only_keys: bool,
     ) -> None:
+        """`only_keys`: nobody calls without an API key, so that their file is essential too."""
         self._ledger = ledger
-        self._store = store
+        self._parts = parts
         self._sandboxes = sandboxes
+        self._essential = (*ESSENTIAL, "api_keys") if only_keys else ESSENTIAL
         self._running = running
         self._telemetry = telemetry
         self._components: dict[str, Health] = {}
@@ -45,8 +56,8 @@ class HealthBoard:
 
     async def look(self) -> None:
         components = dict(await self._sandboxes.health())
-        if self._store is not None:
-            components |= await self._store.health()
+        for part in self._parts:
+            components |= await part.health()
         components["ledger"] = await self._ledger_health()
         for name, health in components.items():
             known = self._components.get(name)
@@ -71,7 +82,7 @@ class HealthBoard:
             "accepting": not draining,
             "loop": not self._worst_stall_s(),
         }
-        essential = all(components.get(name, False) for name in ESSENTIAL)
+        essential = all(components.get(name, False) for name in self._essential)
         return Readiness(essential and not draining, components)
 
     def _readings(self) -> Iterable[Reading]:

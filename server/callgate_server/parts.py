@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_address
 from typing import Final, TypeVar
@@ -20,8 +21,11 @@ from callgate_server.admission.stops import StopList
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.backends import api_keys
 from callgate_server.backends.api_keys import ApiKeys
+from callgate_server.backends.cedar.directory import PolicyDirectory
+from callgate_server.backends.cedar.policy import Alarm
 from callgate_server.backends.docker.options import DockerOptions
 from callgate_server.backends.egress import gate as egress
+from callgate_server.backends.json_schema import CompiledSchemas
 from callgate_server.backends.json_web_tokens import ClaimNames, JsonWebTokens, TokenRules
 from callgate_server.backends.jwks import JwksFile, JwksUrl
 from callgate_server.backends.openbao import AppRole, OpenBao, TokenFile
@@ -77,6 +81,35 @@ class Endpoints:
 
     http: str | None
     grpc: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What must be right before a gateway touches engine, secret store and record."""
+
+    catalog: Catalog
+    options: DockerOptions
+    lanes: LaneRules
+    schemas: CompiledSchemas
+    authenticators: Sequence[Authenticator]
+    policy: PolicyDirectory
+
+
+def basis(settings: Settings, catalog: Catalog, purpose: api_keys.Purpose, alarm: Alarm) -> Basis:
+    """Load it.
+
+    Raises:
+        ValueError, OSError: something is not right; the text says what to do.
+    """
+    options = docker_options(settings, catalog)
+    return Basis(
+        catalog,
+        options,
+        lane_rules(settings.execution, catalog, options),
+        CompiledSchemas.of(catalog),
+        authenticators(settings.auth, purpose),
+        PolicyDirectory(settings.policy.directory, catalog, alarm, lambda: datetime.now(UTC)),
+    )
 
 
 class Edges:

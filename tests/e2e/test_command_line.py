@@ -234,9 +234,9 @@ def test_policy_says_what_it_rules_and_why(deployed: Deployment) -> None:
     nobody = explain(deployed, "text.diff", "visitor", DIFF)
     assert (nobody.returncode, "no policy applies" in nobody.stdout) == (1, True)
     invalid = explain(deployed, "text.diff", "developer", '{"before": 7}')
-    assert (invalid.returncode, invalid.stdout) == (1, "")
+    assert (invalid.returncode, invalid.stdout) == (2, "")
     assert "after" in invalid.stderr or "before" in invalid.stderr
-    assert explain(deployed, "no.such", "developer", "{}").returncode == 1
+    assert explain(deployed, "no.such", "developer", "{}").returncode == 2
 
 
 OPERATORS = (

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         """Any file, as Base64."""
 
         name: FileName
-        content_base64: Annotated[str, "Its bytes in Base64.", ("maxLength", 1_400_000)]
+        content_base64: Annotated[str, "Its bytes in Base64.", ("maxLength", 1_000_000)]
 
     class Result(TypedDict):
         exit_code: Annotated[int, "Always 0: a program that ends otherwise fails the call."]
@@ -52,7 +52,8 @@ def run(
 
     Args:
         code: The program. Print what you want to see; write files to keep into /out.
-        files: Files to put into the working folder first. The program itself is main.py there.
+        files: Files to put into the working folder first. The program itself is main.py there. All of a request
+            together is at most 1 MiB, unless the gateway's operator decided otherwise.
         args: The program's command line arguments, sys.argv[1:].
     """
     program = os.path.join(workspace.FOLDER, PROGRAM)

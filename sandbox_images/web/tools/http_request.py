@@ -44,7 +44,7 @@ def request(
     url: Annotated[str, ("maxLength", 8192)],
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET",
     headers: Annotated[dict[str, HeaderValue], ("maxProperties", 64)] | None = None,
-    body: Annotated[str, ("maxLength", 1_048_576)] | None = None,
+    body: Annotated[str, ("maxLength", 1_000_000)] | None = None,
     json: Json = None,
     follow_redirects: bool = False,
     max_bytes: Annotated[int, ("minimum", 1), ("maximum", 524_288)] = 262_144,

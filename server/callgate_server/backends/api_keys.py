@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from callgate_server.backends.private_files import locked, read_private, replace_private
+from callgate_server.execution.sandbox import Health
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.identifiers import PRINCIPAL_NAME
@@ -185,6 +186,11 @@ class ApiKeys:
         if record is None or not fits or self._is_over(record):
             raise _refused()
         return Caller(record.tenant, record.agent, record.roles, key=record.id)
+
+    async def health(self) -> Mapping[str, Health]:
+        """Whether keys can be told at all: nobody calls just now with one, and still somebody should know."""
+        self._follow()
+        return {"api_keys": Health(ok=not self._trouble, detail=self._trouble or "the file can be read")}
 
     def roles_left(self, caller: Caller) -> tuple[str, ...] | None:
         """See `admission.tasks.RolesLeft`."""

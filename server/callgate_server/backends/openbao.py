@@ -84,6 +84,14 @@ class _Token:
     renewable: bool
 
 
+class _CredentialError(ConnectionError):
+    """The gateway's own credential cannot be used. `fault` names its file, and is for the log and for no caller."""
+
+    def __init__(self, text: str, fault: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
 class OpenBao:
     """Implements `SecretStore`. Run `run()` in the application's task group; `close()` at the end.
 
@@ -114,6 +122,8 @@ class OpenBao:
         self._token: _Token | None = None
         self._login = asyncio.Lock()
         self._login_failure: tuple[float, ConnectionError] = (-math.inf, ConnectionError())
+        # What is wrong with a file of ours, as it was logged last.
+        self._fault = ""
         # Lease ids still to be revoked, oldest first, with how often it failed.
         self._unrevoked: dict[str, int] = {}
         # Requests that nobody waits for any more, and that may still bring a lease.
@@ -296,8 +306,16 @@ class OpenBao:
                 self._token = await self._in_thread(self._authenticate)
             except ConnectionError as error:
                 self._login_failure = (self._now(), error)
+                self._log_fault(error)
                 raise
+            self._fault = ""
             return self._token
+
+    def _log_fault(self, error: ConnectionError) -> None:
+        """Say what is wrong with a file of ours, once and not at every login."""
+        if isinstance(error, _CredentialError) and error.fault != self._fault:
+            self._fault = error.fault
+            _log.error("the gateway cannot log in to the secret store: %s", error.fault)
 
     def _authenticate(self) -> _Token:
         """Log in; runs in a thread.
@@ -482,13 +500,13 @@ def _lease(document: dict[str, Any]) -> Lease:
 
 def _credential(path: Path) -> str:
     try:
-        text = read_private(path, _MAX_CREDENTIAL_BYTES)[0].decode("ascii").strip()
-    except (OSError, ValueError):
-        raise ConnectionError(
-            "a file with the gateway's own credential cannot be read, or others could read it"
-        ) from None
-    if not text or not text.isprintable():
-        raise ConnectionError("a file with the gateway's own credential holds none")
+        content = read_private(path, _MAX_CREDENTIAL_BYTES)[0]
+    except (OSError, ValueError) as error:
+        text = "a file with the gateway's own credential cannot be read, or others could read it"
+        raise _CredentialError(text, str(error)) from None
+    text = content.decode("ascii", "replace").strip()
+    if not text or not text.isascii() or not text.isprintable():
+        raise _CredentialError("a file with the gateway's own credential holds none", f"{path} holds no credential")
     return text
 
 

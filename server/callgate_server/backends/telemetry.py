@@ -41,7 +41,8 @@ class _Forwarded(logging.Handler):
         ours = record.name.startswith("callgate_server")
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
         text = record.getMessage() if ours else str(record.msg)
-        self._telemetry.warning(text, logger=record.name, **({"type": error} if error else {}))
+        say = self._telemetry.error if record.levelno >= logging.ERROR else self._telemetry.warning
+        say(text, logger=record.name, **({"type": error} if error else {}))
 
 
 class _Lines:
@@ -107,6 +108,7 @@ class Telemetry:
         self._calls = self._counter("calls", "Calls whose tool was started", "tool", "state")
         self._defects = self._counter("unexpected_errors", "Unexpected errors")
         self._alarms = self._counter("policy_alarms", "Policy evaluations that failed")
+        self._policies_refused = self._counter("policy_sets_refused", "Changed policies that were not taken up")
         self._connections = self._counter("egress_allowed", "Connections and requests that were allowed", "tool")
         self._kept_in = self._counter("egress_refused", "Connections and requests that were refused", "tool", "why")
         self._carried = self._counter("egress_bytes", "Bytes to and from the outside", "tool", "direction")
@@ -186,11 +188,19 @@ class Telemetry:
         self._alarms.inc()
         self._log.error("policy evaluation failed, the call was refused", detail=text)
 
+    def policies_refused(self, live: str, faults: str) -> None:
+        """Changed policies cannot be loaded; the set `live` goes on to decide, and no call was refused for it."""
+        self._policies_refused.inc()
+        self._log.error("policies were not reloaded, the set before them stays live", live=live, detail=faults)
+
     def info(self, event: str, **fields: object) -> None:
         self._log.info(event, **fields)
 
     def warning(self, event: str, **fields: object) -> None:
         self._log.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._log.error(event, **fields)
 
     def _observe(self, phases_ms: Mapping[str, float]) -> None:
         for phase, ms in phases_ms.items():

@@ -1,6 +1,5 @@
 """`callgated catalog`: build images, pin them and the tools, and look at what is pinned."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,26 +7,25 @@ import typer
 from callgate_server.backends.catalog.build import build as build_catalog
 from callgate_server.backends.docker.images import DockerImages
 from callgate_server.backends.json_schema import check_constant, check_schema
-from callgate_server.cli.output import document, err, explained, fail, say
+from callgate_server.cli.output import advice, document, err, explained, fail, say
+from callgate_server.cli.places import Config, config_file
 from callgate_server.config import deployed_catalog, load
 from callgate_server.model.catalog import Tool
 
 app = typer.Typer(no_args_is_help=True, help="Build images and pin tools to them.")
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The gateway's configuration.")]
-
 
 @app.command()
 def build(
-    config: Config = Path("callgate.yaml"),
+    config: Config = None,
     *,
     write_schemas: Annotated[
         bool, typer.Option("--write-schemas", help="Write schema files that differ from the tools' type hints.")
     ] = False,
 ) -> None:
     """Build every image that changed, check every manifest, and write the lock that the gateway starts with."""
-    with explained():
-        settings = load(config)
+    with explained(config=config):
+        settings = load(config_file(config))
         report = build_catalog(
             settings.catalog.directories,
             settings.catalog.lock,
@@ -40,20 +38,21 @@ def build(
         )
     if report.catalog is None:
         names = "\n  ".join(str(path) for path in report.drifted)
-        fail(f"schemas differ from their tools' type hints; look, then build with --write-schemas:\n  {names}")
+        remedy = advice("`callgated catalog build --write-schemas`", config)
+        fail(f"schemas differ from their tools' type hints; look, then run {remedy}:\n  {names}")
     tools = ", ".join(report.catalog.tools)
     say(f"{settings.catalog.lock}: pinned {tools} to {len(report.images)} images", style="green")
 
 
 @app.command("list")
 def list_tools(
-    config: Config = Path("callgate.yaml"),
+    config: Config = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """List the pinned tools with their images and isolation levels, as a gateway of this configuration serves them."""
-    with explained():
-        settings = load(config)
+    with explained(config=config):
+        settings = load(config_file(config))
         catalog = deployed_catalog(settings)
     if as_json:
         document(

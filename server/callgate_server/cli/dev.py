@@ -5,8 +5,10 @@ it is for production: its keys are marked as such, and `callgated serve` refuses
 """
 
 import json
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,7 @@ from callgate_server.backends.catalog.manifests import load_yaml
 from callgate_server.backends.docker.images import DockerImages
 from callgate_server.backends.json_schema import check_constant, check_schema
 from callgate_server.backends.openbao_dev import DevServer
-from callgate_server.backends.private_files import replace_private
+from callgate_server.backends.private_files import replace_private, take_lock
 from callgate_server.cli import places
 from callgate_server.cli.output import Progress
 from callgate_server.cli.serving import serve
@@ -48,10 +50,8 @@ def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, 
         ValueError, OSError, RuntimeError: a step failed; the text says what to do.
     """
     state = state.absolute()
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folders = [places.sandbox_images()] + ([images] if images else [])
-    say("secrets: starting an OpenBao development server")
-    with DevServer.start(state, search_path=environment().get("PATH", "")) as store:
+    folders = [places.sandbox_images()] + ([images.absolute()] if images else [])
+    with _alone(state), _store(state, say) as store:
         seeds = _seeds(state)
         store.operator.enable_kv()
         for path, fields in seeds.items():
@@ -82,6 +82,29 @@ def run(state: Path, *, http: str, grpc: str, images: Path | None, engine: str, 
         serve(settings, "dev", lambda gateway: _announce(gateway, state, tokens, say))
 
 
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Hold the folder: what another gateway there has written is its own until it ends.
+
+    Raises:
+        BlockingIOError: another one holds it.
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = take_lock(state / "dev.lock", wait=False)
+    except BlockingIOError:
+        raise BlockingIOError(f"a gateway already runs here ({state}); stop it, or give another --state") from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _store(state: Path, say: Progress) -> DevServer:
+    say("secrets: starting an OpenBao development server")
+    return DevServer.start(state, search_path=environment().get("PATH", ""))
+
+
 def _build(settings: Settings, state: Path, say: Progress) -> None:
     report = build(
         settings.catalog.directories,
@@ -95,7 +118,8 @@ def _build(settings: Settings, state: Path, say: Progress) -> None:
     )
     if report.catalog is None:
         names = ", ".join(str(path) for path in report.drifted)
-        raise ValueError(f"schemas differ from their tools' type hints: {names}; run `callgated catalog build`")
+        command = f"callgated catalog build -c {state / 'callgate.yaml'} --write-schemas"
+        raise ValueError(f"schemas differ from their tools' type hints: {names}; look, then run `{command}`")
 
 
 def _seeds(state: Path) -> Mapping[str, Mapping[str, str]]:

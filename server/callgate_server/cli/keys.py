@@ -20,7 +20,9 @@ def create(
     tenant: Annotated[str, typer.Option(help="Tenant the agent belongs to.")],
     agent: Annotated[str, typer.Option(help="Name of the agent.")],
     role: Annotated[list[str] | None, typer.Option(help="Role for policies; may be given several times.")] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires; never, if not given.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="Days until the key expires; never, if not given.")
+    ] = None,
 ) -> None:
     """Make a key and print it. It cannot be shown again."""
     now = datetime.now(UTC)

@@ -1,12 +1,17 @@
 """The `callgated` program: each command is one function that reads its options and calls what does the work."""
 
+import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from callgate_server.cli import audit, catalog, dev, doctor, keys, policy
-from callgate_server.cli.output import MISTAKE, explained, fail, say, tell
+from callgate_server.cli.check import check
+from callgate_server.cli.output import MISTAKE, advice, explained, say, tell
+from callgate_server.cli.places import Config, config_file
 from callgate_server.cli.serving import serve as run_gateway
 from callgate_server.config import load
 
@@ -14,24 +19,39 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Callgate: a sandboxed tool-execution server for AI agents. Start with `callgated dev`.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(policy.app, name="policy")
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The gateway's configuration.")]
 Engine = Annotated[str, typer.Option(help="Address of the container engine.")]
 ENGINE = "unix:///var/run/docker.sock"
 
 
+def _show_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"callgated {version('callgate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Callgate: a sandboxed tool-execution server for AI agents. Start with `callgated dev`."""
+
+
 @app.command()
-def serve(config: Config = Path("callgate.yaml")) -> None:
+def serve(config: Config = None) -> None:
     """Serve in production. Refuses to start without authentication, or with development keys."""
-    with explained():
+    with explained(config=config):
         run_gateway(
-            load(config),
+            load(config_file(config)),
             "production",
             lambda gateway: tell(f"callgated: serving http {gateway.endpoints.http} grpc {gateway.endpoints.grpc}"),
         )
@@ -74,16 +94,32 @@ def examine(
 
 
 @app.command("check-config")
-def check_config(config: Config = Path("callgate.yaml")) -> None:
-    """Check a configuration file without starting anything."""
-    with explained():
-        settings = load(config)
-    say(f"{config} is valid: instance {settings.instance}", style="green")
+def check_config(config: Config = None) -> None:
+    """Check a configuration, and all that `serve` loads by it before it touches engine, secret store and record."""
+    with explained(config=config):
+        file = config_file(config)
+        settings = load(file)
+        remarks = check(settings)
+    say(f"{file} is valid: instance {settings.instance}", style="green")
+    for remark in remarks:
+        say(f"  {advice(remark, config)}")
 
 
 def main() -> None:
     """Run the program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape, not a traceback.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        fail("interrupted", MISTAKE)
+        tell("callgated: interrupted")
+        sys.exit(MISTAKE)
+    except OSError as error:
+        # What is left would be written, and fail, once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell(f"callgated: the output cannot be written: {error.strerror or error}")
+        sys.exit(1)

@@ -1,8 +1,10 @@
 """How `callgated` speaks: results to standard output, trouble to standard error, exit status says success."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -11,6 +13,7 @@ from rich.console import Console
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+DENIED = 1
 MISTAKE = 2
 
 
@@ -37,13 +40,23 @@ def document(value: Any) -> None:  # noqa: ANN401  # anything that JSON can hold
 
 
 @contextmanager
-def explained(*more: type[Exception]) -> Iterator[None]:
-    """Turn the errors whose texts are written for people into an exit, without a traceback."""
+def explained(*more: type[Exception], config: Path | None = None, code: int = 1) -> Iterator[None]:
+    """Turn the errors whose texts are written for people into an exit, without a traceback.
+
+    `config` is the configuration that was given, if one was: see `advice`.
+    """
     expected: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError, *more)
     try:
         yield
     except expected as error:
-        fail(_said(error))
+        fail(advice(_said(error), config), code)
+
+
+def advice(text: str, config: Path | None) -> str:
+    """A text in which the command that it advises is about the same configuration as the one that was given."""
+    if config is None:
+        return text
+    return text.replace("`callgated catalog build", f"`callgated catalog build -c {shlex.quote(str(config))}")
 
 
 def _said(error: Exception) -> str:

@@ -14,10 +14,11 @@ from callgate_server.backends.cedar.cases import parse_cases, run_cases
 from callgate_server.backends.cedar.directory import PolicyDirectory
 from callgate_server.backends.cedar.policy import ExplainedPart, Explanation
 from callgate_server.backends.json_schema import CompiledSchemas
-from callgate_server.cli.output import err, explained, say
+from callgate_server.cli.output import DENIED, MISTAKE, err, explained, say
+from callgate_server.cli.places import Config, config_file
 from callgate_server.config import Settings, deployed_catalog, load
 from callgate_server.execution.egress_names import plain_authority, plain_path
-from callgate_server.execution.egress_rules import decide
+from callgate_server.execution.egress_rules import Why, decide, for_destination
 from callgate_server.model.call import Caller
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.egress import DEFAULT_PORTS, EgressAsk, EgressRule, Scheme
@@ -25,8 +26,6 @@ from callgate_server.model.errors import CallError
 from callgate_server.model.verdict import Ruling
 
 app = typer.Typer(no_args_is_help=True, help="Explain and test policies without making a call.")
-
-Config = Annotated[Path, typer.Option("--config", "-c", help="The gateway's configuration.")]
 
 
 @app.command()
@@ -55,18 +54,20 @@ def explain(
             "--administer", help="What an administrator wants to do; shared_breakers are those of all tenants."
         ),
     ] = None,
-    config: Config = Path("callgate.yaml"),
+    config: Config = None,
 ) -> None:
-    """Say what policy rules on one call, which policies decide, and which nearly did. Exit status 1 unless allowed.
+    """Say what policy rules on one call, which policies decide, and which nearly did.
 
     With `--to`: on what the running tool may reach, by its own rules and by policy.
 
     With `--administer`, and no tool: on what an administrator does for the whole tenant.
+
+    Exit status 0: allowed; 1: not allowed; 2: the question cannot be answered (a mistake in it, or a file).
     """
     _refuse_mixed(tool, arguments, to, method, administer)
     caller = Caller(tenant, agent, tuple(role or ()), task)
-    with explained(CallError):
-        catalog, policy = _live(load(config))
+    with explained(CallError, config=config, code=MISTAKE):
+        catalog, policy = _live(load(config_file(config)))
         if administer is not None:
             allowed = _act_told(policy, caller, administer)
         else:
@@ -79,17 +80,17 @@ def explain(
                 )
                 allowed = _told(policy.explain(caller, chosen, decoded), f"{caller.name} calling {chosen.name}")
     if not allowed:
-        raise typer.Exit(1)
+        raise typer.Exit(DENIED)
 
 
 @app.command("test")
 def run_tests(
     file: Annotated[Path, typer.Argument(help="YAML file with a list of cases under `cases`.")],
-    config: Config = Path("callgate.yaml"),
+    config: Config = None,
 ) -> None:
     """Run cases against the configured policies: who, which tool and arguments, and the ruling to expect."""
-    with explained():
-        settings = load(config)
+    with explained(config=config):
+        settings = load(config_file(config))
         catalog, policy = _live(settings)
         cases = parse_cases(load_yaml(file))
         results = list(run_cases(cases, policy, CompiledSchemas.of(catalog), catalog))
@@ -102,10 +103,10 @@ def run_tests(
 
 
 @app.command()
-def schema(config: Config = Path("callgate.yaml")) -> None:
+def schema(config: Config = None) -> None:
     """Print the Cedar schema of this catalog, for authors of policies and their editors."""
-    with explained():
-        _, policy = _live(load(config))
+    with explained(config=config):
+        _, policy = _live(load(config_file(config)))
     typer.echo(policy.schema_text)
 
 
@@ -145,11 +146,17 @@ def _act_told(policy: PolicyDirectory, caller: Caller, operation: Operation) -> 
 
 
 def _connection_told(policy: PolicyDirectory, caller: Caller, tool: Tool, to: str, method: str | None) -> bool:
-    """Say whether a running tool may reach this, by its own rules and by policy."""
+    """Say whether a running tool may reach this: its own rules and policy both have to allow it."""
     ask = _ask(to, method)
-    by_rules = _by_rules(tool, ask)
-    about = f"{tool.name}, called by {caller.name}, reaching {to}"
-    return _told(policy.explain_consent(caller, tool, ask), about) and by_rules
+    rule = decide(tool.manifest.rules, ask)
+    explanation = policy.explain_consent(caller, tool, ask)
+    named = isinstance(rule, EgressRule)
+    ruling = explanation.verdict.ruling if named else Ruling.DENY
+    _headline(ruling, f"{tool.name}, called by {caller.name}, reaching {to}")
+    say(f"  rules of {tool.name}: {_ruled(tool, ask, rule)}", style="green" if named else "red")
+    for part in explanation.parts:
+        _show(part)
+    return ruling is Ruling.ALLOW
 
 
 def _ask(url: str, method: str | None) -> EgressAsk:
@@ -162,29 +169,35 @@ def _ask(url: str, method: str | None) -> EgressAsk:
     schemes: dict[str, Scheme] = {scheme: scheme for scheme in get_args(Scheme)}
     if parts.scheme not in schemes:
         raise ValueError(f"write one of {', '.join(schemes)}, like https://api.example.com/v1")
+    if parts.scheme == "tcp" and (method is not None or not parts.netloc.rpartition(":")[2].isdigit()):
+        raise ValueError("write tcp with its port, like tcp://db.example.com:5432, and without --method")
     host, port = plain_authority(parts.netloc, DEFAULT_PORTS.get(parts.scheme))
     path = None if method is None else plain_path(parts.path or "/")
-    return EgressAsk(schemes[parts.scheme], host, port, method, path)
+    return EgressAsk(schemes[parts.scheme], host, port, method and method.upper(), path)
 
 
-def _by_rules(tool: Tool, ask: EgressAsk) -> bool:
-    """Say what the tool's own rules make of it."""
-    rule = decide(tool.manifest.rules, ask)
+def _ruled(tool: Tool, ask: EgressAsk, rule: EgressRule | Why) -> str:
+    """What the tool's own rules make of it, in the gate's own word and in others."""
     if isinstance(rule, EgressRule):
-        say(f"rules of {tool.name}: {rule.destination}{f' with {rule.secret}' if rule.secret else ''}", style="green")
-        return True
-    say(f"rules of {tool.name}: {rule.value}", style="red")
-    return False
+        return f"{rule.destination}{f' with {rule.secret}' if rule.secret else ''}"
+    if rule is not Why.NO_RULE:
+        return rule.value
+    if ask.method is None and for_destination(tool.manifest.rules, ask.scheme, ask.host, ask.port):
+        return f"{rule.value}: those for this host look at each request; say it with --method"
+    return f"{rule.value}: no egress rule of {tool.name} names this host, method and path"
 
 
 def _told(explanation: Explanation, about: str) -> bool:
     """Show a ruling with its parts; return whether it is an allow."""
     ruling = explanation.verdict.ruling
-    allowed = ruling is Ruling.ALLOW
-    say(f"{ruling.value}: {about}", style="green" if allowed else "red")
+    _headline(ruling, about)
     for part in explanation.parts:
         _show(part)
-    return allowed
+    return ruling is Ruling.ALLOW
+
+
+def _headline(ruling: Ruling, about: str) -> None:
+    say(f"{ruling.value}: {about}", style="green" if ruling is Ruling.ALLOW else "red")
 
 
 def _show(part: ExplainedPart) -> None:

@@ -77,8 +77,11 @@ def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"polcy": {}}, "polcy"),
-        ({"limits": {"call": 3}}, "limits.call"),
+        ({"polcy": {}}, "polcy: no such setting; did you mean `policy`?"),
+        ({"limits": {"call": 3}}, "limits.call: no such setting; did you mean `calls`?"),
+        ({"limits": {"agents": {"a/b": {"concurent": 3}}}}, "did you mean `concurrent`?"),
+        ({"tools": {"a.b": {"secrets": [{"form": "x"}]}}}, "did you mean `from`?"),
+        ({"limits": {"zzz": 3}}, "limits.zzz: no such setting\n"),
         ({"limits": {"calls": 0}}, "limits.calls"),
         ({"limits": {"per_agent": {"rate": {"calls": 1}}}}, "limits.per_agent.rate.per_s"),
         ({"limits": {"per_agent": {"budget": {"window_h": 24}}}}, "bounds at least one"),
@@ -89,6 +92,9 @@ def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
         ({"auth": {}}, "auth"),
         ({"http": None, "grpc": None}, "off"),
         ({"http": {"listen": "8080"}}, "http.listen"),
+        ({"http": {"listen": "127.0.0.1"}}, "http.listen: write address:port, like 127.0.0.1:8080"),
+        ({"http": {"listen": "localhost:8080"}}, "http.listen: write address:port"),
+        ({"http": {"listen": "127.0.0.1:99999"}}, "http.listen: write address:port"),
         ({"http": {"listen": "0.0.0.0:8080"}}, "tls"),
         ({"secrets": {"address": "http://vault.internal:8200", "auth": {"token_file": "t"}}}, "https"),
         ({"secrets": {"address": "https://vault", "auth": {}}}, "secrets.auth"),
@@ -121,7 +127,7 @@ def test_the_shipped_example_fits_the_shipped_tools(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, object], names: str) -> None:
-    assert names in fault(tmp_path, MINIMAL | change)
+    assert names in fault(tmp_path, MINIMAL | change) + "\n"
 
 
 def test_tools_get_the_isolation_level_that_the_operator_chose(tmp_path: Path) -> None:
@@ -140,6 +146,12 @@ def test_tools_get_the_isolation_level_that_the_operator_chose(tmp_path: Path) -
 def test_a_value_is_never_shown(tmp_path: Path) -> None:
     secrets = {"address": "https://vault", "auth": {"token": "hvs.CANARY"}}
     assert "CANARY" not in fault(tmp_path, MINIMAL | {"secrets": secrets})
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("# nothing yet\n", "is empty"), ("- a\n", "is no conf")])
+def test_a_file_without_settings_is_told_what_to_write(tmp_path: Path, text: str, says: str) -> None:
+    assert says in fault(tmp_path, text)
+    assert "`auth`, `policy`, `catalog` and `ledger`" in fault(tmp_path, text)
 
 
 def test_a_repeated_key_and_a_missing_file_are_refused(tmp_path: Path) -> None:

@@ -34,12 +34,16 @@ class Refreshed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a refresh did. `version` is the live set's; `faults` says what is wrong with the set that was refused."""
+    """What a refresh did. `version` is the live set's; `faults` says what is wrong with the set that was refused.
+
+    `new` is true where the round before did not say the same of a refused set.
+    """
 
     outcome: Refreshed
     version: str
     policies: int
     faults: str = ""
+    new: bool = False
 
 
 class PolicyDirectory:
@@ -98,10 +102,7 @@ class PolicyDirectory:
         return self._live.explain_administration(caller, operation)
 
     def refresh(self) -> Report:
-        """Take up changed files. Blocks for the time of reading and checking them; one caller at a time. Never raises.
-
-        Every fault is told to `alarm` once, not in every round.
-        """
+        """Take up changed files. Blocks for the time of reading and checking them; one at a time. Never raises."""
         try:
             files = _read(self._directory)
         except ValueError as error:
@@ -127,13 +128,11 @@ class PolicyDirectory:
         return CedarPolicy(files, self._vocabulary, self._alarm, self._now)
 
     def _refuse(self, found: str, faults: str) -> Report:
-        if self._refused != (found, faults):
-            self._refused = (found, faults)
-            self._alarm(f"policies were not reloaded, {self._live.version} stays live:\n{faults}")
-        return self._report(Refreshed.BROKEN, faults)
+        new, self._refused = self._refused != (found, faults), (found, faults)
+        return self._report(Refreshed.BROKEN, faults, new=new)
 
-    def _report(self, outcome: Refreshed, faults: str = "") -> Report:
-        return Report(outcome, self._live.version, self._live.size, faults)
+    def _report(self, outcome: Refreshed, faults: str = "", *, new: bool = False) -> Report:
+        return Report(outcome, self._live.version, self._live.size, faults, new)
 
 
 def _read(directory: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from typing import IO, Any, Final
 
 from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
+from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import RequestException
 
 from callgate_server.backends.docker import context, rootfs, seal, wheels
@@ -83,7 +84,7 @@ class DockerImages:
             raise ValueError("every image stands on `base`, and no folder of that name is given")
         files = {name: context.files_of(folder) for name, folder in folders.items()}
         _refuse_conflicts(folders, files)
-        with self._alone(), _engine_errors():
+        with self._alone(), _engine_errors(self._engine):
             with connect(self._engine, _TIMEOUT_S) as engine:
                 version = spoken(engine.version(api_version=False))
             with connect(self._engine, _TIMEOUT_S, version=version) as engine:
@@ -280,9 +281,14 @@ def _finish(reference: str, steps: Iterable[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _engine_errors() -> Iterator[None]:
+def _engine_errors(socket_url: str) -> Iterator[None]:
     try:
         yield
+    except RequestsConnectionError as error:
+        raise RuntimeError(
+            f"the container engine cannot be reached at {socket_url}: check that it runs and that this user may open "
+            "its socket; `callgated doctor` says what it needs"
+        ) from error
     except (DockerException, RequestException) as error:
         raise RuntimeError(f"the container engine failed: {error}; `callgated doctor` says what it needs") from error
     except tarfile.TarError as error:

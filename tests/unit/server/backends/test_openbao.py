@@ -232,8 +232,8 @@ async def test_the_namespace_is_sent(store: Store, token_file: TokenFile) -> Non
 
 
 @pytest.mark.parametrize("content", [None, "", "   \n", "two\nlines", "h\xe4sslich"])
-async def test_a_credential_file_that_holds_none_is_our_own_fault(
-    store: Store, tmp_path: Path, content: str | None
+async def test_a_credential_file_that_holds_none_is_our_own_fault_and_its_name_is_for_the_log_alone(
+    store: Store, tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     if content is not None:
         replace_private(tmp_path / "token", content.encode())
@@ -241,7 +241,20 @@ async def test_a_credential_file_that_holds_none_is_our_own_fault(
     assert error.reason is Reason.SECRETS_UNAVAILABLE
     assert "credential" in error.message
     assert str(tmp_path) not in error.message
+    assert str(tmp_path / "token") in caplog.text
+    assert content is None or not content.strip() or content not in caplog.text
     assert store.asked == []
+
+
+async def test_a_fault_of_a_credential_file_is_logged_once_and_not_at_every_login(
+    store: Store, token_file: TokenFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    openbao = OpenBao(store.address, token_file)
+    for _ in range(3):
+        token_file.path.chmod(0o644)
+        assert not (await openbao.health())["secret_store"].ok
+    assert caplog.text.count(f"chmod 600 {token_file.path}") == 1
+    await openbao.close()
 
 
 async def test_a_credential_file_that_others_can_read_is_not_used(store: Store, token_file: TokenFile) -> None:

@@ -108,6 +108,27 @@ def test_policy_alarms_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no-rm" in capsys.readouterr().err
 
 
+def test_policies_that_were_not_taken_up_are_no_refused_call(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("error")
+    telemetry.policies_refused("v1", "a.cedar:1: typo")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["live"], line["detail"]) == ("v1", "a.cedar:1: typo")
+    assert "refused" not in line["event"]
+    text = telemetry.metrics().decode()
+    assert "callgate_policy_sets_refused_total 1.0" in text
+    assert "callgate_policy_alarms_total 0.0" in text
+
+
+def test_what_a_module_calls_an_error_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    Telemetry("info").take_over_logging()
+    logging.getLogger("callgate_server.x").error("every key is refused")
+    logging.getLogger("callgate_server.x").warning("one is")
+    assert [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == ["error", "warning"]
+
+
 def test_what_libraries_say_is_taken_over_without_what_they_filled_in(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,30 +121,30 @@ def test_edit_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
     assert rules.live.decide(DEVELOPER, SHELL, {}).policies == ("any",)
 
 
-def test_broken_set_keeps_the_old_one_live_and_alarms_once(tmp_path: Path) -> None:
+def test_broken_set_keeps_the_old_one_live_and_is_news_once(tmp_path: Path) -> None:
     rules = Rules(tmp_path, a=PERMIT_ALL + FORBID_SHELL)
     before = rules.live.live
     rules.write("a", PERMIT_ALL + BROKEN)
     rules.live.refresh()
-    for _ in range(3):
+    for turn in range(3):
         report = rules.live.refresh()
+        assert report.new is (turn == 0)
         assert report.outcome is Refreshed.BROKEN
         assert report.faults == "a.cedar:2: policy `typo`: attribute `rsik` on entity type `Tool` not found"
     assert rules.live.live is before
     assert rules.shell() is Ruling.DENY
-    assert len(rules.alarms) == 1
-    assert report.faults in rules.alarms[0]
+    assert rules.alarms == []
 
 
-def test_mended_set_is_taken_up_and_a_new_fault_alarms_again(tmp_path: Path) -> None:
+def test_mended_set_is_taken_up_and_a_new_fault_is_news_again(tmp_path: Path) -> None:
     rules = Rules(tmp_path, a=PERMIT_ALL)
     rules.write("a", BROKEN)
     assert rules.refresh_twice() is Refreshed.BROKEN
     rules.write("a", FORBID_SHELL)
     assert rules.refresh_twice() is Refreshed.LOADED
     rules.write("a", BROKEN)
-    assert rules.refresh_twice() is Refreshed.BROKEN
-    assert len(rules.alarms) == 2
+    rules.live.refresh()
+    assert [rules.live.refresh().new for _ in range(2)] == [True, False]
 
 
 def test_return_to_the_live_set_after_a_broken_one_is_no_change(tmp_path: Path) -> None:
@@ -160,9 +160,10 @@ def test_lost_directory_keeps_the_old_set_live(tmp_path: Path) -> None:
     directory.mkdir()
     rules = Rules(directory, a=FORBID_SHELL + PERMIT_ALL)
     directory.rename(tmp_path / "gone")
-    assert [rules.live.refresh().outcome for _ in range(3)] == [Refreshed.BROKEN] * 3
+    reports = [rules.live.refresh() for _ in range(3)]
+    assert [report.outcome for report in reports] == [Refreshed.BROKEN] * 3
+    assert [report.new for report in reports] == [True, False, False]
     assert rules.shell() is Ruling.DENY
-    assert len(rules.alarms) == 1
 
 
 def test_emptied_directory_denies_everything(tmp_path: Path) -> None:
