@@ -1,15 +1,19 @@
+import re
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from callgate_server.admission.bounds import Bounds
 from callgate_server.admission.loops import LoopRule
 from callgate_server.admission.rates import Rate
 from callgate_server.backends.catalog.lock import Lock, write_lock
 from callgate_server.backends.catalog.manifests import declarations, image_folders
-from callgate_server.config import deployed_catalog, environment, load
+from callgate_server.config import Settings, deployed_catalog, environment, load
 from callgate_server.execution.breaker import BreakerRules
 from callgate_server.model.call import Caller
 from callgate_server.model.egress import InternalService
@@ -55,6 +59,26 @@ def test_the_shipped_examples_load(example: Path) -> None:
 
 def test_there_is_a_shipped_example() -> None:
     assert (ROOT / "deploy" / "callgate.yaml").exists()
+
+
+def settings_of(model: type[BaseModel], at: str = "") -> Iterator[str]:
+    """The path of every setting, through sections, lists and mappings."""
+    for name, field in model.model_fields.items():
+        yield f"{at}{field.alias or name}"
+        inner = [field.annotation]
+        while inner:
+            kind = inner.pop()
+            inner += get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from settings_of(kind, f"{at}{name}.")
+
+
+def test_the_shipped_example_names_every_setting() -> None:
+    example = (ROOT / "deploy" / "callgate.yaml").read_text()
+    named = set(re.findall(r"\b([a-z_]+):", example))
+    paths = list(settings_of(Settings))
+    assert len(paths) > 100
+    assert [path for path in paths if path.rpartition(".")[2] not in named] == []
 
 
 def test_the_isolation_level_that_the_shipped_example_offers_loads(tmp_path: Path) -> None:
