@@ -54,6 +54,7 @@ from callgate_server.secrets.guarded import GuardedStore
 from callgate_server.transports.gate import Gate
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Places
 from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
 
 # How long answers may take to reach their clients when the edges close.
@@ -81,9 +82,12 @@ class Edges:
             body_bytes=settings.limits.body_kb * 1024,
             receive_s=settings.limits.receive_s,
             concurrent_requests=settings.limits.concurrent_requests,
+            requests_per_agent=settings.limits.requests_per_agent,
+            streams_per_agent=settings.limits.streams_per_agent,
         )
-        self._http = _http_server(settings.http, gate, limits) if settings.http else None
-        self._grpc = _grpc_server(settings.grpc, gate, limits) if settings.grpc else None
+        places = Places(limits, gate.queries)
+        self._http = _http_server(settings.http, gate, limits, places) if settings.http else None
+        self._grpc = _grpc_server(settings.grpc, gate, limits, places) if settings.grpc else None
         self._hosts = (settings.http.host if settings.http else "", settings.grpc.host if settings.grpc else "")
 
     async def open(self) -> Endpoints:
@@ -106,16 +110,16 @@ class Edges:
         await asyncio.gather(*(server.stop(CLOSE_GRACE_S) for server in (self._http, self._grpc) if server is not None))
 
 
-def _http_server(http: Http, gate: Gate, limits: TransportLimits) -> HttpServer:
+def _http_server(http: Http, gate: Gate, limits: TransportLimits, places: Places) -> HttpServer:
     hosts = frozenset(http.allowed_hosts)
     if not hosts and ip_address(http.host).is_loopback:
         hosts = LOOPBACK_NAMES | {http.host}
-    app = http_app(gate, limits, hosts=hosts, origins=frozenset(http.allowed_origins))
+    app = http_app(gate, limits, places, hosts=hosts, origins=frozenset(http.allowed_origins))
     return HttpServer(app, http.host, http.port, limits, tls=_tls(http.tls))
 
 
-def _grpc_server(grpc: Grpc, gate: Gate, limits: TransportLimits) -> GrpcServer:
-    return GrpcServer(gate, grpc.host, grpc.port, limits, tls=_tls(grpc.tls), reflection=grpc.reflection)
+def _grpc_server(grpc: Grpc, gate: Gate, limits: TransportLimits, places: Places) -> GrpcServer:
+    return GrpcServer(gate, grpc.host, grpc.port, limits, places, tls=_tls(grpc.tls), reflection=grpc.reflection)
 
 
 def _tls(tls: Tls | None) -> TlsFiles | None:

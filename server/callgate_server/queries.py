@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from callgate_server.admission.authenticate import Authentication
-from callgate_server.admission.authorize import Policy
+from callgate_server.admission.authorize import Policy, is_administrator
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.admission.validate import find_tool, unknown_tool
 from callgate_server.execution.running import Running, RunningCalls
@@ -101,6 +101,10 @@ class Queries:
             CallError: `unauthenticated`.
         """
         return await self.authentication.identify(token)
+
+    def operates(self, caller: Caller) -> bool:
+        """Whether policy lets this caller pull its tenant's kill switch. Never raises."""
+        return is_administrator(self.policy, caller, "stop")
 
     async def _own(self, caller: Caller, call_id: str) -> StoredCall:
         stored = await self.ledger.get(call_id)

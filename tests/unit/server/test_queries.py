@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -91,3 +92,13 @@ async def test_every_query_needs_a_credential() -> None:
             q.identify(""),
         ):
             assert (await refused(asked)).reason is Reason.UNAUTHENTICATED
+
+
+async def test_who_may_pull_the_kill_switch_operates_and_a_task_does_not() -> None:
+    async with World() as world:
+        asked = queries(world)
+        operator = await asked.identify("agent")
+        assert asked.operates(operator)
+        assert not asked.operates(replace(operator, task="t1"))
+        world.policy.ruling = Ruling.DENY
+        assert not asked.operates(operator)
