@@ -70,7 +70,7 @@ from callgate_server.parts import (
     warm_pool,
 )
 from callgate_server.pipeline import Pipeline
-from callgate_server.queries import Queries
+from callgate_server.queries import Figures, Queries
 from callgate_server.rounds import Rounds
 from callgate_server.secrets.broker import Broker
 from callgate_server.stops import Stops
@@ -194,7 +194,7 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             stops=stops,
             breakers=Breakers(authentication, administration, breakers),
             ready=health.readiness,
-            metrics=telemetry.metrics,
+            metrics=Figures(authentication, administration, telemetry.metrics).show,
             unexpected=telemetry.unexpected,
         )
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))

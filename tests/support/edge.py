@@ -204,6 +204,11 @@ class Played:
     def operates(self, caller: Caller) -> bool:
         return caller.agent == "root"
 
+    async def metrics(self, token: str | None) -> bytes:
+        if not self.operates(await self.identify(token)):
+            raise CallError(Reason.POLICY_DENIED, "No policy lets you.")
+        return b"# HELP callgate_calls Calls\n"
+
     async def tools(self, token: str | None) -> list[dict[str, Any]]:
         await self.identify(token)
         return [TOOL]
@@ -505,7 +510,7 @@ async def edge(limits: TransportLimits | None = None) -> AsyncIterator[Edge]:
             stops=Stops(played),
             breakers=Breakers(played),
             ready=ready,
-            metrics=lambda: b"# HELP callgate_calls Calls\n",
+            metrics=played.metrics,
             unexpected=lambda error_id, error: unexpected.append((error_id, error)),
             accessed=note,
         )

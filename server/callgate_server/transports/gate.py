@@ -130,9 +130,9 @@ class Gate:
 
     A part that is None has no pages and no methods.
 
-    `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives the text exposition of Prometheus.
-    `unexpected` takes the id that the client was told and the error that it was not. `accessed` sees every request
-    that came as far as a handler; neither may raise.
+    `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives a caller that may see them the text
+    exposition of Prometheus. `unexpected` takes the id that the client was told and the error that it was not.
+    `accessed` sees every request that came as far as a handler; neither may raise.
     """
 
     calls: Calls
@@ -140,7 +140,7 @@ class Gate:
     approvals: Approving
     dead_letters: Failures
     ready: Callable[[], Awaitable[Readiness]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[str | None], Awaitable[bytes]]
     unexpected: Callable[[str, BaseException], None]
     accessed: Callable[[Access], None] = _unseen
     tasks: TaskDesk | None = None
