@@ -5,7 +5,7 @@ The order in which parts start and stop, and what happens between, is `app.py`.
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -51,7 +51,7 @@ from callgate_server.observe.remarks import Remarks
 from callgate_server.result.redact import Redactor
 from callgate_server.secrets.broker import SecretStore
 from callgate_server.secrets.guarded import GuardedStore
-from callgate_server.transports.gate import Gate
+from callgate_server.transports.gate import Access, Gate
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.places import Places
@@ -194,6 +194,13 @@ def circuit_breakers(settings: BreakersSettings, telemetry: Telemetry, remarks: 
 
     rules: dict[Kind, BreakerRules] = {kind: getattr(settings, kind).rules for kind in KINDS}
     return Breakers(rules, changed)
+
+
+def access_log(telemetry: Telemetry) -> Callable[[Access], None]:
+    def accessed(access: Access) -> None:
+        telemetry.requested(access.transport, access.route, access.status, access.caller, access.duration_ms)
+
+    return accessed
 
 
 def breaker_readings(breakers: Breakers) -> Iterable[Reading]:

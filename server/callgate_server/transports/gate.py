@@ -110,7 +110,8 @@ class Readiness:
 class Access:
     """One request as the access log may show it: no query, no header, no text of the caller's.
 
-    `route` is the served pattern (or empty when nothing matched), `status` the HTTP number or gRPC name.
+    `route` is the served pattern (or empty when nothing matched), `status` the HTTP number or gRPC name, and `caller`
+    who it is by its credential (or empty when that is not known).
     """
 
     transport: str
@@ -118,6 +119,7 @@ class Access:
     route: str
     status: str
     duration_ms: float
+    caller: str = ""
 
 
 def _unseen(_access: Access) -> None:

@@ -272,7 +272,7 @@ class _Rendered:
         finally:
             self._place.leave()
             duration_ms = round((time.monotonic() - self._began_s) * 1000, 3)
-            self._gate.accessed(Access("grpc", "POST", self._method, outcome, duration_ms))
+            self._gate.accessed(Access("grpc", "POST", self._method, outcome, duration_ms, self._place.name))
 
     def _judged(self, error: BaseException | None) -> tuple[str, CallError | None]:
         """The name of the status, and what to tell the client unless it was told or has left."""

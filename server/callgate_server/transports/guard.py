@@ -64,7 +64,8 @@ class Guard:
             place.leave()
             route = getattr(scope.get("route"), "path", "")
             duration_ms = round((time.monotonic() - began_s) * 1000, 3)
-            self._gate.accessed(Access("http", scope["method"], route, str(answer.status), duration_ms))
+            status = str(answer.status or 499)  # who left before there was one
+            self._gate.accessed(Access("http", scope["method"], route, status, duration_ms, place.name))
 
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer", place: Place) -> None:
         try:

@@ -107,6 +107,11 @@ class Place:
                 f"This agent has {most} event streams open, all that one may have; end one, or ask for the call itself."
             )
 
+    @property
+    def name(self) -> str:
+        """Whose it is, or empty."""
+        return "" if self.caller is None else self.caller.name
+
     def leave(self) -> None:
         """Give it back. Once more changes nothing."""
         while self._held:

@@ -5,7 +5,7 @@ import pytest
 
 from callgate_server.transports.guard import Guard
 from callgate_server.transports.limits import TransportLimits
-from support.edge import CANARY, Edge, edge
+from support.edge import CANARY, Edge, edge, in_memory
 
 HOST = (b"host", b"gate.example:8443")
 
@@ -223,6 +223,22 @@ async def test_the_access_log_sees_route_and_status_and_no_text_of_the_callers()
         ("GET", "", "403"),
     ]
     assert CANARY not in repr(world.accessed)
+
+
+async def test_the_access_log_names_a_caller_that_is_known_and_a_client_that_left() -> None:
+    async def left(_scope: Any, _receive: Any, _send: Any) -> None:
+        return
+
+    async with edge() as world:
+        async with in_memory(world) as client:
+            await client.get("/v1/calls/none")
+            await client.get("/v1/calls/none", headers={"authorization": f"Bearer {CANARY}"})
+        await ask(world, HOST, app=left)
+    assert [(access.caller, access.route, access.status) for access in world.accessed] == [
+        ("acme/bot", "/v1/calls/{call_id}", "404"),
+        ("", "/v1/calls/{call_id}", "401"),
+        ("", "", "499"),
+    ]
 
 
 async def test_anything_but_http_is_refused() -> None:
