@@ -49,10 +49,12 @@ from callgate_server.limits import Limits
 from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import hour_of
+from callgate_server.observe.refusals import Refusals
 from callgate_server.observe.remarks import Remarks
 from callgate_server.parts import (
     Edges,
     Endpoints,
+    access_log,
     basis,
     breaker_readings,
     call_limits,
@@ -68,7 +70,7 @@ from callgate_server.parts import (
     warm_pool,
 )
 from callgate_server.pipeline import Pipeline
-from callgate_server.queries import Queries
+from callgate_server.queries import Figures, Queries
 from callgate_server.rounds import Rounds
 from callgate_server.secrets.broker import Broker
 from callgate_server.stops import Stops
@@ -122,8 +124,9 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
             TaskCredentials(limits.tasks, ledger.digest),
             on_refusal=partial(telemetry.refused, "", Reason.UNAUTHENTICATED, {}),
         )
-        administration = Administration(policy, ledger.remark)
         remarks = Remarks(ledger.remark)
+        refusals = Refusals(remarks.add)
+        administration = Administration(policy, refusals.bounded(ledger.remark))
         held.push_async_callback(remarks.flush)
         held.callback(limits.tell_beyond, remarks.add)
         breakers = circuit_breakers(settings.breakers, telemetry, remarks)
@@ -187,16 +190,22 @@ async def gateway(settings: Settings, *, purpose: api_keys.Purpose) -> AsyncIter
         gate = Gate(
             calls=pipeline,
             queries=Queries(authentication, catalog, policy, ledger, running, limits.tasks),
-            approvals=Approvals(authentication, catalog, ledger, running, limits.stops.refuse, limits.unused),
+            approvals=Approvals(authentication, catalog, ledger, running, limits.stops.refuse, limits.unused, refusals),
             dead_letters=DeadLetters(
-                authentication, ledger, partial(is_administrator, policy), pipeline.redrive, limits.stops.refuse
+                authentication,
+                ledger,
+                partial(is_administrator, policy),
+                pipeline.redrive,
+                limits.stops.refuse,
+                refusals,
             ),
             tasks=tasks,
             stops=stops,
             breakers=Breakers(authentication, administration, breakers, catalog.tools),
             ready=health.readiness,
-            metrics=telemetry.metrics,
+            metrics=Figures(authentication, administration, telemetry.metrics).show,
             unexpected=telemetry.unexpected,
+            accessed=access_log(telemetry),
         )
         telemetry.gauge("running_calls", "Calls in progress", lambda: len(running))
         edges = Edges(settings, gate)

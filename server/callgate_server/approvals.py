@@ -20,14 +20,18 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.spending import Charge
 from callgate_server.model.strict_json import decode, encode
+from callgate_server.observe.refusals import Refusals
 from callgate_server.queries import moment
 
 MAX_LISTED: Final = 200
+# The event of who tries to see or decide what it may not.
+REFUSED: Final = "approval_refused"
+_UNKNOWN: Final = "No such call asks for your approval."
 
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
-    """`unused` says what a call gives back that is denied."""
+    """`unused` says what a call gives back that is denied; `refusals` records who tried what it may not."""
 
     authentication: Authentication
     catalog: Catalog
@@ -35,6 +39,7 @@ class Approvals:
     running: RunningCalls
     refuse_stopped: Callable[[Caller], None]
     unused: Callable[[StoredCall], tuple[Charge, ...]]
+    refusals: Refusals
 
     async def list(self, token: str | None) -> list[dict[str, Any]]:
         """What waits for an approval that this caller may give, then what was decided lately; without arguments."""
@@ -51,7 +56,7 @@ class Approvals:
             CallError: `unknown_call`, also for who may not approve it.
         """
         caller = await self.authentication.identify(token)
-        stored = await self._asked(caller, call_id)
+        stored = await self._asked(caller, call_id, "show")
         return self._document(stored, await self.ledger.parcel(call_id))
 
     async def decide(self, token: str | None, call_id: str, digest: str, *, approve: bool) -> dict[str, Any]:
@@ -63,20 +68,27 @@ class Approvals:
                 more; `audit_unavailable`.
         """
         caller = await self.authentication.identify(token)
-        stored = await self._asked(caller, call_id)
+        stored = await self._asked(caller, call_id, "decide")
+        try:
+            parcel = await self._decidable(caller, stored, digest)
+        except CallError as refusal:
+            raise self.refusals.noted(REFUSED, caller, "decide", refusal, stored.call_id) from None
+        # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits for it.
+        decided = await self.running.carried_out(call_id, self._decided(stored, caller.name, approve=approve))
+        return self._document(decided, parcel)
+
+    async def _decidable(self, caller: Caller, stored: StoredCall, digest: str) -> Parcel:
         self.refuse_stopped(caller)
         if _is_by(caller, stored):
             raise CallError(Reason.POLICY_DENIED, "Who makes a call cannot approve it.")
-        parcel = await self.ledger.parcel(call_id)
+        parcel = await self.ledger.parcel(stored.call_id)
         if stored.state is not State.AWAITING_APPROVAL or parcel is None:
             raise CallError(Reason.NOT_POSSIBLE, f"The call does not wait for an approval: it is {_state(stored)}.")
         if digest != digest_of(stored, parcel):
             raise CallError(
                 Reason.APPROVAL_VOID, "This digest is not that of the call; look at it again and repeat its digest."
             )
-        # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits for it.
-        decided = await self.running.carried_out(call_id, self._decided(stored, caller.name, approve=approve))
-        return self._document(decided, parcel)
+        return parcel
 
     async def _decided(self, asked: StoredCall, by: str, *, approve: bool) -> StoredCall:
         decided = await self.ledger.decide(asked.call_id, by, approve=approve, charges=self.unused(asked))
@@ -85,12 +97,13 @@ class Approvals:
             running.decided.set()
         return decided
 
-    async def _asked(self, caller: Caller, call_id: str) -> StoredCall:
-        stored = await self.ledger.get(call_id)
-        may = stored is not None and stored.caller.tenant == caller.tenant and stored.approval in caller.roles
-        if stored is None or not may or caller.task is not None:
-            raise CallError(Reason.UNKNOWN_CALL, "No such call asks for your approval.")
-        return stored
+    async def _asked(self, caller: Caller, call_id: str, operation: str) -> StoredCall:
+        stored, unknown = await self.ledger.get(call_id), CallError(Reason.UNKNOWN_CALL, _UNKNOWN)
+        if stored is None:
+            raise unknown
+        if caller.task is None and stored.caller.tenant == caller.tenant and stored.approval in caller.roles:
+            return stored
+        raise self.refusals.noted(REFUSED, caller, operation, unknown, stored.call_id)
 
     def _document(self, stored: StoredCall, parcel: Parcel | None) -> dict[str, Any]:
         tool = self.catalog.tools.get(stored.tool)

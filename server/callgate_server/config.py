@@ -460,6 +460,9 @@ class LimitSettings(_Strict):
     `per_tenant`, `per_agent` and `per_task` hold for each; `tenants` and `agents` (`tenant/agent`) say otherwise for
     some by name, as far as they say something. `tasks_per_agent` may be alive at once. Of each agent's requests that
     are refused or repeat a call, so many as `fruitless` says are recorded each; beyond them all it asks for is refused.
+
+    `concurrent_requests` may be open at each edge. Of one agent `requests_per_agent` may be at both together, a quarter
+    where it is left out, and `streams_per_agent` of these may be event streams, half of them where that is left out.
     """
 
     calls: Annotated[int, Field(ge=1)] = 256
@@ -467,6 +470,8 @@ class LimitSettings(_Strict):
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     body_kb: Annotated[int, Field(ge=1, le=65536)] = 1024
     concurrent_requests: Annotated[int, Field(ge=1)] = 256
+    requests_per_agent: Annotated[int, Field(ge=1)] | None = None
+    streams_per_agent: Annotated[int, Field(ge=1)] | None = None
     receive_s: Annotated[float, Field(gt=0)] = 15.0
     drain_s: Annotated[float, Field(ge=0)] = 20.0
     per_tenant: BoundSettings = BoundSettings()

@@ -16,9 +16,13 @@ from callgate_server.model.answer import Failure, failure_document
 from callgate_server.model.call import Caller
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.observe.refusals import Refusals
 from callgate_server.queries import call_document, moment
 
 MAX_LISTED: Final = 200
+# The event of who tries to see or do what it may not.
+REFUSED: Final = "dead_letter_refused"
+Act = Literal["show", "redrive", "discard", "settle"]
 Operation = Literal["dead_letters", "settle"]
 
 
@@ -26,7 +30,8 @@ Operation = Literal["dead_letters", "settle"]
 class DeadLetters:
     """`administers` says whether policy lets a caller do this for its whole tenant; `again` makes a new call of one.
 
-    `refuse_stopped` raises for a caller that is stopped: looking it may, and nothing else.
+    `refuse_stopped` raises for a caller that is stopped: looking it may, and nothing else. `refusals` records who tried
+    what it may not.
     """
 
     authentication: Authentication
@@ -34,6 +39,7 @@ class DeadLetters:
     administers: Callable[[Caller, Operation], bool]
     again: Callable[[StoredCall, Caller, str], Awaitable[Running]]
     refuse_stopped: Callable[[Caller], None]
+    refusals: Refusals
 
     async def list(self, token: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
         """The newest ones that this caller may see, and how many there are."""
@@ -51,7 +57,7 @@ class DeadLetters:
         Raises:
             CallError: `unknown_call`, also for a call that is no dead letter.
         """
-        _, stored = await self._open(token, call_id)
+        _, stored = await self._open(token, call_id, "show")
         return await self._document(stored)
 
     async def redrive(self, token: str | None, call_id: str) -> dict[str, Any]:
@@ -60,8 +66,7 @@ class DeadLetters:
         Raises:
             CallError: `unknown_call`, `not_possible`, `stopped`, or why the new call is refused: then it stays dead.
         """
-        caller, stored = await self._open(token, call_id)
-        self.refuse_stopped(caller)
+        caller, stored = await self._open(token, call_id, "redrive")
         # Its own agent as it is now; an administrator does it in the name of the agent as it was.
         owner = replace(caller, task=stored.caller.task) if caller.agent == stored.caller.agent else stored.caller
         running = await self.again(stored, owner, caller.name)
@@ -76,8 +81,7 @@ class DeadLetters:
         Raises:
             CallError: `unknown_call`, `not_possible`, `stopped`.
         """
-        caller, _ = await self._open(token, call_id)
-        self.refuse_stopped(caller)
+        caller, _ = await self._open(token, call_id, "discard")
         return call_document(await self.ledger.discard(call_id, caller.name))
 
     async def settle(self, token: str | None, call_id: str, *, happened: bool) -> dict[str, Any]:
@@ -87,21 +91,33 @@ class DeadLetters:
             CallError: `unknown_call`; `policy_denied`: policy lets this caller not administer; `not_possible`.
         """
         caller = await self.authentication.identify(token)
-        stored = await self.ledger.get(call_id)
-        if stored is None or not self._may_see(caller, stored):
-            raise _unknown()
-        self.refuse_stopped(caller)
+        await self._seen(caller, call_id, "settle")
         if not self._is_administrator(caller, "settle"):
-            raise CallError(Reason.POLICY_DENIED, "Only an administrator of the tenant says what became of a call.")
+            refusal = CallError(Reason.POLICY_DENIED, "Only an administrator of the tenant says what became of a call.")
+            raise self.refusals.noted(REFUSED, caller, "settle", refusal, call_id)
         state = State.SUCCEEDED if happened else State.FAILED
         return call_document(await self.ledger.settle(call_id, state, caller.name))
 
-    async def _open(self, token: str | None, call_id: str) -> tuple[Caller, StoredCall]:
+    async def _open(self, token: str | None, call_id: str, act: Act) -> tuple[Caller, StoredCall]:
         caller = await self.authentication.identify(token)
-        stored = await self.ledger.get(call_id)
-        if stored is None or stored.dead != "open" or not self._may_see(caller, stored):
+        stored = await self._seen(caller, call_id, act)
+        if stored.dead != "open":
             raise _unknown()
         return caller, stored
+
+    async def _seen(self, caller: Caller, call_id: str, act: Act) -> StoredCall:
+        """Return a call that the caller may do this with."""
+        stored = await self.ledger.get(call_id)
+        if stored is None:
+            raise _unknown()
+        try:
+            if not self._may_see(caller, stored):
+                raise _unknown()
+            if act != "show":
+                self.refuse_stopped(caller)
+        except CallError as refusal:
+            raise self.refusals.noted(REFUSED, caller, act, refusal, stored.call_id) from None
+        return stored
 
     def _may_see(self, caller: Caller, stored: StoredCall) -> bool:
         if caller.tenant != stored.caller.tenant or caller.task not in (None, stored.caller.task):

@@ -5,7 +5,7 @@ The order in which parts start and stop, and what happens between, is `app.py`.
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -61,9 +61,10 @@ from callgate_server.observe.remarks import Remarks
 from callgate_server.result.redact import Redactor
 from callgate_server.secrets.broker import SecretStore
 from callgate_server.secrets.guarded import GuardedStore
-from callgate_server.transports.gate import Gate
+from callgate_server.transports.gate import Access, Gate
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Places
 from callgate_server.transports.server import GrpcServer, HttpServer, TlsFiles
 
 # How long answers may take to reach their clients when the edges close.
@@ -120,9 +121,12 @@ class Edges:
             body_bytes=settings.limits.body_kb * 1024,
             receive_s=settings.limits.receive_s,
             concurrent_requests=settings.limits.concurrent_requests,
+            requests_per_agent=settings.limits.requests_per_agent,
+            streams_per_agent=settings.limits.streams_per_agent,
         )
-        self._http = _http_server(settings.http, gate, limits) if settings.http else None
-        self._grpc = _grpc_server(settings.grpc, gate, limits) if settings.grpc else None
+        places = Places(limits, gate.queries)
+        self._http = _http_server(settings.http, gate, limits, places) if settings.http else None
+        self._grpc = _grpc_server(settings.grpc, gate, limits, places) if settings.grpc else None
         self._hosts = (settings.http.host if settings.http else "", settings.grpc.host if settings.grpc else "")
 
     async def open(self) -> Endpoints:
@@ -145,16 +149,16 @@ class Edges:
         await asyncio.gather(*(server.stop(CLOSE_GRACE_S) for server in (self._http, self._grpc) if server is not None))
 
 
-def _http_server(http: Http, gate: Gate, limits: TransportLimits) -> HttpServer:
+def _http_server(http: Http, gate: Gate, limits: TransportLimits, places: Places) -> HttpServer:
     hosts = frozenset(http.allowed_hosts)
     if not hosts and ip_address(http.host).is_loopback:
         hosts = LOOPBACK_NAMES | {http.host}
-    app = http_app(gate, limits, hosts=hosts, origins=frozenset(http.allowed_origins))
+    app = http_app(gate, limits, places, hosts=hosts, origins=frozenset(http.allowed_origins))
     return HttpServer(app, http.host, http.port, limits, tls=_tls(http.tls))
 
 
-def _grpc_server(grpc: Grpc, gate: Gate, limits: TransportLimits) -> GrpcServer:
-    return GrpcServer(gate, grpc.host, grpc.port, limits, tls=_tls(grpc.tls), reflection=grpc.reflection)
+def _grpc_server(grpc: Grpc, gate: Gate, limits: TransportLimits, places: Places) -> GrpcServer:
+    return GrpcServer(gate, grpc.host, grpc.port, limits, places, tls=_tls(grpc.tls), reflection=grpc.reflection)
 
 
 def _tls(tls: Tls | None) -> TlsFiles | None:
@@ -229,6 +233,13 @@ def circuit_breakers(settings: BreakersSettings, telemetry: Telemetry, remarks: 
 
     rules: dict[Kind, BreakerRules] = {kind: getattr(settings, kind).rules for kind in KINDS}
     return Breakers(rules, changed)
+
+
+def access_log(telemetry: Telemetry) -> Callable[[Access], None]:
+    def accessed(access: Access) -> None:
+        telemetry.requested(access.transport, access.route, access.status, access.caller, access.duration_ms)
+
+    return accessed
 
 
 def breaker_readings(breakers: Breakers) -> Iterable[Reading]:

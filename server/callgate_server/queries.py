@@ -6,12 +6,13 @@ tools of its grant and the calls of its task. Who is stopped may still look: it 
 stopped agent wants to know what became of its calls.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from callgate_server.admission.authenticate import Authentication
-from callgate_server.admission.authorize import Policy
+from callgate_server.admission.authorize import Administration, Policy, is_administrator
 from callgate_server.admission.tasks import LiveTasks
 from callgate_server.admission.validate import find_tool, unknown_tool
 from callgate_server.execution.running import Running, RunningCalls
@@ -24,6 +25,24 @@ from callgate_server.model.lifecycle import FINISHED, State
 from callgate_server.model.task import is_task_of_ours
 
 MAX_LISTED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The metrics. They name tools, upstreams and tenants of everybody: who may see them is policy's, as `metrics`."""
+
+    authentication: Authentication
+    administration: Administration
+    exposition: Callable[[], bytes]
+
+    async def show(self, token: str | None) -> bytes:
+        """All metrics in the text format of Prometheus.
+
+        Raises:
+            CallError: `policy_denied`, `policy_error`.
+        """
+        await self.administration.permit(await self.authentication.identify(token), "metrics")
+        return self.exposition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,10 @@ class Queries:
             CallError: `unauthenticated`.
         """
         return await self.authentication.identify(token)
+
+    def operates(self, caller: Caller) -> bool:
+        """Whether policy lets this caller pull its tenant's kill switch. Never raises."""
+        return is_administrator(self.policy, caller, "stop")
 
     async def _own(self, caller: Caller, call_id: str) -> StoredCall:
         stored = await self.ledger.get(call_id)

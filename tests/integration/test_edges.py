@@ -25,6 +25,7 @@ from support.edge import (
     LARGE,
     TOKEN,
     Edge,
+    authorized,
     edge,
     grpc_server,
     grpc_stub,
@@ -93,7 +94,7 @@ async def trickle(port: int, start: bytes, drop: bytes) -> tuple[bytes, float]:
 )
 @on_uvloop
 async def test_slow_requests_are_ended_and_others_served_meanwhile(start: bytes, drop: bytes) -> None:
-    async with edge(TransportLimits(receive_s=1)) as world, http_port(world) as port:
+    async with edge(TransportLimits(receive_s=1, requests_per_agent=256)) as world, http_port(world) as port:
         slow = [asyncio.ensure_future(trickle(port, start, drop)) for _ in range(200)]
         async with client(port) as honest:
             for _ in range(5):
@@ -246,7 +247,10 @@ async def first(count: int, awaitables: Sequence[Awaitable[_T]]) -> list[_T]:
 
 @on_uvloop
 async def test_a_flood_of_rpcs_is_refused_at_once_and_those_that_run_are_answered() -> None:
-    async with edge(TransportLimits(concurrent_requests=128)) as world, grpc_stub(world) as stub:
+    async with (
+        edge(TransportLimits(concurrent_requests=128, requests_per_agent=128)) as world,
+        grpc_stub(world) as stub,
+    ):
         calls = [stub.Call(wait_request(), metadata=metadata()) for _ in range(1000)]
         refused_codes = await first(1000 - 128, [call.code() for call in calls])
         assert set(refused_codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -257,7 +261,7 @@ async def test_a_flood_of_rpcs_is_refused_at_once_and_those_that_run_are_answere
 
 @on_uvloop
 async def test_a_flood_of_requests_is_refused_at_once_and_probes_are_answered() -> None:
-    limits = TransportLimits(concurrent_requests=20)
+    limits = TransportLimits(concurrent_requests=20, requests_per_agent=20)
     async with edge(limits) as world, http_port(world) as port:
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with client(port, limits=pool) as flood:
@@ -270,6 +274,119 @@ async def test_a_flood_of_requests_is_refused_at_once_and_probes_are_answered() 
     assert {(reply.headers["retry-after"], reply.json()["reason"]) for reply in refusals} == {("1", "overloaded")}
     assert probe.status_code == 200
     assert sum(reply.status_code == 200 for reply in replies) == 20
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110  # nobody tells when
+            await asyncio.sleep(0.01)
+
+
+async def empty(world: Edge) -> None:
+    """Wait until nobody has a place."""
+    await until(lambda: len(world.places) == 0)
+
+
+@on_uvloop
+async def test_one_agent_cannot_keep_others_out_over_grpc_nor_all_of_them_the_kill_switch() -> None:
+    limits = TransportLimits(concurrent_requests=8, requests_per_agent=4, streams_per_agent=2)
+    async with edge(limits) as world, grpc_stub(world) as stub:
+        made = (await stub.Call(wait_request(asynchronous=True), metadata=metadata())).summary.call_id
+        followers = []
+        for agent in ("bot", "bot1", "bot2", "bot3"):
+            for _ in range(2):
+                followers.append(stub.FollowCall(pb.FollowCallRequest(call_id=made), metadata=metadata(agent)))
+                assert (await followers[-1].read()).event.accepted.call_id == made
+            if agent == "bot":
+                one_more = stub.FollowCall(pb.FollowCallRequest(call_id=made), metadata=metadata())
+                error = await refused(one_more.read())
+                assert (await stub.GetCall(pb.GetCallRequest(call_id=made), metadata=metadata())).summary
+                assert (await stub.ListTools(pb.ListToolsRequest(), metadata=metadata("bot1"))).tools
+        full = await refused(stub.ListTools(pb.ListToolsRequest(), metadata=metadata("root")))
+        stopped = await stub.Stop(pb.StopRequest(agent="bot"), metadata=metadata("root"))
+        for follower in followers:
+            follower.cancel()
+        await empty(world)
+        assert (await stub.ListTools(pb.ListToolsRequest(), metadata=metadata())).tools
+    assert (error.code(), "2 event streams" in (error.details() or "")) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert stopped.stopped.agent == "bot"
+
+
+@on_uvloop
+async def test_one_agent_cannot_keep_others_out_over_http_nor_all_of_them_the_kill_switch() -> None:
+    limits = TransportLimits(concurrent_requests=8, requests_per_agent=4, streams_per_agent=2)
+    async with edge(limits) as world, http_port(world) as port, AsyncExitStack() as held:
+        web = await held.enter_async_context(client(port))
+        made = (await web.post("/v1/tools/demo.wait/calls", json={**EMPTY, "async": True})).json()["call_id"]
+
+        async def follow(agent: str) -> int:
+            head = f"GET /v1/calls/{made}/events HTTP/1.1\r\nhost: a\r\nauthorization: "
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            held.callback(writer.close)
+            writer.write(f"{head}{authorized(agent)['authorization']}\r\n\r\n".encode())
+            return int((await reader.readline()).split()[1])
+
+        assert [await follow("bot") for _ in range(3)] == [200, 200, 503]
+        assert (await web.get(f"/v1/calls/{made}")).status_code == 200
+        assert [await follow(agent) for agent in ("bot1", "bot2", "bot3") for _ in range(2)] == [200] * 6
+        full = await web.get("/v1/tools", headers=authorized("root"))
+        stopped = await web.post("/v1/stops", json={"agent": "bot"}, headers=authorized("root"))
+        await held.aclose()
+        await empty(world)
+    assert (full.status_code, full.json()["reason"]) == (503, "overloaded")
+    assert (stopped.status_code, stopped.json()["stopped"]["agent"]) == (200, "bot")
+
+
+@on_uvloop
+async def test_slow_bodies_for_what_operators_do_keep_no_operator_out() -> None:
+    head = "POST /v1/stops HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n"
+    limits = TransportLimits(concurrent_requests=1, operator_requests=4)
+    async with edge(limits) as world, http_port(world) as port, AsyncExitStack() as held:
+        for number in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            held.callback(writer.close)
+            writer.write(f"{head}authorization: {authorized(f'bot{number}')['authorization']}\r\n\r\n".encode())
+        await until(lambda: world.places.taken(("reserve of anybody",)) == 2)
+        async with client(port) as web:
+            stopped = await web.post("/v1/stops", json={"agent": "bot"}, headers=authorized("root"))
+        assert stopped.status_code == 200
+        await held.aclose()
+        await empty(world)
+
+
+@on_uvloop
+async def test_slow_probes_of_strangers_take_no_place_of_an_rpc() -> None:
+    async with (
+        edge(TransportLimits(concurrent_requests=2)) as world,
+        grpc_server(world) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        slow = [channel.stream_stream("/grpc.health.v1.Health/Check")() for _ in range(3)]
+        await until(lambda: world.places.taken(("probes",)) == 2)
+        assert (await gateway_pb2_grpc.GatewayStub(channel).ListTools(pb.ListToolsRequest(), metadata=metadata())).tools
+        for call in slow:
+            call.cancel()
+        await empty(world)
+
+
+@on_uvloop
+async def test_streams_that_nobody_reads_give_their_places_back_when_they_are_cut() -> None:
+    async with edge() as world, http_port(world) as port, grpc_server(world) as server:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        stub = gateway_pb2_grpc.GatewayStub(channel)
+        large = pb.StreamCallRequest(call=pb.CallRequest(tool="text.large", arguments_json=b"{}"))
+        streams = [stub.StreamCall(large, metadata=metadata()) for _ in range(3)]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = b'{"arguments":{}}'
+        head = HEAD.replace(b"text.echo", b"text.large") + b"content-type: application/json\r\n"
+        writer.write(head + b"accept: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: world.places.taken(("streams", "acme", "bot")) == len(world.played.documents) == 4)
+        await asyncio.sleep(0.2)
+        streams[0].cancel()
+        await channel.close()
+        writer.transport.abort()
+        await empty(world)
 
 
 @on_uvloop

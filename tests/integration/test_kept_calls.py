@@ -270,6 +270,18 @@ def test_only_the_group_of_the_tenant_decides_and_never_the_caller(tmp_path: Pat
         deployment.tokens["acme/bot"] = deployment.tokens["acme"]
         assert refusal(own.decide(gateway, call_id, approve=True)) == (403, "policy_denied")
         assert shown(gateway, call_id)["state"] == "awaiting_approval"
+        with gateway.web() as web:
+            route = 'route="/v1/approvals/{call_id}/decision",status="403",transport="http"'
+            assert f"callgate_requests_total{{{route}}} 1.0" in web.get("/metrics").text
+    told = [event for event in deployment.events("") if event["kind"] == "approval_refused"]
+    assert [(event["tenant"], event["agent"], event["operation"], event["reason"]) for event in told] == [
+        *(("acme", "clerk", act, "unknown_call") for act in ("show", "decide")),
+        *(("rival", "boss", act, "unknown_call") for act in ("show", "decide")),
+        ("acme", "bot", "decide", "policy_denied"),
+    ]
+    assert {event["call"] for event in told} == {call_id}
+    assert '"caller": "acme/clerk"' in deployment.log_text()
+    assert deployment.verify().fault is None
 
 
 def test_a_denied_call_and_one_that_nobody_approves_say_so(tmp_path: Path) -> None:

@@ -217,7 +217,8 @@ def test_of_five_hundred_calls_at_once_those_that_wait_are_served_by_deadline(tm
     at_once, held, ceiling = 500, 4, 254
     deployment = pooled(tmp_path)
     deployment.settings["execution"]["sandboxes"] = held
-    deployment.settings["limits"] = {"calls": ceiling, "calls_per_tenant": ceiling, "concurrent_requests": 600}
+    requests = {"concurrent_requests": 600, "requests_per_agent": 600}
+    deployment.settings["limits"] = {"calls": ceiling, "calls_per_tenant": ceiling, **requests}
     deadlines_ms = [30_000 + 20 * number for number in range(at_once)]
     Random(at_once).shuffle(deadlines_ms)
     with deployment.start() as gateway:

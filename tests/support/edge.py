@@ -48,11 +48,14 @@ from callgate_server.tasks import MAX_LIFETIME_S, TaskWish
 from callgate_server.transports.gate import Access, Gate, Readiness
 from callgate_server.transports.http import http_app
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Places
 from callgate_server.transports.server import GrpcServer, HttpServer
 
 CANARY = "sk-live-3Jx8Qv1Zr7Lm5Tn9Wc2Yb6"
 TOKEN = "cg_agent_0123456789"
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+# `root` administers its tenant; the others are agents as `bot` is.
+AGENTS = {TOKEN: "bot", "cg_root_0123456789": "root"} | {f"cg_agent_{number}": f"bot{number}" for number in range(20)}
 NONCE = "0123456789abcdef0123456789abcdef"
 LARGE = 32 * 1024 * 1024
 BYTES = b"\x1b[31mred\x00"
@@ -194,9 +197,17 @@ class Played:
 
     async def identify(self, token: str | None) -> Caller:
         self.tokens.append(token)
-        if token != TOKEN:
+        if token not in AGENTS:
             raise CallError(Reason.UNAUTHENTICATED, "Send a valid credential.")
-        return Caller("acme", "bot")
+        return Caller("acme", AGENTS[token])
+
+    def operates(self, caller: Caller) -> bool:
+        return caller.agent == "root"
+
+    async def metrics(self, token: str | None) -> bytes:
+        if not self.operates(await self.identify(token)):
+            raise CallError(Reason.POLICY_DENIED, "No policy lets you.")
+        return b"# HELP callgate_calls Calls\n"
 
     async def tools(self, token: str | None) -> list[dict[str, Any]]:
         await self.identify(token)
@@ -464,13 +475,14 @@ class Edge:
     played: Played
     gate: Gate
     limits: TransportLimits
+    places: Places
     unexpected: list[tuple[str, BaseException]]
     accessed: list[Access]
     # Set when a request has been handled, whatever became of it.
     handled: asyncio.Event
 
     def app(self, **options: Any) -> ASGIApp:
-        return http_app(self.gate, self.limits, **options)
+        return http_app(self.gate, self.limits, self.places, **options)
 
 
 @asynccontextmanager
@@ -498,12 +510,13 @@ async def edge(limits: TransportLimits | None = None) -> AsyncIterator[Edge]:
             stops=Stops(played),
             breakers=Breakers(played),
             ready=ready,
-            metrics=lambda: b"# HELP callgate_calls Calls\n",
+            metrics=played.metrics,
             unexpected=lambda error_id, error: unexpected.append((error_id, error)),
             accessed=note,
         )
         try:
-            yield Edge(played, gate, limits or TransportLimits(), unexpected, accessed, handled)
+            limits = limits or TransportLimits()
+            yield Edge(played, gate, limits, Places(limits, played), unexpected, accessed, handled)
         finally:
             played.release.set()
 
@@ -528,7 +541,7 @@ async def http_port(edge: Edge, **options: Any) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def grpc_server(edge: Edge, **options: Any) -> AsyncIterator[GrpcServer]:
-    server = GrpcServer(edge.gate, "127.0.0.1", 0, edge.limits, **options)
+    server = GrpcServer(edge.gate, "127.0.0.1", 0, edge.limits, edge.places, **options)
     await server.start()
     server.set_serving(serving=True)
     try:
@@ -543,8 +556,13 @@ async def grpc_stub(edge: Edge) -> AsyncIterator[gateway_pb2_grpc.GatewayStub]:
         yield gateway_pb2_grpc.GatewayStub(channel)
 
 
-def metadata() -> tuple[tuple[str, str], ...]:
-    return tuple(AUTHORIZED.items())
+def authorized(agent: str) -> dict[str, str]:
+    [token] = [token for token, name in AGENTS.items() if name == agent]
+    return {"authorization": f"Bearer {token}"}
+
+
+def metadata(agent: str = "bot") -> tuple[tuple[str, str], ...]:
+    return tuple(authorized(agent).items())
 
 
 def base64(data: bytes) -> str:

@@ -11,8 +11,8 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.strict_json import Json
 from callgate_server.model.verdict import Ruling, Verdict
 
-# What `administer` may be about. `shared_breakers` are those that all tenants share.
-Operation = Literal["stop", "resume", "breakers", "shared_breakers", "dead_letters", "settle"]
+# What `administer` may be about. `shared_breakers` are those that all tenants share, and `metrics` tell of all of them.
+Operation = Literal["stop", "resume", "breakers", "shared_breakers", "dead_letters", "settle", "metrics"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
 

@@ -7,6 +7,7 @@ its type and where it was raised, and never its text, at no log level.
 
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +23,14 @@ from callgate_server.model.errors import Reason
 from callgate_server.model.lifecycle import State
 from callgate_server.model.strict_json import Json
 from callgate_server.observe.phases import PHASES
+from callgate_server.observe.refusals import Allowance
 
 _BUCKETS_MS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+# Lines about requests that were refused, of one caller at one route. All strangers are one caller.
+_LINES: Final = 10
+_LINES_PER_S: Final = 60.0
+# Neither refused nor failed, beside 1xx to 3xx: served, or its client left.
+_WELL: Final = frozenset({"OK", "CANCELLED", "499"})
 _FAMILIES: Final = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
 
 
@@ -105,6 +112,7 @@ class Telemetry:
             wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         )
         self._refusals = self._counter("refusals", "Calls that ended before their tool started", "tool", "reason")
+        self._requests = self._counter("requests", "Requests that were handled", "transport", "route", "status")
         self._calls = self._counter("calls", "Calls whose tool was started", "tool", "state")
         self._defects = self._counter("unexpected_errors", "Unexpected errors")
         self._alarms = self._counter("policy_alarms", "Policy evaluations that failed")
@@ -114,6 +122,7 @@ class Telemetry:
         self._carried = self._counter("egress_bytes", "Bytes to and from the outside", "tool", "direction")
         self._retries = self._counter("retries", "Attempts after a first one", "tool", "reason")
         self._fallbacks = self._counter("fallbacks", "Calls answered by a fallback", "tool", "kind", "reason")
+        self._said = Allowance(_LINES, _LINES_PER_S)
         phases = Histogram(
             "callgate_phase_ms",
             "Milliseconds per phase of a call",
@@ -142,7 +151,29 @@ class Telemetry:
     def refused(self, tool: str, reason: Reason, phases_ms: Mapping[str, float]) -> None:
         self._refusals.labels(tool, reason.value).inc()
         self._observe(phases_ms)
-        self._log.info("refused", tool=tool, reason=reason.value)
+        if reason is not Reason.UNAUTHENTICATED:  # of strangers there is the bounded line of the request
+            self._log.info("refused", tool=tool, reason=reason.value)
+
+    def requested(self, transport: str, route: str, status: str, caller: str, duration_ms: float) -> None:
+        """A request was handled. `route` is a pattern of ours, `caller` a name that a credential gave, or empty.
+
+        Those that were refused or failed are logged: a few in a minute of each caller and route.
+        """
+        self._requests.labels(transport, route, status).inc()
+        if status in _WELL or status[0] in "123":
+            return
+        left_out = self._said.take((caller, transport, route), time.monotonic())
+        if left_out is not None:
+            more = {"left_out": left_out} if left_out else {}
+            self._log.info(
+                "request refused",
+                transport=transport,
+                route=route,
+                status=status,
+                caller=caller,
+                duration_ms=duration_ms,
+                **more,
+            )
 
     def started(self, call_id: str, tool: str, sandbox: str) -> None:
         self._log.info("started", call_id=call_id, tool=tool, sandbox=sandbox)

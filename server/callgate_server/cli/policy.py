@@ -51,7 +51,8 @@ def explain(
     administer: Annotated[
         Operation | None,
         typer.Option(
-            "--administer", help="What an administrator wants to do; shared_breakers are those of all tenants."
+            "--administer",
+            help="What an administrator wants to do; shared_breakers and metrics are of all tenants.",
         ),
     ] = None,
     config: Config = None,

@@ -9,10 +9,13 @@ from starlette.responses import Response
 
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.strict_json import Json, encode
+from callgate_server.transports.places import Place
 from callgate_server.transports.streaming import ClientGoneError
 from callgate_server.transports.wire import bearer, object_from_json, with_content_text
 
 MAX_LISTED: Final = 200
+# Where a request's scope has its place.
+PLACE: Final = "callgate.place"
 CallId = Annotated[str, Path(description="The call's id.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LISTED, description="At most this many.")]
 Content = Annotated[
@@ -25,12 +28,27 @@ def token_of(request: Request) -> str | None:
     return bearer(request.headers.getlist("authorization"))
 
 
-async def known_query(request: Request) -> None:
-    """Refuse what the page would ignore, and what it would have to choose from: both are mistakes of the caller's.
+def place_of(request: Request) -> Place:
+    place: Place = request.scope[PLACE]
+    return place
+
+
+async def identified(request: Request) -> None:
+    """Refuse who has no credential, and who has too many requests open. Nothing of a body is kept for either.
 
     Raises:
-        CallError: `invalid_request`.
+        CallError: `unauthenticated`, `overloaded`.
     """
+    await place_of(request).identified(token_of(request))
+
+
+async def admitted(request: Request) -> None:
+    """Refuse as `identified` does, and then what the page would ignore, or would have to choose from.
+
+    Raises:
+        CallError: as `identified`; `invalid_request`.
+    """
+    await identified(request)
     names = [name for name, _ in request.query_params.multi_items()]
     known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
     if len(names) != len(set(names)) or not known.issuperset(names):

@@ -29,6 +29,8 @@ class Lookups(Protocol):
 
     async def identify(self, token: str | None) -> Caller: ...
 
+    def operates(self, caller: Caller) -> bool: ...
+
     async def tools(self, token: str | None) -> list[dict[str, Any]]: ...
 
     async def tool(self, token: str | None, name: str) -> dict[str, Any]: ...
@@ -108,7 +110,8 @@ class Readiness:
 class Access:
     """One request as the access log may show it: no query, no header, no text of the caller's.
 
-    `route` is the served pattern (or empty when nothing matched), `status` the HTTP number or gRPC name.
+    `route` is the served pattern (or empty when nothing matched), `status` the HTTP number or gRPC name, and `caller`
+    who it is by its credential (or empty when that is not known).
     """
 
     transport: str
@@ -116,6 +119,7 @@ class Access:
     route: str
     status: str
     duration_ms: float
+    caller: str = ""
 
 
 def _unseen(_access: Access) -> None:
@@ -128,9 +132,9 @@ class Gate:
 
     A part that is None has no pages and no methods.
 
-    `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives the text exposition of Prometheus.
-    `unexpected` takes the id that the client was told and the error that it was not. `accessed` sees every request
-    that came as far as a handler; neither may raise.
+    `ready` must be quick: it is asked by anybody, at any rate. `metrics` gives a caller that may see them the text
+    exposition of Prometheus. `unexpected` takes the id that the client was told and the error that it was not.
+    `accessed` sees every request that came as far as a handler; neither may raise.
     """
 
     calls: Calls
@@ -138,7 +142,7 @@ class Gate:
     approvals: Approving
     dead_letters: Failures
     ready: Callable[[], Awaitable[Readiness]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[str | None], Awaitable[bytes]]
     unexpected: Callable[[str, BaseException], None]
     accessed: Callable[[Access], None] = _unseen
     tasks: TaskDesk | None = None

@@ -27,11 +27,21 @@ from callgate_server.transports.gate import Access, Gate
 from callgate_server.transports.grpc_bounds import BoundsMethods
 from callgate_server.transports.grpc_kept import Context, KeptMethods, listed, token_of
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Place, Places
 
 CALL_ID: Final = "callgate-call-id"
 _DETAILS: Final = "grpc-status-details-bin"
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _OPEN: Final = frozenset({f"/{_HEALTH}/Check"})
+# What operators do: let in beyond the general ceiling.
+_OPERATING: Final = frozenset(
+    f"/{gateway_pb2.DESCRIPTOR.services_by_name['Gateway'].full_name}/{name}"
+    for name in (
+        *("ListStops", "Stop", "Resume", "ListBreakers", "SetBreaker", "SettleCall"),
+        *("ListApprovals", "GetApproval", "DecideApproval"),
+        *("ListDeadLetters", "GetDeadLetter", "RedriveDeadLetter", "DiscardDeadLetter"),
+    )
+)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
@@ -146,16 +156,17 @@ class Health:
 
 
 class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
-    """What every RPC passes: its credential, the receipt of its message in time, and the rendering of its errors.
+    """What every RPC passes: a place, its credential, the receipt of its message in time, and how its errors are told.
 
     grpc.aio counts an RPC as running before its message is there, and waits for the message for ever: whoever
     trickles a few of them takes every place. So each unary method is served as one that streams its request (the
     same bytes on the wire), which lets us ask for the credential first and read under a deadline.
     """
 
-    def __init__(self, gate: Gate, limits: TransportLimits) -> None:
+    def __init__(self, gate: Gate, limits: TransportLimits, places: Places) -> None:
         self._gate = gate
         self._receive_s = limits.receive_s
+        self._places = places
 
     async def intercept_service(
         self,
@@ -178,36 +189,48 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
 
     def _unary(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
         async def guarded(_requests: object, context: Context) -> object:
-            async with self._rendered(method, context):
-                return await behaviour(await self._received(method, context), context)
+            async with self._rendered(method, context) as place:
+                await self._let_in(method, context, place)
+                return await behaviour(await self._received(context), context)
 
         return guarded
 
     def _stream(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
         async def guarded(_requests: object, context: Context) -> AsyncIterator[object]:
-            async with self._rendered(method, context):
-                async for message in behaviour(await self._received(method, context), context):
+            async with self._rendered(method, context) as place:
+                await self._let_in(method, context, place)
+                place.stream()
+                async for message in behaviour(await self._received(context), context):
                     yield message
 
         return guarded
 
     def _conversation(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401  # a handler of any message type
         async def guarded(requests: object, context: Context) -> AsyncIterator[object]:
-            async with self._rendered(method, context):
-                await self._gate.queries.identify(token_of(context))
+            async with self._rendered(method, context) as place:
+                await self._let_in(method, context, place)
+                place.stream()
                 async for message in behaviour(requests, context):
                     yield message
 
         return guarded
 
-    async def _received(self, method: str, context: Context) -> object:
+    async def _let_in(self, method: str, context: Context, place: Place) -> None:
+        """Take the place, for a caller.
+
+        Raises:
+            CallError: `overloaded`, `unauthenticated`.
+        """
+        place.enter()
+        if method not in _OPEN:
+            await place.identified(token_of(context))
+
+    async def _received(self, context: Context) -> object:
         """Return the one message.
 
         Raises:
-            CallError: `unauthenticated`, or `invalid_request`: not there in time, or not a message of this method.
+            CallError: `invalid_request`: not there in time, or not a message of this method.
         """
-        if method not in _OPEN:
-            await self._gate.queries.identify(token_of(context))
         try:
             async with asyncio.timeout(self._receive_s):
                 message: object = await context.read()
@@ -218,19 +241,23 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes no
         return message
 
     def _rendered(self, method: str, context: Context) -> "_Rendered":
-        return _Rendered(self._gate, method, context)
+        place = self._places.at("probes" if method in _OPEN else "grpc", operating=method in _OPERATING)
+        return _Rendered(self._gate, method, context, place)
 
 
 class _Rendered:
-    """Around a handler: what it raises is told to the client as we would have it, and the access is noted."""
+    """Around a handler: what it raises is told to the client as we would have it, its place is given back, and the
+    access is noted."""
 
-    def __init__(self, gate: Gate, method: str, context: Context) -> None:
+    def __init__(self, gate: Gate, method: str, context: Context, place: Place) -> None:
         self._gate = gate
         self._method = method
         self._context = context
+        self._place = place
         self._began_s = time.monotonic()
 
-    async def __aenter__(self) -> None: ...
+    async def __aenter__(self) -> Place:
+        return self._place
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -243,8 +270,9 @@ class _Rendered:
                 del error, trace
                 await _abort(self._context, told)
         finally:
+            self._place.leave()
             duration_ms = round((time.monotonic() - self._began_s) * 1000, 3)
-            self._gate.accessed(Access("grpc", "POST", self._method, outcome, duration_ms))
+            self._gate.accessed(Access("grpc", "POST", self._method, outcome, duration_ms, self._place.name))
 
     def _judged(self, error: BaseException | None) -> tuple[str, CallError | None]:
         """The name of the status, and what to tell the client unless it was told or has left."""

@@ -1,7 +1,7 @@
 """The outermost layer of the HTTP edge: what is refused before anything is read, and what no answer goes without.
 
-Refuses foreign origins and hosts, repeated headers, announced bodies above the cap, and requests beyond the
-concurrency ceiling; keeps unexpected errors from the client; adds the headers that every answer carries.
+Refuses foreign origins and hosts, repeated headers, announced bodies above the cap, and requests for which there is no
+place (`places.py`); keeps unexpected errors from the client; adds the headers that every answer carries.
 """
 
 import time
@@ -12,14 +12,18 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from callgate_server.model.errors import CallError, Reason
+from callgate_server.model.errors import CallError
 from callgate_server.model.identifiers import new_call_id
+from callgate_server.transports.asking import PLACE
 from callgate_server.transports.gate import Access, Gate
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Place, Places
 from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
 
 # Probes must be answered when everything else is refused.
 _UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
+# What operators do: let in beyond the general ceiling.
+_OPERATING: Final = ("/v1/stops", "/v1/breakers", "/v1/approvals", "/v1/dead-letters", "/metrics")
 # A second one could mean another thing to a proxy than to us.
 _ONCE: Final = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"origin"})
 _ON_EVERY_ANSWER: Final = (
@@ -33,44 +37,48 @@ class Guard:
     """An ASGI application around another. `hosts` empty: any Host is served; `origins` empty: no browser page is."""
 
     def __init__(
-        self, app: ASGIApp, gate: Gate, limits: TransportLimits, hosts: frozenset[str], origins: frozenset[str]
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        limits: TransportLimits,
+        places: Places,
+        hosts: frozenset[str],
+        origins: frozenset[str],
     ) -> None:
         self._app = app
         self._gate = gate
         self._limits = limits
+        self._places = places
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origin.lower() for origin in origins)
-        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError(f"this edge serves HTTP only, not {scope['type']}")
         began_s = time.monotonic()
         answer = _Answer(send)
+        place = self._places.at("http", operating=_is_operating(scope["path"]))
         try:
-            await self._serve(scope, receive, answer)
+            await self._serve(scope, receive, answer, place)
         finally:
+            place.leave()
             route = getattr(scope.get("route"), "path", "")
             duration_ms = round((time.monotonic() - began_s) * 1000, 3)
-            self._gate.accessed(Access("http", scope["method"], route, str(answer.status), duration_ms))
+            status = str(answer.status or 499)  # who left before there was one
+            self._gate.accessed(Access("http", scope["method"], route, status, duration_ms, place.name))
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        counted = scope["path"] not in _UNCOUNTED
+    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer", place: Place) -> None:
         try:
             self._check(scope["headers"])
-            if counted and self._running >= self._limits.concurrent_requests:
-                raise CallError(
-                    Reason.OVERLOADED,
-                    "Too many requests at once; try again.",
-                    retry_after_ms=self._limits.retry_after_ms,
-                )
+            if scope["path"] not in _UNCOUNTED:
+                place.enter()
         except HTTPException as refusal:
             await http_reply(refusal)(scope, receive, answer)
             return
         except CallError as refusal:
             await refusal_reply(refusal)(scope, receive, answer)
             return
-        self._running += counted
+        scope[PLACE] = place
         try:
             await self._app(scope, receive, answer)
         except Exception as error:
@@ -79,8 +87,6 @@ class Guard:
                 error_id = new_call_id()
                 self._gate.unexpected(error_id, error)
                 await unexpected_reply(error_id)(scope, receive, answer)
-        finally:
-            self._running -= counted
 
     def _check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if len(headers) > self._limits.headers:
@@ -117,6 +123,10 @@ class _Answer:
             date = (b"date", formatdate(usegmt=True).encode())
             message = {**message, "headers": [*message.get("headers", ()), date, *_ON_EVERY_ANSWER]}
         await self._send(message)
+
+
+def _is_operating(path: str) -> bool:
+    return path.startswith(_OPERATING) or (path.startswith("/v1/calls/") and path.endswith("/settle"))
 
 
 def _hostname(host: bytes) -> str:

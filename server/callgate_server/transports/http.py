@@ -23,9 +23,11 @@ from callgate_server.transports.asking import (
     CallId,
     Content,
     Limit,
+    admitted,
+    identified,
     json_body,
-    known_query,
     media_type,
+    place_of,
     reply,
     shown,
     token_of,
@@ -47,6 +49,7 @@ from callgate_server.transports.http_operators import add_operator_pages
 from callgate_server.transports.http_tasks import add_task_pages
 from callgate_server.transports.limits import TransportLimits
 from callgate_server.transports.openapi import CALL_HEADERS, body_of, describe, refusals
+from callgate_server.transports.places import Places
 from callgate_server.transports.replies import http_reply, refusal_reply, unexpected_reply
 from callgate_server.transports.streaming import ClientGoneError, EventStream, while_connected
 from callgate_server.transports.wire import call_from_json
@@ -58,11 +61,12 @@ ToolName = Annotated[str, Path(description="The tool's name, like `webhooks.sign
 def http_app(
     gate: Gate,
     limits: TransportLimits,
+    places: Places,
     *,
     hosts: frozenset[str] = frozenset(),
     origins: frozenset[str] = frozenset(),
 ) -> ASGIApp:
-    """Return the ASGI application.
+    """Return the ASGI application. `places` are shared with the other edge.
 
     `hosts` are the names (without port) under which it may be addressed, any if empty; a gateway on loopback needs
     them, or a page whose name resolves to it can read it. `origins` are the browser origins that it serves.
@@ -81,7 +85,7 @@ def http_app(
     add_operator_pages(app, gate, limits)
     _Pages(gate, limits).add_to(app)
     _add_refusals(app, gate)
-    return Guard(app, gate, limits, hosts, origins)
+    return Guard(app, gate, limits, places, hosts, origins)
 
 
 def _add_refusals(app: FastAPI, gate: Gate) -> None:
@@ -116,7 +120,7 @@ class _Pages:
     limits: TransportLimits
 
     def add_to(self, app: FastAPI) -> None:
-        strict = [Depends(known_query)]
+        strict = [Depends(admitted)]
         app.post(
             "/v1/tools/{tool}/calls",
             dependencies=strict,
@@ -164,25 +168,27 @@ class _Pages:
             operation_id="readiness",
             responses={200: {"model": ReadinessDocument}, 503: {"model": ReadinessDocument}},
         )(self.readiness)
-        app.get("/metrics", operation_id="metrics", responses={200: {"content": {"text/plain": {}}}, **refusals(401)})(
-            self.metrics
-        )
+        app.get(
+            "/metrics",
+            dependencies=[Depends(identified)],
+            operation_id="metrics",
+            responses={200: {"content": {"text/plain": {}}}, **refusals(401, 403)},
+        )(self.metrics)
         openapi = encode(describe(app))
 
-        @app.get("/openapi.json", include_in_schema=False)
-        async def own_description(request: Request) -> Response:
-            await self.gate.queries.identify(token_of(request))
+        @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(identified)])
+        async def own_description() -> Response:
             return Response(openapi, media_type="application/json")
 
     async def call(self, request: Request, tool: ToolName, content: Content = None) -> Response:
         """Run a tool and wait for its answer, or stream its events."""
-        token = token_of(request)
-        # Who has no credential must not make us keep a body; the pipeline asks again and decides.
-        await self.gate.queries.identify(token)
+        token, events = token_of(request), _wants_events(request)
+        if events:
+            place_of(request).stream()
         body = await json_body(request, self.limits.body_bytes)
         wanted = call_from_json(tool, body, request.headers.get("idempotency-key"))
         running = await self.gate.calls.start(token, wanted)
-        if "text/event-stream" in map(media_type, request.headers.get("accept", "").split(",")):
+        if events:
             return EventStream(running, wanted.on_disconnect, self.limits.heartbeat_s, with_text=content == "text")
         await _until_settled(request, running, wanted)
         if running.ended:
@@ -226,9 +232,12 @@ class _Pages:
         return reply({"ready": now.ready, "components": components}, 200 if now.ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Show the metrics in Prometheus' text format."""
-        await self.gate.queries.identify(token_of(request))
-        return Response(self.gate.metrics(), media_type=EXPOSITION)
+        """Show the metrics in Prometheus' text format. For who may administer `metrics`: they tell of all tenants."""
+        return Response(await self.gate.metrics(token_of(request)), media_type=EXPOSITION)
+
+
+def _wants_events(request: Request) -> bool:
+    return "text/event-stream" in map(media_type, request.headers.get("accept", "").split(","))
 
 
 async def _until_settled(request: Request, running: Running, wanted: CallRequest) -> None:

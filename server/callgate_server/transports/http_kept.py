@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from callgate_server.model.call import OnDisconnect
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.transports.asking import CallId, Content, Limit, fields_of, known_query, reply, token_of
+from callgate_server.transports.asking import CallId, Content, Limit, admitted, fields_of, place_of, reply, token_of
 from callgate_server.transports.documents import (
     ApprovalDocument,
     ApprovalsDocument,
@@ -34,7 +34,7 @@ class KeptPages:
     limits: TransportLimits
 
     def add_to(self, app: FastAPI) -> None:
-        strict = [Depends(known_query)]
+        strict = [Depends(admitted)]
         app.get(
             "/v1/calls/{call_id}/events",
             dependencies=strict,
@@ -52,7 +52,7 @@ class KeptPages:
         self._add_dead_letters(app)
 
     def _add_approvals(self, app: FastAPI) -> None:
-        strict = [Depends(known_query)]
+        strict = [Depends(admitted)]
         app.get(
             "/v1/approvals",
             dependencies=strict,
@@ -74,7 +74,7 @@ class KeptPages:
         )(self.decide)
 
     def _add_dead_letters(self, app: FastAPI) -> None:
-        strict = [Depends(known_query)]
+        strict = [Depends(admitted)]
         app.get(
             "/v1/dead-letters",
             dependencies=strict,
@@ -114,6 +114,7 @@ class KeptPages:
         ] = "",
     ) -> Response:
         """Report a call of this caller as it goes, from after a given event on. Leaving changes nothing about it."""
+        place_of(request).stream()
         known = after if after is not None else int(last_event_id or "-1")
         running = await self.gate.queries.follow(token_of(request), call_id, known)
         return EventStream(
@@ -123,7 +124,6 @@ class KeptPages:
     async def settle(self, request: Request, call_id: CallId) -> Response:
         """Say what became of a call whose effect is unknown. For administrators of its tenant."""
         token = token_of(request)
-        await self.gate.queries.identify(token)
         fields = await fields_of(request, self.limits.body_bytes, frozenset((_HAPPENED,)))
         happened = fields.get(_HAPPENED)
         if not isinstance(happened, bool):
@@ -141,7 +141,6 @@ class KeptPages:
     async def decide(self, request: Request, call_id: CallId) -> Response:
         """Approve or deny one, once. What runs is exactly what `digest` names."""
         token = token_of(request)
-        await self.gate.queries.identify(token)
         fields = await fields_of(request, self.limits.body_bytes, frozenset((_DIGEST, _APPROVE)))
         digest, approve = fields.get(_DIGEST), fields.get(_APPROVE)
         if not isinstance(digest, str) or not isinstance(approve, bool):

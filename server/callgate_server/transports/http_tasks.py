@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Path, Request
 from starlette.responses import Response
 
-from callgate_server.transports.asking import Limit, fields_of, known_query, reply, token_of
+from callgate_server.transports.asking import Limit, admitted, fields_of, reply, token_of
 from callgate_server.transports.documents_bounds import NewTaskDocument, TaskBody, TaskDocument, TasksDocument
 from callgate_server.transports.gate import Gate, TaskDesk
 from callgate_server.transports.limits import TransportLimits
@@ -29,7 +29,7 @@ class _TaskPages:
     limits: TransportLimits
 
     def add_to(self, app: FastAPI) -> None:
-        strict = [Depends(known_query)]
+        strict = [Depends(admitted)]
         app.post(
             "/v1/tasks",
             dependencies=strict,
@@ -60,7 +60,6 @@ class _TaskPages:
     async def create(self, request: Request) -> Response:
         """Make a task with a grant, and a credential that is narrower than the caller's. It is shown this once."""
         token = token_of(request)
-        await self.gate.queries.identify(token)
         fields = await fields_of(request, self.limits.body_bytes, WISH_KEYS)
         task, credential = await self.tasks.create(token, wish_from_json(fields))
         headers = {"location": f"/v1/tasks/{task['task_id']}"}

@@ -12,6 +12,10 @@ class TransportLimits:
     the time in which a request must be there completely, TLS handshake included; `stalled_s` how long a client
     may refuse to read; `idle_s` how long a connection may do nothing; `heartbeat_s` the longest silence of an
     event stream. `concurrent_requests` is per edge, beyond it a request is refused at once.
+
+    Of one agent there may be `requests_per_agent` at both edges together, a quarter of an edge's where it is None; of
+    these `streams_per_agent` may be event streams, half of them where it is None. `operator_requests` is the reserve
+    beyond all of that for what operators do.
     """
 
     body_bytes: int = 1024 * 1024
@@ -23,5 +27,16 @@ class TransportLimits:
     idle_s: float = 60
     heartbeat_s: float = 15
     concurrent_requests: int = 256
+    requests_per_agent: int | None = None
+    streams_per_agent: int | None = None
+    operator_requests: int = 16
     connections: int = 1024
     retry_after_ms: int = 1000
+
+    @property
+    def agent_requests(self) -> int:
+        return self.requests_per_agent or max(1, self.concurrent_requests // 4)
+
+    @property
+    def agent_streams(self) -> int:
+        return self.streams_per_agent or max(1, self.agent_requests // 2)

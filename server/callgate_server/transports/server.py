@@ -16,6 +16,7 @@ from callgate_proto.v1 import gateway_pb2
 from callgate_server.transports.gate import Gate
 from callgate_server.transports.grpc import Door, GatewayService, Health
 from callgate_server.transports.limits import TransportLimits
+from callgate_server.transports.places import Places
 from callgate_server.transports.receipt import Receipt
 
 # Long enough to send what is already answered.
@@ -118,6 +119,7 @@ class GrpcServer:
         host: str,
         port: int,
         limits: TransportLimits,
+        places: Places,
         *,
         tls: TlsFiles | None = None,
         reflection: bool = False,
@@ -127,9 +129,10 @@ class GrpcServer:
         self._tls = tls
         self._health = Health()
         self._server = grpc.aio.server(
-            interceptors=(Door(gate, limits),),
+            interceptors=(Door(gate, limits, places),),
             options=_options(limits),
-            maximum_concurrent_rpcs=limits.concurrent_requests,
+            # Far more than the door lets in: the library refuses without looking who it is, and for what.
+            maximum_concurrent_rpcs=4 * limits.concurrent_requests + limits.operator_requests,
         )
         GatewayService(gate).add_to(self._server)
         self._health.add_to(self._server)

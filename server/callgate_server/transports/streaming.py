@@ -84,7 +84,10 @@ async def _chunks(running: Running, heartbeat_s: float, after: int, *, with_text
     events = running.events(after)
     while True:
         try:
-            event = await asyncio.wait_for(anext(events), heartbeat_s)
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with an event, and with it
+            # a client that left.
+            async with asyncio.timeout(heartbeat_s):
+                event = await anext(events)
         except TimeoutError:
             # The wait was cancelled and its iterator with it; the next one continues after the last event seen.
             events = running.events(after)

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +14,10 @@ from callgate_server.ledger.store import StoredCall
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.spending import Amounts, Budget, Scope
+from callgate_server.model.strict_json import Json
 from callgate_server.model.task import Stop
 from callgate_server.model.verdict import Ruling
+from callgate_server.observe.refusals import Refusals
 from support.stages import World
 
 BOSS = Caller("acme", "boss", ("approvers",))
@@ -25,6 +28,8 @@ CALLERS = {
     "rival": Caller("rival", "boss", ("approvers",)),
     "task": replace(BOSS, task="t1"),
 }
+# What is recorded of who was refused.
+SAID: list[tuple[str, Mapping[str, Json]]] = []
 REQUEST = CallRequest("text.echo", b'{"text": "pay 100"}', "http", purpose="An invoice is due.")
 
 
@@ -43,7 +48,9 @@ async def asked(world: World) -> tuple[Approvals, Running]:
         world.running,
         world.limits.stops.refuse,
         world.limits.unused,
+        Refusals(lambda kind, body: SAID.append((kind, body))),
     )
+    SAID.clear()
     return approvals, running
 
 
@@ -192,3 +199,40 @@ async def test_who_is_stopped_approves_nothing() -> None:
         decision = approvals.decide("boss", running.call_id, digest, approve=True)
         assert await reason(decision) is Reason.STOPPED
         running.cancel()
+
+
+@pytest.mark.parametrize(
+    ("token", "guessed", "refused"),
+    [
+        ("self", None, "policy_denied"),
+        ("boss", "0" * 64, "approval_void"),
+        ("clerk", None, "unknown_call"),
+        ("rival", None, "unknown_call"),
+        ("task", None, "unknown_call"),
+    ],
+)
+async def test_who_tries_to_approve_what_it_may_not_leaves_a_trace(
+    token: str, guessed: str | None, refused: str
+) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+        assert await reason(approvals.decide(token, running.call_id, guessed or digest, approve=True)) == refused
+        running.cancel()
+    [(kind, body)] = SAID
+    who = CALLERS[token]
+    assert kind == "approval_refused"
+    assert body == {
+        "tenant": who.tenant, "agent": who.agent, "task": who.task,
+        "operation": "decide", "reason": refused, "call": running.call_id,
+    }  # fmt: skip
+
+
+async def test_what_a_caller_makes_up_is_not_recorded() -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        assert await reason(approvals.show("clerk", "c-made-up")) is Reason.UNKNOWN_CALL
+        assert SAID == []
+        assert await reason(approvals.show("clerk", running.call_id)) is Reason.UNKNOWN_CALL
+        running.cancel()
+    assert [body["operation"] for _, body in SAID] == ["show"]

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -8,8 +9,10 @@ from callgate_server.dead_letters import DeadLetters
 from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
+from callgate_server.model.strict_json import Json
 from callgate_server.model.task import Stop
 from callgate_server.model.verdict import Ruling
+from callgate_server.observe.refusals import Refusals
 from support.stages import CANARY, World, exit_frame
 
 CALLERS = {
@@ -19,6 +22,8 @@ CALLERS = {
     "rival": Caller("rival", "boss", ("operator",)),
     "task": Caller("acme", "bot", ("operator",), "t1"),
 }
+# What is recorded of who was refused.
+SAID: list[tuple[str, Mapping[str, Json]]] = []
 LATER = CallRequest("text.echo", b'{"text": "hi"}', "http", asynchronous=True)
 
 
@@ -36,7 +41,11 @@ async def dead(world: World) -> tuple[DeadLetters, str]:
     running = await world.pipeline.start("agent", replace(LATER, arguments_json=b'{"text": "%s"}' % CANARY.encode()))
     await running.wait()
     stops = world.limits.stops
-    letters = DeadLetters(Authentication(Tokens()), world.ledger, administers, world.pipeline.redrive, stops.refuse)
+    refusals = Refusals(lambda kind, body: SAID.append((kind, body)))
+    letters = DeadLetters(
+        Authentication(Tokens()), world.ledger, administers, world.pipeline.redrive, stops.refuse, refusals
+    )
+    SAID.clear()
     return letters, running.call_id
 
 
@@ -127,3 +136,29 @@ async def test_who_is_stopped_redrives_discards_and_settles_nothing() -> None:
         ):
             assert await reason(attempt) is Reason.STOPPED
         assert (await letters.show("boss", call_id))["redrivable"]
+
+
+@pytest.mark.parametrize("token", ["other", "rival", "task"])
+async def test_who_tries_what_it_may_not_leaves_a_trace(token: str) -> None:
+    async with World() as world:
+        letters, call_id = await dead(world)
+        for attempt in (
+            letters.show(token, call_id),
+            letters.redrive(token, call_id),
+            letters.discard(token, call_id),
+            letters.settle(token, call_id, happened=True),
+        ):
+            assert await reason(attempt) is Reason.UNKNOWN_CALL
+        assert await reason(letters.redrive(token, "made up")) is Reason.UNKNOWN_CALL
+    assert {kind for kind, _ in SAID} == {"dead_letter_refused"}
+    assert [body["operation"] for _, body in SAID] == ["show", "redrive", "discard", "settle"]
+    assert {(body["agent"], body["reason"], body["call"]) for _, body in SAID} == {
+        (CALLERS[token].agent, "unknown_call", call_id)
+    }
+
+
+async def test_who_settles_without_the_right_leaves_a_trace() -> None:
+    async with World() as world:
+        letters, call_id = await dead(world)
+        assert await reason(letters.settle("own", call_id, happened=True)) is Reason.POLICY_DENIED
+    assert [(body["operation"], body["reason"]) for _, body in SAID] == [("settle", "policy_denied")]

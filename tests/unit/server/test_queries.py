@@ -1,13 +1,17 @@
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from callgate_server.admission.authenticate import Authentication
-from callgate_server.model.call import CallRequest
+from callgate_server.admission.authorize import Administration, Operation
+from callgate_server.model.call import Caller, CallRequest
 from callgate_server.model.errors import CallError, Reason
-from callgate_server.model.verdict import Ruling
-from callgate_server.queries import Queries
-from support.stages import Tokens, World, tool
+from callgate_server.model.strict_json import Json
+from callgate_server.model.verdict import Ruling, Verdict
+from callgate_server.queries import Figures, Queries
+from support.stages import Rulings, Tokens, World, tool
 
 REQUEST = CallRequest("text.echo", b'{"text":"hi"}', "http")
 
@@ -91,3 +95,33 @@ async def test_every_query_needs_a_credential() -> None:
             q.identify(""),
         ):
             assert (await refused(asked)).reason is Reason.UNAUTHENTICATED
+
+
+async def test_who_may_pull_the_kill_switch_operates_and_a_task_does_not() -> None:
+    async with World() as world:
+        asked = queries(world)
+        operator = await asked.identify("agent")
+        assert asked.operates(operator)
+        assert not asked.operates(replace(operator, task="t1"))
+        world.policy.ruling = Ruling.DENY
+        assert not asked.operates(operator)
+
+
+class OwnTenantOnly(Rulings):
+    def may_administer(self, caller: Caller, operation: Operation) -> Verdict:
+        return Verdict(Ruling.ALLOW if operation == "breakers" else self.ruling, (), "v1")
+
+
+async def test_metrics_tell_of_all_tenants_and_are_shown_to_who_may_see_them_alone() -> None:
+    refusals: list[tuple[str, Mapping[str, Json]]] = []
+
+    async def remark(kind: str, body: Mapping[str, Json]) -> None:
+        refusals.append((kind, body))
+
+    policy = OwnTenantOnly([])
+    figures = Figures(Authentication(Tokens()), Administration(policy, remark), lambda: b"breaker=tool:rival/x.y")
+    assert await figures.show("agent") == b"breaker=tool:rival/x.y"
+    policy.ruling = Ruling.DENY
+    assert (await refused(figures.show("agent"))).reason is Reason.POLICY_DENIED
+    assert (await refused(figures.show("nobody"))).reason is Reason.UNAUTHENTICATED
+    assert [(kind, body["operation"]) for kind, body in refusals] == [("administration_refused", "metrics")]

@@ -166,3 +166,35 @@ def test_retries_and_fallbacks_are_counted() -> None:
     text = telemetry.metrics().decode()
     assert 'callgate_retries_total{reason="tool_unavailable",tool="web.fetch"} 1.0' in text
     assert 'callgate_fallbacks_total{kind="constant",reason="sandbox_lost",tool="web.fetch"} 1.0' in text
+
+
+def test_every_request_is_counted_and_those_that_were_refused_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("info")
+    for transport, route, status in (
+        *(("http", "/v1/tools", "200"), ("http", "/v1/tools", "499"), ("grpc", "/x.Y/Call", "CANCELLED")),
+        *(("grpc", "/x.Y/Call", "OK"), ("grpc", "/x.Y/Call", "NOT_FOUND"), ("http", "/v1/tasks", "403")),
+    ):
+        telemetry.requested(transport, route, status, "acme/bot", 1.5)
+    text = telemetry.metrics().decode()
+    assert 'callgate_requests_total{route="/v1/tools",status="200",transport="http"} 1.0' in text
+    assert 'callgate_requests_total{route="/x.Y/Call",status="NOT_FOUND",transport="grpc"} 1.0' in text
+    assert "bot" not in text
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["route"], line["status"], line["caller"]) for line in lines] == [
+        ("request refused", "/x.Y/Call", "NOT_FOUND", "acme/bot"),
+        ("request refused", "/v1/tasks", "403", "acme/bot"),
+    ]
+
+
+def test_no_stranger_fills_the_log_or_hides_another_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry("info")
+    for _ in range(1000):
+        telemetry.refused("", Reason.UNAUTHENTICATED, {})
+        telemetry.requested("http", "/v1/tools", "401", "", 0.1)
+    telemetry.requested("http", "/v1/tools", "403", "acme/bot", 0.1)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(lines) == 11
+    assert lines[-1]["caller"] == "acme/bot"
+    text = telemetry.metrics().decode()
+    assert 'callgate_refusals_total{reason="unauthenticated",tool=""} 1000.0' in text
+    assert 'callgate_requests_total{route="/v1/tools",status="401",transport="http"} 1000.0' in text

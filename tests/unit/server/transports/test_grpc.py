@@ -286,9 +286,9 @@ async def test_the_access_log_has_methods_and_outcomes() -> None:
     async with edge() as world, grpc_stub(world) as stub:
         await stub.Call(request(), metadata=metadata())
         await refused(stub.Call(request("demo.denied"), metadata=metadata()))
-    assert [(access.route, access.status) for access in world.accessed] == [
-        ("/callgate.v1.Gateway/Call", "OK"),
-        ("/callgate.v1.Gateway/Call", "PERMISSION_DENIED"),
+    assert [(access.route, access.status, access.caller) for access in world.accessed] == [
+        ("/callgate.v1.Gateway/Call", "OK", "acme/bot"),
+        ("/callgate.v1.Gateway/Call", "PERMISSION_DENIED", "acme/bot"),
     ]
 
 

@@ -1,10 +1,11 @@
+import asyncio
 from typing import Any
 
 import pytest
 
 from callgate_server.transports.guard import Guard
 from callgate_server.transports.limits import TransportLimits
-from support.edge import CANARY, Edge, edge
+from support.edge import CANARY, Edge, edge, in_memory
 
 HOST = (b"host", b"gate.example:8443")
 
@@ -49,7 +50,7 @@ async def ask(
 ) -> Exchange:
     exchange = Exchange()
     scope = {"type": "http", "method": "GET", "path": path, "headers": list(headers)}
-    await Guard(app, edge.gate, edge.limits, hosts, origins)(scope, exchange.receive, exchange.send)
+    await Guard(app, edge.gate, edge.limits, edge.places, hosts, origins)(scope, exchange.receive, exchange.send)
     return exchange
 
 
@@ -139,7 +140,7 @@ async def test_beyond_the_ceiling_requests_are_refused_at_once_and_probes_are_no
                     await guard({**scope, "path": path}, receive, inner[path].send)
             await ok(scope, receive, send)
 
-        guard = Guard(crowded, world.gate, world.limits, frozenset(), frozenset())
+        guard = Guard(crowded, world.gate, world.limits, world.places, frozenset(), frozenset())
         outer, after = Exchange(), Exchange()
         scope = {"type": "http", "method": "GET", "path": "/v1/tools", "headers": []}
         await guard(scope, outer.receive, outer.send)
@@ -149,6 +150,45 @@ async def test_beyond_the_ceiling_requests_are_refused_at_once_and_probes_are_no
     }  # fmt: skip
     assert inner["/v1/tools"].headers[b"retry-after"] == b"3"
     assert (outer.status, after.status) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/stops", 200),
+        ("/v1/stops/resume", 200),
+        ("/v1/breakers", 200),
+        ("/v1/approvals/c1/decision", 200),
+        ("/v1/dead-letters/c1/redrive", 200),
+        ("/v1/calls/c1/settle", 200),
+        ("/metrics", 200),
+        ("/v1/calls/c1", 503),
+        ("/v1/tools/settle", 503),
+        ("/v1/tasks", 503),
+    ],
+)
+async def test_what_operators_do_is_let_in_beyond_the_ceiling(path: str, status: int) -> None:
+    async with edge(TransportLimits(concurrent_requests=1)) as world:
+        taken = world.places.at("http")
+        taken.enter()
+        assert (await ask(world, path=path)).status == status
+        taken.leave()
+    assert len(world.places) == 0
+
+
+async def test_a_place_is_given_back_whatever_becomes_of_its_request() -> None:
+    async def broken(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise RuntimeError(CANARY)
+
+    async def cancelled(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise asyncio.CancelledError
+
+    async with edge() as world:
+        await ask(world, app=broken)
+        await ask(world, HOST, HOST)
+        with pytest.raises(asyncio.CancelledError):
+            await ask(world, app=cancelled)
+    assert len(world.places) == 0
 
 
 async def test_an_unexpected_error_is_reported_and_its_text_is_kept_from_the_client() -> None:
@@ -185,9 +225,25 @@ async def test_the_access_log_sees_route_and_status_and_no_text_of_the_callers()
     assert CANARY not in repr(world.accessed)
 
 
+async def test_the_access_log_names_a_caller_that_is_known_and_a_client_that_left() -> None:
+    async def left(_scope: Any, _receive: Any, _send: Any) -> None:
+        return
+
+    async with edge() as world:
+        async with in_memory(world) as client:
+            await client.get("/v1/calls/none")
+            await client.get("/v1/calls/none", headers={"authorization": f"Bearer {CANARY}"})
+        await ask(world, HOST, app=left)
+    assert [(access.caller, access.route, access.status) for access in world.accessed] == [
+        ("acme/bot", "/v1/calls/{call_id}", "404"),
+        ("", "/v1/calls/{call_id}", "401"),
+        ("", "", "499"),
+    ]
+
+
 async def test_anything_but_http_is_refused() -> None:
     async with edge() as world:
         with pytest.raises(ValueError, match="websocket"):
-            await Guard(ok, world.gate, world.limits, frozenset(), frozenset())(
+            await Guard(ok, world.gate, world.limits, world.places, frozenset(), frozenset())(
                 {"type": "websocket"}, Exchange().receive, Exchange().send
             )

@@ -6,7 +6,7 @@ import pytest
 
 from callgate_proto.envelope import render
 from callgate_server.transports.limits import TransportLimits
-from support.edge import CANARY, NONCE, REFUSALS, TOKEN, TOOL, edge, in_memory
+from support.edge import CANARY, NONCE, REFUSALS, TOKEN, TOOL, authorized, edge, in_memory
 
 CALL = "/v1/tools/{}/calls"
 EMPTY: dict[str, Any] = {"arguments": {}}
@@ -250,9 +250,11 @@ async def test_probes_are_open_and_tell_whether_the_gateway_can_serve() -> None:
     assert (unready.status_code, unready.json()["ready"]) == (503, False)
 
 
-async def test_metrics_are_shown_to_a_caller() -> None:
+async def test_metrics_are_shown_to_who_may_see_them() -> None:
     async with edge() as world, in_memory(world) as client:
-        reply = await client.get("/metrics")
+        denied = await client.get("/metrics")
+        reply = await client.get("/metrics", headers=authorized("root"))
+    assert (denied.status_code, denied.json()["reason"]) == (403, "policy_denied")
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert reply.text.startswith("# HELP")
 

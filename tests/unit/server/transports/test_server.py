@@ -70,7 +70,7 @@ async def test_old_tls_is_not_spoken(tls: TlsFiles) -> None:
 
 async def test_grpc_is_served_over_tls(tls: TlsFiles) -> None:
     async with edge() as world:
-        server = GrpcServer(world.gate, "127.0.0.1", 0, world.limits, tls=tls)
+        server = GrpcServer(world.gate, "127.0.0.1", 0, world.limits, world.places, tls=tls)
         await server.start()
         trust = grpc.ssl_channel_credentials(tls.certificate.read_bytes())
         async with grpc.aio.secure_channel(f"localhost:{server.port}", trust) as channel:
@@ -87,7 +87,7 @@ async def test_a_missing_certificate_stops_the_start(kind: str, tmp_path: Path) 
         server = (
             HttpServer(world.app(), "127.0.0.1", 0, world.limits, tls=absent)
             if kind == "http"
-            else GrpcServer(world.gate, "127.0.0.1", 0, world.limits, tls=absent)
+            else GrpcServer(world.gate, "127.0.0.1", 0, world.limits, world.places, tls=absent)
         )
         with pytest.raises(FileNotFoundError):
             await server.start()
@@ -102,7 +102,7 @@ async def test_a_port_in_use_stops_the_start(kind: str) -> None:
             server = (
                 HttpServer(world.app(), "127.0.0.1", port, world.limits)
                 if kind == "http"
-                else GrpcServer(world.gate, "127.0.0.1", port, world.limits)
+                else GrpcServer(world.gate, "127.0.0.1", port, world.limits, world.places)
             )
             with pytest.raises(OSError, match=str(port)):
                 await server.start()

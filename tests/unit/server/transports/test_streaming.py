@@ -122,3 +122,17 @@ async def test_a_call_is_cancelled_by_leaving_only_if_it_asked_for_that(
     client.gone.set()
     await streaming
     assert running.cancelled.is_set() is cancelled
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_client_that_leaves_as_an_event_comes_is_noticed(steps: int) -> None:
+    running, client = Running("c1"), Client()
+    stream = asyncio.ensure_future(EventStream(running, OnDisconnect.DETACH, 60)({}, client.receive, client.send))
+    running.accept()
+    await client.chunks.get()
+    client.gone.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.output("stdout", "more")
+    async with asyncio.timeout(10):
+        await stream
