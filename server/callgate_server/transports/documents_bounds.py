@@ -18,7 +18,10 @@ class GrantDocument(_Document):
 
     tools: Annotated[
         dict[str, dict[str, Any]],
-        Field(description="The tools, each with a JSON Schema 2020-12 that arguments must fit as well; {} is any."),
+        Field(
+            description="The tools, each with a JSON Schema that arguments must fit as well; {} is any. "
+            "It is a part of 2020-12: no `if`, `not`, `$ref` and the like."
+        ),
     ]
 
 
