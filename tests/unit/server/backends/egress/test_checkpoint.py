@@ -48,8 +48,8 @@ class FakeDialler:
         self.hangs = hangs
         self.links = []
 
-    async def resolve(self, host, port):
-        self.order.append(("resolve", host, port))
+    async def resolve(self, host, port, tenant):
+        self.order.append(("resolve", host, port, tenant))
         return self.resolved
 
     async def dial(self, addresses, port, tls_name):
@@ -168,6 +168,7 @@ async def test_what_is_allowed_is_recorded_before_it_is_dialled():
     admission = await desk.checkpoint.admit(ASK)
     await desk.checkpoint.dial(admission, Trip(1), tls=True)
     assert desk.steps == ["consent", "resolve", "egress_allowed", "dial"]
+    assert desk.order[1] == ("resolve", HOST, 443, "acme")
     assert desk.order[2][1] == {
         "scheme": "https",
         "host": HOST,

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from callgate_server.backends.egress import dialler
+from callgate_server.backends.egress import lookups
 from callgate_server.execution.egress import EgressBudget
 from support.egress_rig import credential, internal, rig, rule
 from support.upstreams import TestAuthority, Upstream
@@ -30,7 +30,7 @@ def names(monkeypatch):
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr(dialler.socket, "getaddrinfo", answer)
+    monkeypatch.setattr(lookups.socket, "getaddrinfo", answer)
     return asked
 
 
