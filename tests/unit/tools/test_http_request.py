@@ -73,6 +73,12 @@ BODIES: list[tuple[bytes, str, dict[str, Any]]] = [
     ("zürich".encode(), "text/plain", {"text": "zürich"}),
     (b"\x89PNG\x00", "image/png", {"base64": base64.b64encode(b"\x89PNG\x00").decode()}),
     (b"\xff\xfe", "text/plain; charset=utf-8", {"base64": "//4="}),
+    # Names of codecs that are none for this, or that give halves of characters.
+    (b"created", "text/plain; charset=undefined", {"base64": base64.b64encode(b"created").decode()}),
+    (b"created", "text/plain; charset=hex", {"base64": base64.b64encode(b"created").decode()}),
+    (b"created", "text/plain; charset=a\xff\x01", {"base64": base64.b64encode(b"created").decode()}),
+    (b"+2AA-", "text/plain; charset=utf-7", {"base64": base64.b64encode(b"+2AA-").decode()}),
+    (b"\\ud800", "application/json; charset=raw_unicode_escape", {"base64": base64.b64encode(b"\\ud800").decode()}),
     (b"[1]", "application/vnd.api+json; charset=utf-8", {"json": [1]}),
     (b"[1]", "text/plain", {"text": "[1]"}),
     (b"{", "application/json", {"text": "{"}),
@@ -155,6 +161,42 @@ def test_a_redirect_of_what_has_an_effect_is_not_followed(tmp_path: Path) -> Non
     with serving(redirecting("/to", 307)) as server:
         result = request(tmp_path, f"{server.url}/from", method="POST", body="x", follow_redirects=True).result
     assert (result["status"], len(server.asked)) == (307, 1)
+
+
+@pytest.mark.parametrize("target", ["http://[x", "http://a.test/\xff", "http://\xfe@[/", ""])
+def test_a_redirect_to_nowhere_is_an_answer(tmp_path: Path, target: str) -> None:
+    moved = Answer(b"made", 302, {"Location": target, "Content-Type": "text/plain"})
+    with serving(moved) as server:
+        wanted = [
+            {"url": server.url, "method": method, "follow_redirects": follow}
+            for method, follow in (("POST", False), ("POST", True), ("GET", False), ("GET", True))
+        ]
+        ended = call_each("http_request:request", "web", tmp_path, wanted, packages=True)
+    assert [(result["status"], result["text"]) for result in ended.result] == [(302, "made")] * 4, ended.stderr
+
+
+def test_n13_what_a_redirect_says_is_bounded_like_any_answer(tmp_path: Path) -> None:
+    with serving(Answer(b"x" * 5_000_000, 307, {"Location": "/to"})) as server:
+        result = request(tmp_path, server.url, method="POST", max_bytes=1000).result
+    assert (result["text"], result["truncated"]) == ("x" * 1000, True)
+
+
+@pytest.mark.parametrize(("status", "sent"), [(301, b""), (302, b""), (303, b""), (307, None), (308, None)])
+def test_a_body_that_was_meant_for_one_origin_does_not_follow_to_another(
+    tmp_path: Path, status: int, sent: bytes | None
+) -> None:
+    """Where the same request is asked for again, there is none without its body: the redirect is the answer."""
+    with serving(Answer(b"there")) as other, serving(redirecting(f"{other.url}/to", status)) as server:
+        result = request(tmp_path, f"{server.url}/from", follow_redirects=True, body="mine").result
+    assert server.asked[0].body == b"mine"
+    assert [asked.body for asked in other.asked] == ([] if sent is None else [sent])
+    assert result["status"] == (status if sent is None else 200)
+
+
+def test_a_body_follows_within_its_origin(tmp_path: Path) -> None:
+    with serving(redirecting("/to", 307)) as server:
+        request(tmp_path, f"{server.url}/from", follow_redirects=True, body="mine")
+    assert [asked.body for asked in server.asked] == [b"mine"] * 2
 
 
 def test_redirects_have_an_end_and_do_not_leave_the_web(tmp_path: Path) -> None:

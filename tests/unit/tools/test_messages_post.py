@@ -71,7 +71,17 @@ def test_the_message_cannot_be_given_twice(tmp_path: Path) -> None:
     assert "beside `fields`" in post(tmp_path, "http://127.0.0.1:1/", fields={"text": "other"}).stderr
 
 
-@pytest.mark.parametrize("reply", [b"\xff\x00", b""])
-def test_a_reply_that_is_no_text_is_left_out(tmp_path: Path, reply: bytes) -> None:
-    with serving(Answer(reply)) as server:
-        assert post(tmp_path, server.url).result["reply"] == ""
+@pytest.mark.parametrize(
+    ("reply", "charset"),
+    [
+        (b"\xff\x00", "utf-8"),
+        (b"", "utf-8"),
+        (b"ok", "undefined"),
+        (b"+2AA-", "utf-7"),
+        (b"\\ud800", "raw_unicode_escape"),
+    ],
+)
+def test_a_reply_that_is_no_text_is_left_out(tmp_path: Path, reply: bytes, charset: str) -> None:
+    with serving(Answer(reply, headers={"Content-Type": f"text/plain; charset={charset}"})) as server:
+        result = post(tmp_path, server.url).result
+    assert (result["status"], result["reply"].encode()) == (200, b"")
