@@ -5,7 +5,7 @@ Whoever is away for now is told from a failure by the exit status, but only wher
 """
 
 import hashlib
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ _MOVED = (301, 302, 303, 307, 308)
 _AS_IT_WAS = (307, 308)
 # What may go along to another origin than the one it was meant for.
 _HARMLESS = ("accept", "accept-language", "user-agent")
-_GATE_BYTES = 200
+# Of the gate's own words: its header, and the mark of this call at the beginning of its value.
+_GATES = "callgate-egress"
+_MARK = "CALLGATE_EGRESS_MARK"
 # EX_TEMPFAIL: nothing is wrong with the call, and another attempt may do it.
 _NOT_NOW = 75
 _UNAVAILABLE = (502, 503, 504)
@@ -187,23 +189,17 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _refuse_words_of_the_gate(reply: Reply, passing: Sequence[str]) -> None:
     """Tell what the gate says in an upstream's place from an upstream's answer. `passing` are reasons that pass.
 
+    Only the gate knows the mark: an upstream that uses its words has answered.
+
     Raises:
         SystemExit: it was the gate.
     """
-    if reply.status < requests.codes.bad_request or len(reply.body) > _GATE_BYTES:
+    mark, *words = reply.header(_GATES).split(" ")
+    if not mark or mark != os.environ.get(_MARK):
         return
-    try:
-        document = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(document, dict) or document.keys() != {"error", "why"}:
-        return
-    error, why = document["error"], str(document["why"])[:40]
-    if error not in ("egress_refused", "egress_failed"):
-        return
-    away = reply.status in _UNAVAILABLE
-    not_now = away and why in passing
-    if away and why in _UNSENT:
+    error, why = words
+    not_now = why in passing
+    if why in _UNSENT:
         _end(f"{_AWAY} ({why}).", not_now=not_now)
     if error == "egress_refused":
         raise SystemExit(f"{_REFUSED_BY_THE_GATE} ({why}).")

@@ -102,6 +102,7 @@ class Desk:
             budget=BUDGET,
             deadline=Deadline(time.monotonic() + 60),
             record=record,
+            mark="mark",
         )
         self.dialler = FakeDialler(self.order, resolved, fails, hangs=hangs)
         self.checkpoint = Checkpoint(terms, self.dialler, self.breakers, lambda _, error: self.reports.append(error))
