@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from secrets import token_urlsafe
 from typing import Final, assert_never
 
 from callgate_server.execution.breakers import Passage
@@ -242,14 +243,16 @@ class Admitted:
             requests=limits.egress_requests,
             concurrent=EGRESS_AT_ONCE,
         )
+        mark = token_urlsafe(16)
         terms = EgressTerms(
-            self.ticket.caller.tenant, manifest.rules, credentials, consent, budget, self.deadline, record
+            self.ticket.caller.tenant, manifest.rules, credentials, consent, budget, self.deadline, record, mark
         )
         ends_tls = any(rule.scheme == "https" and is_seen(rule) for rule in manifest.rules)
         wire = EgressWire(
             proxy=any(rule.scheme != "tcp" for rule in manifest.rules),
             ports=tuple(rule.local_port for rule in manifest.rules if rule.local_port is not None),
             authority_pem=gate.authority_pem if ends_tls else None,
+            mark=mark,
         )
         return WayOut(wire, partial(gate.open, terms))
 

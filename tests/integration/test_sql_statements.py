@@ -179,6 +179,36 @@ def test_a_query_changes_nothing_whatever_its_role_may(run: Run, tables: Postgre
     assert tables.query("SELECT count(*), max(word), (SELECT count(*) FROM pg_class) FROM kept") == before
 
 
+@pytest.mark.parametrize("tool", ["query", "execute"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "PREPARE TRANSACTION 'x'",
+        "prepare/**/transaction 'x'",
+        " ;;\n-- a /* word\r\n\tPrepare Transaction 'x'",
+        "/* a -- word */ /* /* */ * / ' /*/ */ */ PREPARE TRANSACTION 'x'",
+        "/**//***/--\n;PREPARE TRANSACTION 'x'",
+        "PREPARE mine AS SELECT 1",
+    ],
+)
+def test_nothing_is_prepared_that_outlives_the_call(run: Run, tables: Postgres, tool: str, sql: str) -> None:
+    ended = run(tool, sql)
+    assert (ended.result, tables.query("SELECT count(*) FROM pg_prepared_xacts")) == (None, "0")
+    assert ended.stderr == "PREPARE is not possible here: a transaction of this tool ends with its call.\n"
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT 'prepare'", "/* prepare */ SELECT 'prepare'", "--\nSELECT 'prepare'", "(SELECT 'prepare')"]
+)
+def test_a_statement_may_speak_of_preparing(run: Run, sql: str) -> None:
+    assert value(run("query", sql)) == "prepare"
+
+
+@pytest.mark.parametrize("sql", ["/* prepare", "/*" * 50_000, "-- prepare", "prepared", "PREPARE_X"])
+def test_what_only_looks_like_it_is_the_servers_to_refuse(run: Run, sql: str) -> None:
+    assert "PREPARE is not possible" not in run("query", sql).stderr
+
+
 def test_what_a_query_may_not_is_told_with_its_state(run: Run) -> None:
     ended = run("query", "DELETE FROM kept")
     assert ended.stderr == (

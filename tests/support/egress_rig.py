@@ -27,6 +27,8 @@ from callgate_server.model.verdict import Ruling, Verdict
 from callgate_server.result.redact import Redactor
 
 BUDGET = EgressBudget(bytes=16 * 1024 * 1024, connections=64, requests=256, concurrent=16)
+# Drawn for the call; its tool knows it.
+MARK = "mark-of-the-call"
 ALLOWED = Verdict(Ruling.ALLOW, ("permit-all",), "v1")
 
 
@@ -109,6 +111,7 @@ async def rig(
         budget=budget,
         deadline=Deadline(time.monotonic() + deadline_s),
         record=keep,
+        mark=MARK,
     )
     async with Gate(
         gate_options, Redactor, breakers or Breakers({}, lambda _: None), lambda _, error: reports.append(error)

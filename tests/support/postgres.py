@@ -32,6 +32,8 @@ class Postgres:
         initdb = ["initdb", "-U", self.user, "-A", "scram-sha-256", "--pwfile", str(password_file), "--no-sync"]
         self._run(*initdb, "-D", str(self._data))
         options = f"-p {self.port} -h {self.host} -c unix_socket_directories='' -c fsync=off"
+        # Not the usual 0: whoever could prepare a transaction would see that here.
+        options += " -c max_prepared_transactions=4"
         self._run("pg_ctl", "-D", str(self._data), "-w", "-l", str(self._directory / "log"), "-o", options, "start")
         return self
 

@@ -1,5 +1,6 @@
 """An upstream on loopback whose answers a test writes, and which keeps what it was asked. As a proxy it answers too."""
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,21 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+
+
+# Of the call whose egress a test plays: what its tool finds in its environment.
+MARK = "mark-of-the-call"
+
+
+def gates(why: str, status: int, error: str = "egress_failed", mark: str = MARK) -> Answer:
+    """What the gate says itself."""
+    headers = {"Content-Type": "application/json", "Callgate-Egress": f"{mark} {error} {why}"}
+    return Answer(json.dumps({"error": error, "why": why}).encode(), status, headers)
+
+
+def through(proxy: "WebServer") -> dict[str, str]:
+    """The environment of a tool whose way out is this server."""
+    return {"http_proxy": proxy.url, "https_proxy": proxy.url, "CALLGATE_EGRESS_MARK": MARK}
 
 
 Behaviour = Callable[[Asked], Answer]

@@ -8,9 +8,10 @@ SECRETS_FOLDER = "/run/secrets"
 
 
 class WayOut:
-    """What the tool gets to reach the outside: an HTTP proxy, local ports, and the gate's own certificate authority."""
+    """What the tool gets to reach the outside: an HTTP proxy, local ports, the gate's own certificate authority, and
+    the mark of its words."""
 
-    __slots__ = ("authority", "ports", "proxy")
+    __slots__ = ("authority", "mark", "ports", "proxy")
 
     def __init__(self, document: object) -> None:
         if not isinstance(document, dict) or not isinstance(document["ports"], list):
@@ -18,6 +19,8 @@ class WayOut:
         self.proxy = document["proxy"] is True
         self.ports = [number(port) for port in document["ports"]]
         self.authority = None if document["authority"] is None else text(document["authority"])
+        # A gateway from before it sends none.
+        self.mark = None if document.get("mark") is None else text(document["mark"])
 
 
 class Call:

@@ -252,6 +252,8 @@ def environment(way_out: "WayOut") -> dict[str, str]:
         variables |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy)
         variables |= dict.fromkeys(("NO_PROXY", "no_proxy"), "")
         variables["NODE_USE_ENV_PROXY"] = "1"
+        if way_out.mark is not None:
+            variables["CALLGATE_EGRESS_MARK"] = way_out.mark
     if way_out.authority is not None:
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         variables |= dict.fromkeys(names, CERTIFICATES)

@@ -7,6 +7,7 @@ that what is too much is never held. What a value is in JSON is said at `_shown`
 import base64
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,11 @@ SET LOCAL IntervalStyle = 'iso_8601';
 SET LOCAL bytea_output = 'hex';
 """
 
+# As PostgreSQL reads them: what may stand before a statement, and the ends of a comment, which may hold others.
+_NOTHING = re.compile(r"(?:[\s;]|--[^\n\r]*)*")
+_COMMENT = re.compile(r"/\*|\*/")
+_PREPARE = re.compile(r"prepare(?![\w$])", re.IGNORECASE)
+
 Parameter = str | int | float | bool | None
 
 
@@ -81,6 +87,7 @@ def run(
     Raises:
         SystemExit: it failed. The text is for the caller. With status 75 there was no connection, and may be later.
     """
+    _refuse_to_prepare(statement)
     with _connected(database, credentials) as connection:
         try:
             access = "READ WRITE" if write else "READ ONLY"
@@ -95,6 +102,33 @@ def run(
             # What is not committed is undone by the server, and what it still sends is not waited for.
             connection.close()
     return outcome
+
+
+def _refuse_to_prepare(statement: str) -> None:
+    """Refuse what begins with PREPARE: PREPARE TRANSACTION, in a read-only one too, would outlive call and role.
+
+    Raises:
+        SystemExit: it does. The text is for the caller.
+    """
+    at = _after_nothing(statement, 0)
+    while statement.startswith("/*", at):
+        at = _after_nothing(statement, _after_comment(statement, at))
+    if _PREPARE.match(statement, at):
+        raise SystemExit("PREPARE is not possible here: a transaction of this tool ends with its call.")
+
+
+def _after_nothing(statement: str, at: int) -> int:
+    found = _NOTHING.match(statement, at)
+    return found.end() if found else at
+
+
+def _after_comment(statement: str, at: int) -> int:
+    depth = 0
+    for mark in _COMMENT.finditer(statement, at):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(statement)
 
 
 def _connected(database: str, credentials: dict[str, str]) -> psycopg.Connection:

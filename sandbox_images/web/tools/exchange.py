@@ -5,13 +5,13 @@ Whoever is away for now is told from a failure by the exit status, but only wher
 """
 
 import hashlib
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NoReturn, TypedDict
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
@@ -21,9 +21,13 @@ MAX_REDIRECTS = 5
 TIMEOUT_S = (15, 45)
 _CHUNK = 65536
 _MOVED = (301, 302, 303, 307, 308)
+# These ask for the same request again, its body included (RFC 9110, sections 15.4.8 and 15.4.9).
+_AS_IT_WAS = (307, 308)
 # What may go along to another origin than the one it was meant for.
 _HARMLESS = ("accept", "accept-language", "user-agent")
-_GATE_BYTES = 200
+# Of the gate's own words: its header, and the mark of this call at the beginning of its value.
+_GATES = "callgate-egress"
+_MARK = "CALLGATE_EGRESS_MARK"
 # EX_TEMPFAIL: nothing is wrong with the call, and another attempt may do it.
 _NOT_NOW = 75
 _UNAVAILABLE = (502, 503, 504)
@@ -62,11 +66,13 @@ class Reply:
         return self.header("content-type").partition(";")[0].strip().lower()
 
     def text(self) -> str | None:
-        """Return the body as text, None if it is none."""
+        """Return the body as text, None if it is none, or none that could be handed on."""
         charset = requests.utils.get_encoding_from_headers({"content-type": self._charset_only()}) or "utf-8"
         try:
             text = self.body.decode(charset)
-        except (UnicodeDecodeError, LookupError):
+            # Some codecs give halves of characters.
+            text.encode()
+        except (ValueError, LookupError):
             return None
         return None if "\0" in text else text
 
@@ -95,26 +101,37 @@ def exchange(
             may have one, and this one has had no effect.
     """
     asked = _sendable(url)
-    with requests.Session() as session:
+    with _Session() as session:
         for hop in range(MAX_REDIRECTS + 1):
             try:
-                reply, onward = _send(session, method, url, headers, body, limit_bytes)
+                reply = _send(session, method, url, headers, body, limit_bytes)
             except (requests.RequestException, HTTPError) as error:
                 _end(_said(error), not_now=_is_cut_off(error) if reads else hop == 0 and _is_unsent(error))
             _refuse_words_of_the_gate(reply, _UNSENT + _CUT_OFF if reads else _UNSENT if hop == 0 else ())
             reply.source["url"] = asked
-            if onward is None or not follow or method not in ("GET", "HEAD"):
+            onward = _onward(reply) if follow and method in ("GET", "HEAD") else None
+            if onward is None:
                 return reply
             if _origin(_sendable(onward)) != _origin(url):
+                if body is not None and reply.status in _AS_IT_WAS:
+                    # Without it that would be another request, and the body was meant for the one origin.
+                    return reply
                 headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
+                body = None
             url = onward
     raise SystemExit(f"The upstream redirects more than {MAX_REDIRECTS} times.")
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, _: requests.Response) -> None:
+        """Leave redirects to us. The library would look into those that it is not to follow: read their bodies to the
+        end, and fail by those that lead nowhere."""
+
+
 def _send(
     session: requests.Session, method: str, url: str, headers: Mapping[str, str], body: bytes | None, limit_bytes: int
-) -> tuple[Reply, str | None]:
-    """Return one answer, and where it redirects to."""
+) -> Reply:
+    """Return one answer."""
     with session.request(
         method, url, headers=headers, data=body, timeout=TIMEOUT_S, allow_redirects=False, stream=True
     ) as response:
@@ -123,8 +140,6 @@ def _send(
             content += chunk
             if len(content) > limit_bytes:
                 break
-        target = session.get_redirect_target(response)
-        onward = requests.compat.urljoin(url, target) if target and response.status_code in _MOVED else None
         received = list(response.raw.headers.iteritems())
         source = Source(
             url=url,
@@ -133,7 +148,19 @@ def _send(
             sha256=hashlib.sha256(content[:limit_bytes]).hexdigest(),
         )
         cut = len(content) > limit_bytes
-        return Reply(response.status_code, received, bytes(content[:limit_bytes]), cut, source), onward
+        return Reply(response.status_code, received, bytes(content[:limit_bytes]), cut, source)
+
+
+def _onward(reply: Reply) -> str | None:
+    """Return where an answer redirects to, None where that is nowhere."""
+    target = reply.header("location")
+    if not target or reply.status not in _MOVED:
+        return None
+    try:
+        # Headers come as Latin-1; in this one UTF-8 is usual.
+        return urljoin(reply.source["final_url"], target.encode("latin-1").decode())
+    except ValueError:
+        return None
 
 
 def _sendable(url: str) -> str:
@@ -162,23 +189,17 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _refuse_words_of_the_gate(reply: Reply, passing: Sequence[str]) -> None:
     """Tell what the gate says in an upstream's place from an upstream's answer. `passing` are reasons that pass.
 
+    Only the gate knows the mark: an upstream that uses its words has answered.
+
     Raises:
         SystemExit: it was the gate.
     """
-    if reply.status < requests.codes.bad_request or len(reply.body) > _GATE_BYTES:
+    mark, *words = reply.header(_GATES).split(" ")
+    if not mark or mark != os.environ.get(_MARK):
         return
-    try:
-        document = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(document, dict) or document.keys() != {"error", "why"}:
-        return
-    error, why = document["error"], str(document["why"])[:40]
-    if error not in ("egress_refused", "egress_failed"):
-        return
-    away = reply.status in _UNAVAILABLE
-    not_now = away and why in passing
-    if away and why in _UNSENT:
+    error, why = words
+    not_now = why in passing
+    if why in _UNSENT:
         _end(f"{_AWAY} ({why}).", not_now=not_now)
     if error == "egress_refused":
         raise SystemExit(f"{_REFUSED_BY_THE_GATE} ({why}).")

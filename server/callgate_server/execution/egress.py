@@ -36,7 +36,8 @@ class EgressBudget:
 class EgressTerms:
     """All that decides what one call may reach. `credentials` by the name that rules give them.
 
-    `tenant` is whose calls an upstream's circuit breaker is for.
+    `tenant` is whose calls an upstream's circuit breaker is for. `mark` is drawn for the call: by it the tool knows
+    the gate's own words from an upstream's, which cannot know it.
     """
 
     tenant: str
@@ -46,6 +47,7 @@ class EgressTerms:
     budget: EgressBudget
     deadline: Deadline
     record: Record
+    mark: str
 
 
 # Sends one encoded frame to the runner. Raises ConnectionError: the wire is gone.

@@ -249,6 +249,7 @@ def _way_out(egress: EgressWire) -> dict[str, Json]:
         "proxy": egress.proxy,
         "ports": list(egress.ports),
         "authority": None if authority is None else authority.decode("ascii"),
+        "mark": egress.mark,
     }
 
 

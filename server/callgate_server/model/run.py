@@ -41,12 +41,14 @@ class CallNames:
 class EgressWire:
     """What the sandbox offers its tool as a way out: an HTTP proxy, and a port for each `tcp` destination.
 
-    `authority_pem` is the certificate by which the tool knows the gate's own TLS, where a rule needs that.
+    `authority_pem` is the certificate by which the tool knows the gate's own TLS, where a rule needs that; `mark` is in
+    what the proxy says itself. Without one the tool takes nothing for the gate's words.
     """
 
     proxy: bool
     ports: tuple[int, ...]
     authority_pem: bytes | None
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

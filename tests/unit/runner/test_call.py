@@ -4,7 +4,7 @@ import pytest
 
 from callgate_runner import call as call_module
 from callgate_runner import json_text, wire
-from callgate_runner.call import Call, accept_secret
+from callgate_runner.call import Call, WayOut, accept_secret
 from callgate_server.execution.framing import HEADER, encode_call, encode_secret
 from callgate_server.model.manifest import Limits, Run
 from callgate_server.model.run import EgressWire
@@ -40,10 +40,14 @@ def test_a_command_keeps_its_words() -> None:
 
 def test_a_call_has_no_way_out_unless_it_says_so() -> None:
     assert call_of(Run(python="tool:main")).egress is None
-    given = EgressWire(proxy=True, ports=(5432, 6432), authority_pem=b"PEM")
+    given = EgressWire(proxy=True, ports=(5432, 6432), authority_pem=b"PEM", mark="m")
     way_out = Call(payload_of(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES, given))).egress
     assert way_out is not None
-    assert (way_out.proxy, way_out.ports, way_out.authority) == (True, [5432, 6432], "PEM")
+    assert (way_out.proxy, way_out.ports, way_out.authority, way_out.mark) == (True, [5432, 6432], "PEM", "m")
+
+
+def test_a_gateway_that_knows_no_mark_sends_none() -> None:
+    assert WayOut({"proxy": True, "ports": [], "authority": None}).mark is None
 
 
 @pytest.mark.parametrize(
@@ -63,6 +67,7 @@ def test_a_call_has_no_way_out_unless_it_says_so() -> None:
         {"egress": {"proxy": True, "ports": None, "authority": None}},
         {"egress": {"proxy": True, "ports": ["22"], "authority": None}},
         {"egress": {"proxy": True, "ports": [], "authority": 1}},
+        {"egress": {"proxy": True, "ports": [], "authority": None, "mark": 1}},
     ],
 )
 def test_a_malformed_call_is_refused(change: dict[str, object]) -> None:

@@ -313,7 +313,11 @@ def test_libraries_are_told_of_the_proxy() -> None:
         "no_proxy": "",
         "NODE_USE_ENV_PROXY": "1",
     }
-    assert egress.environment(way_out(ports=[5432])) == {}
+    assert egress.environment(way_out(ports=[5432], mark="m")) == {}
+
+
+def test_the_tool_is_told_the_mark_of_the_gates_words() -> None:
+    assert egress.environment(way_out(proxy=True, mark="m"))["CALLGATE_EGRESS_MARK"] == "m"
 
 
 def test_libraries_are_told_of_the_authority() -> None:

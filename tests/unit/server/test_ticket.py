@@ -132,10 +132,12 @@ def test_what_a_call_may_reach_is_made_of_its_tool_its_leases_and_its_deadline()
     call, gate = admitted(egress=rules, limits=limits), Gate()
     credentials = {"key": Credential("key", "X-Key", "", Sealed(b"value"))}
     way_out = call.way_out(gate, credentials, yes, unrecorded)
-    assert way_out.wire == EgressWire(proxy=True, ports=(15432,), authority_pem=None)
+    assert way_out.wire is not None
+    assert replace(way_out.wire, mark=None) == EgressWire(proxy=True, ports=(15432,), authority_pem=None)
     assert way_out.begin is not None
     way_out.begin(nowhere)
     (terms,) = gate.terms
+    assert terms.mark == way_out.wire.mark
     assert terms.tenant == call.ticket.caller.tenant
     assert terms.rules == call.tool.manifest.rules
     assert terms.credentials is credentials
@@ -154,7 +156,17 @@ def test_what_a_call_may_reach_is_made_of_its_tool_its_leases_and_its_deadline()
 )
 def test_a_sandbox_is_offered_what_its_rules_need_and_no_more(rule: dict[str, object], wire: EgressWire) -> None:
     call = admitted(egress=[{"host": "api.example.com", **rule}])
-    assert call.way_out(Gate(), {}, yes, unrecorded).wire == wire
+    offered = call.way_out(Gate(), {}, yes, unrecorded).wire
+    assert offered is not None
+    assert replace(offered, mark=None) == wire
+
+
+def test_each_attempt_draws_a_mark_that_nobody_can_guess() -> None:
+    call = admitted(egress=[{"host": "api.example.com"}])
+    wires = [call.way_out(Gate(), {}, yes, unrecorded).wire for _ in range(3)]
+    marks = {wire.mark for wire in wires if wire and wire.mark}
+    assert len(marks) == 3
+    assert all(len(mark) >= 22 and mark.isascii() and " " not in mark for mark in marks)
 
 
 def test_a_tool_gets_the_arguments_that_the_deployment_fixes_and_the_record_does_not() -> None:

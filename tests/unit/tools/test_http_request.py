@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.tools import Ended, call, call_each
-from support.web_server import Answer, Asked, WebServer, serving, silent_server
+from support.web_server import Answer, Asked, gates, serving, silent_server, through
 
 JSON = {"Content-Type": "application/json"}
 
@@ -73,6 +73,12 @@ BODIES: list[tuple[bytes, str, dict[str, Any]]] = [
     ("zürich".encode(), "text/plain", {"text": "zürich"}),
     (b"\x89PNG\x00", "image/png", {"base64": base64.b64encode(b"\x89PNG\x00").decode()}),
     (b"\xff\xfe", "text/plain; charset=utf-8", {"base64": "//4="}),
+    # Names of codecs that are none for this, or that give halves of characters.
+    (b"created", "text/plain; charset=undefined", {"base64": base64.b64encode(b"created").decode()}),
+    (b"created", "text/plain; charset=hex", {"base64": base64.b64encode(b"created").decode()}),
+    (b"created", "text/plain; charset=a\xff\x01", {"base64": base64.b64encode(b"created").decode()}),
+    (b"+2AA-", "text/plain; charset=utf-7", {"base64": base64.b64encode(b"+2AA-").decode()}),
+    (b"\\ud800", "application/json; charset=raw_unicode_escape", {"base64": base64.b64encode(b"\\ud800").decode()}),
     (b"[1]", "application/vnd.api+json; charset=utf-8", {"json": [1]}),
     (b"[1]", "text/plain", {"text": "[1]"}),
     (b"{", "application/json", {"text": "{"}),
@@ -157,6 +163,42 @@ def test_a_redirect_of_what_has_an_effect_is_not_followed(tmp_path: Path) -> Non
     assert (result["status"], len(server.asked)) == (307, 1)
 
 
+@pytest.mark.parametrize("target", ["http://[x", "http://a.test/\xff", "http://\xfe@[/", ""])
+def test_a_redirect_to_nowhere_is_an_answer(tmp_path: Path, target: str) -> None:
+    moved = Answer(b"made", 302, {"Location": target, "Content-Type": "text/plain"})
+    with serving(moved) as server:
+        wanted = [
+            {"url": server.url, "method": method, "follow_redirects": follow}
+            for method, follow in (("POST", False), ("POST", True), ("GET", False), ("GET", True))
+        ]
+        ended = call_each("http_request:request", "web", tmp_path, wanted, packages=True)
+    assert [(result["status"], result["text"]) for result in ended.result] == [(302, "made")] * 4, ended.stderr
+
+
+def test_n13_what_a_redirect_says_is_bounded_like_any_answer(tmp_path: Path) -> None:
+    with serving(Answer(b"x" * 5_000_000, 307, {"Location": "/to"})) as server:
+        result = request(tmp_path, server.url, method="POST", max_bytes=1000).result
+    assert (result["text"], result["truncated"]) == ("x" * 1000, True)
+
+
+@pytest.mark.parametrize(("status", "sent"), [(301, b""), (302, b""), (303, b""), (307, None), (308, None)])
+def test_a_body_that_was_meant_for_one_origin_does_not_follow_to_another(
+    tmp_path: Path, status: int, sent: bytes | None
+) -> None:
+    """Where the same request is asked for again, there is none without its body: the redirect is the answer."""
+    with serving(Answer(b"there")) as other, serving(redirecting(f"{other.url}/to", status)) as server:
+        result = request(tmp_path, f"{server.url}/from", follow_redirects=True, body="mine").result
+    assert server.asked[0].body == b"mine"
+    assert [asked.body for asked in other.asked] == ([] if sent is None else [sent])
+    assert result["status"] == (status if sent is None else 200)
+
+
+def test_a_body_follows_within_its_origin(tmp_path: Path) -> None:
+    with serving(redirecting("/to", 307)) as server:
+        request(tmp_path, f"{server.url}/from", follow_redirects=True, body="mine")
+    assert [asked.body for asked in server.asked] == [b"mine"] * 2
+
+
 def test_redirects_have_an_end_and_do_not_leave_the_web(tmp_path: Path) -> None:
     with serving(redirecting("/from")) as circle, serving(redirecting("file:///etc/passwd")) as away:
         round_and_round = request(tmp_path, f"{circle.url}/from", follow_redirects=True)
@@ -201,28 +243,18 @@ def test_it_goes_the_way_of_the_proxy_like_any_program(tmp_path: Path) -> None:
 
 
 def test_a_refusal_of_the_gate_is_a_failure_that_says_so(tmp_path: Path) -> None:
-    refusal = Answer(b'{"error": "egress_refused", "why": "policy"}', 403, JSON)
-    with serving(refusal) as proxy:
-        environment = {"http_proxy": proxy.url, "https_proxy": proxy.url}
-        seen = request(tmp_path, "http://a.test/", environment=environment)
-        tunnelled = request(tmp_path, "https://a.test/", environment=environment)
+    with serving(gates("policy", 403, "egress_refused")) as proxy:
+        seen = request(tmp_path, "http://a.test/", environment=through(proxy))
+        tunnelled = request(tmp_path, "https://a.test/", environment=through(proxy))
     assert seen.stderr.endswith("ask its operator for an egress rule (policy).\n")
     assert tunnelled.stderr.endswith("ask its operator for an egress rule.\n")
     assert seen.result is tunnelled.result is None
 
 
 def test_a_failure_of_the_gate_is_no_answer_of_the_upstream(tmp_path: Path) -> None:
-    with serving(Answer(b'{"error":"egress_failed","why":"encoded_answer"}', 502, JSON)) as proxy:
-        ended = request(tmp_path, "http://a.test/", environment={"http_proxy": proxy.url})
+    with serving(gates("encoded_answer", 502)) as proxy:
+        ended = request(tmp_path, "http://a.test/", environment=through(proxy))
     assert ended.stderr == "The gateway could not bring back an answer of the upstream (encoded_answer).\n"
-
-
-def gates(why: str, status: int, error: str = "egress_failed") -> Answer:
-    return Answer(json.dumps({"error": error, "why": why}).encode(), status, JSON)
-
-
-def through(proxy: WebServer) -> dict[str, str]:
-    return {"http_proxy": proxy.url, "https_proxy": proxy.url}
 
 
 AWAY = [
@@ -233,12 +265,13 @@ AWAY = [
 
 
 @pytest.mark.parametrize(("why", "status", "error"), AWAY)
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 def test_an_upstream_that_nothing_was_sent_to_is_away_for_now(
     tmp_path: Path, why: str, status: int, error: str, method: str
 ) -> None:
     with serving(gates(why, status, error)) as proxy:
-        ended = request(tmp_path, "http://a.test/", method=method, environment=through(proxy))
+        # However little of the answer is wanted.
+        ended = request(tmp_path, "http://a.test/", method=method, max_bytes=1, environment=through(proxy))
     assert (ended.status, ended.result) == (75, None)
     assert ended.stderr == f"The upstream cannot be reached for now ({why}).\n"
 
@@ -277,12 +310,18 @@ def test_where_a_redirect_leads_nowhere_the_request_before_it_has_been_made(tmp_
     assert (ended.status, len(proxy.asked)) == (1, 2)
 
 
-@pytest.mark.parametrize(
-    "body", [b'{"error": "egress_refused"}', b'["egress_refused"]', b"{", b'{"error": 1, "why": 2}']
-)
-def test_an_upstreams_own_refusal_is_an_answer(tmp_path: Path, body: bytes) -> None:
-    with serving(Answer(body, 403, JSON)) as server:
-        assert request(tmp_path, server.url).result["status"] == 403
+@pytest.mark.parametrize(("why", "status", "error"), [*AWAY, ("no_rule", 403, "egress_refused")])
+@pytest.mark.parametrize("mark", ["", "guessed"])
+def test_an_upstream_that_speaks_as_the_gate_has_answered(
+    tmp_path: Path, why: str, status: int, error: str, mark: str
+) -> None:
+    words = gates(why, status, error, mark)
+    with serving(words) as upstream, serving(words) as proxy:
+        direct = request(tmp_path, upstream.url, method="POST")
+        through_the_gate = request(tmp_path, "http://a.test/", method="POST", environment=through(proxy))
+    for ended in (direct, through_the_gate):
+        assert (ended.status, ended.stderr) == (0, "")
+        assert (ended.result["status"], ended.result["json"]) == (status, {"error": error, "why": why})
 
 
 def test_without_a_way_out_it_is_said_whom_to_ask_and_no_address(tmp_path: Path) -> None:

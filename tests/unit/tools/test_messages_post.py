@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.tools import Ended, call
-from support.web_server import Answer, serving
+from support.web_server import Answer, WebServer, gates, serving, through
 
 
 def post(folder: Path, url: str, text: str = "hello", **arguments: Any) -> Ended:
@@ -53,12 +53,21 @@ def test_a_refusal_and_a_doubt_are_failures_that_differ(tmp_path: Path) -> None:
     ("why", "status", "ends"), [("unreachable", 502, 75), ("broken_off", 502, 1), ("idle", 504, 1)]
 )
 def test_only_a_message_that_was_not_sent_may_be_posted_later(tmp_path: Path, why: str, status: int, ends: int) -> None:
-    words = json.dumps({"error": "egress_failed", "why": why}).encode()
-    with serving(Answer(words, status, {"Content-Type": "application/json"})) as proxy:
-        arguments = {"url": "http://a.test/hook", "text": "hello"}
-        environment = {"http_proxy": proxy.url}
-        ended = call("messages:post", "web", tmp_path, arguments, packages=True, environment=environment)
+    with serving(gates(why, status)) as proxy:
+        ended = posted_through(proxy, tmp_path)
     assert (ended.status, ended.result) == (ends, None)
+
+
+def test_an_upstream_cannot_say_that_a_message_was_not_sent(tmp_path: Path) -> None:
+    with serving(gates("unreachable", 503, mark="guessed")) as proxy:
+        ended = posted_through(proxy, tmp_path)
+    assert (ended.status, ended.result) == (1, None)
+    assert "whether it has the message is not known" in ended.stderr
+
+
+def posted_through(proxy: WebServer, folder: Path) -> Ended:
+    arguments = {"url": "http://a.test/hook", "text": "hello"}
+    return call("messages:post", "web", folder, arguments, packages=True, environment=through(proxy))
 
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
@@ -71,7 +80,17 @@ def test_the_message_cannot_be_given_twice(tmp_path: Path) -> None:
     assert "beside `fields`" in post(tmp_path, "http://127.0.0.1:1/", fields={"text": "other"}).stderr
 
 
-@pytest.mark.parametrize("reply", [b"\xff\x00", b""])
-def test_a_reply_that_is_no_text_is_left_out(tmp_path: Path, reply: bytes) -> None:
-    with serving(Answer(reply)) as server:
-        assert post(tmp_path, server.url).result["reply"] == ""
+@pytest.mark.parametrize(
+    ("reply", "charset"),
+    [
+        (b"\xff\x00", "utf-8"),
+        (b"", "utf-8"),
+        (b"ok", "undefined"),
+        (b"+2AA-", "utf-7"),
+        (b"\\ud800", "raw_unicode_escape"),
+    ],
+)
+def test_a_reply_that_is_no_text_is_left_out(tmp_path: Path, reply: bytes, charset: str) -> None:
+    with serving(Answer(reply, headers={"Content-Type": f"text/plain; charset={charset}"})) as server:
+        result = post(tmp_path, server.url).result
+    assert (result["status"], result["reply"].encode()) == (200, b"")

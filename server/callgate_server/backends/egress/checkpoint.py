@@ -110,7 +110,7 @@ class Checkpoint:
         if isinstance(passage, Refused):
             raise RefusedError(Why.CIRCUIT_OPEN, ask, verdict.policies, retry_after_s=passage.retry_after_s)
         try:
-            addresses = (held,) if held else await self._dialler.resolve(ask.host, ask.port)
+            addresses = (held,) if held else await self._dialler.resolve(ask.host, ask.port, self._terms.tenant)
             if isinstance(addresses, Why):
                 raise RefusedError(addresses, ask, verdict.policies)
             await self._record_allowed(_allowed(ask, rule, verdict, addresses), ask)

@@ -45,18 +45,21 @@ class Conversation:
         authority: Authority,
         stripper: Stripper | None,
         trip: Trip,
+        mark: str,
         *,
         inside: tuple[str, int] | None = None,
     ) -> None:
-        """`inside` is the host and port whose TLS `pipe` is; None for the proxy's own port."""
+        """`mark` is the call's. `inside` is the host and port whose TLS `pipe` is; None for the proxy's own port."""
         self._pipe = pipe
         self._checkpoint = checkpoint
         self._authority = authority
         self._stripper = stripper
         self._trip = trip
+        self._mark = mark
         self._inside = inside
         self._tool = HttpWire(h11.SERVER, pipe, Why.BAD_REQUEST)
         self._upstream: HttpWire | None = None
+        self._head = False
 
     async def run(self) -> None:
         """Answer until the tool has no more requests, or one leaves the connection unfit for another.
@@ -75,10 +78,13 @@ class Conversation:
 
     async def _next(self) -> bool:
         """Handle one request; False when there is none."""
+        self._head = False
         try:
             event = await self._tool.next()
             if not isinstance(event, h11.Request):
                 return False
+            # Its answer has no body, the gate's own neither.
+            self._head = event.method == b"HEAD"
             await self._handle(event)
         except RefusedError as refused:
             await self._checkpoint.refuse(refused)
@@ -140,7 +146,7 @@ class Conversation:
             await self._checkpoint.refuse(RefusedError(Why.TLS_FAILED, ask))
             raise
         inner = Conversation(
-            tls, self._checkpoint, self._authority, self._stripper, self._trip, inside=(ask.host, ask.port)
+            tls, self._checkpoint, self._authority, self._stripper, self._trip, self._mark, inside=(ask.host, ask.port)
         )
         await inner.run()
 
@@ -226,8 +232,10 @@ class Conversation:
         return event
 
     async def _say(self, error: str, why: Why, retry_after_s: float | None = None) -> None:
-        response, body = plain_answer(error, why, last=not self._tool.heard_all, retry_after_s=retry_after_s)
-        await self._tool.send(response, h11.Data(data=body), h11.EndOfMessage())
+        response, body = plain_answer(
+            error, why, self._mark, last=not self._tool.heard_all, retry_after_s=retry_after_s
+        )
+        await self._tool.send(response, *([] if self._head else [h11.Data(data=body)]), h11.EndOfMessage())
 
     async def _linger(self) -> None:
         """Wait for the tool to be through with what it was sent: with the connection it would lose the rest."""

@@ -8,18 +8,16 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
+from callgate_server.backends.egress.lookups import Lookups
 from callgate_server.backends.egress.pipes import CHUNK_BYTES, FailedError
 from callgate_server.execution.egress_addresses import Address, refuse_addresses
 from callgate_server.execution.egress_rules import Why
 from callgate_server.model.egress import InternalService
 
-# A resolver that does not answer holds a thread for longer than anybody waits; no more of them than this.
-_THREADS: Final = 32
 # Of a name's addresses, this many are tried.
 _MOST_TRIED: Final = 4
 
@@ -84,21 +82,15 @@ class Dialler:
         """
         self._internal = tuple(internal)
         self._trust = _trust(ca_file)
-        self._dns_timeout_s = dns_timeout_s
+        self._lookups = Lookups(dns_timeout_s)
         self._connect_timeout_s = connect_timeout_s
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="egress-names")
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lookups.close()
 
-    async def resolve(self, host: str, port: int) -> tuple[Address, ...] | Why:
+    async def resolve(self, host: str, port: int, tenant: str) -> tuple[Address, ...] | Why:
         """Return the addresses of a plain host, all of them acceptable, or why none may be dialled."""
-        try:
-            async with asyncio.timeout(self._dns_timeout_s):
-                addresses = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
-        except (OSError, ValueError, RuntimeError):
-            # TimeoutError is an OSError; a closed pool is a RuntimeError.
-            return Why.UNRESOLVED
+        addresses = await self._lookups.addresses(host, tenant)
         return refuse_addresses(addresses, host, port, self._internal) or addresses
 
     async def dial(self, addresses: Sequence[Address], port: int, tls_name: str | None) -> Link:
@@ -146,20 +138,6 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _look_up(host: str) -> tuple[Address, ...]:
-    """Ask the system, in a thread.
-
-    Raises:
-        OSError: it knows no address.
-        ValueError: one has a zone, and would choose an interface.
-    """
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    texts = dict.fromkeys(str(entry[4][0]) for entry in found)
-    if any("%" in text for text in texts):
-        raise ValueError("an address with a zone")
-    return tuple(map(ip_address, texts))
 
 
 async def _connect(address: Address, port: int, limit_s: float) -> socket.socket | None:

@@ -129,11 +129,20 @@ def response_for_tool(response: h11.Response, *, head: bool, strip: Callable[[by
     return h11.Response(status_code=response.status_code, headers=headers, reason=_phrase(response.status_code))
 
 
-def plain_answer(error: str, why: Why, *, last: bool, retry_after_s: float | None = None) -> tuple[h11.Response, bytes]:
-    """Return the gate's own words to a tool: one document, and never more. After the `last` the connection ends."""
+def plain_answer(
+    error: str, why: Why, mark: str, *, last: bool, retry_after_s: float | None = None
+) -> tuple[h11.Response, bytes]:
+    """Return the gate's own words to a tool: one document, and never more. After the `last` the connection ends.
+
+    They are in a header too, after the call's mark: by that alone they are known to be the gate's.
+    """
     body = strict_json.encode({"error": error, "why": why.value})
     status = _STATUS.get(why, HTTPStatus.FORBIDDEN)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"callgate-egress", f"{mark} {error} {why.value}".encode("ascii")),
+    ]
     if retry_after_s is not None:
         # Whole seconds (RFC 9110, section 10.2.3), and none too few.
         headers.append((b"retry-after", str(math.ceil(retry_after_s)).encode("ascii")))

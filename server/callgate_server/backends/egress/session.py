@@ -135,7 +135,9 @@ class Session:
     async def _carried(self, stream: Stream, trip: Trip) -> Why | None:
         try:
             if stream.port == PROXY_PORT:
-                await Conversation(stream, self._checkpoint, self._authority, self._stripper, trip).run()
+                await Conversation(
+                    stream, self._checkpoint, self._authority, self._stripper, trip, self._terms.mark
+                ).run()
             else:
                 await self._straight(stream, trip)
         except RefusedError as refused:

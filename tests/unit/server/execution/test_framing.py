@@ -144,9 +144,9 @@ def test_a_call_holds_what_the_runner_needs_and_no_more() -> None:
 
 @pytest.mark.parametrize("authority", [None, b"PEM"])
 def test_a_call_says_what_the_way_out_is(authority: bytes | None) -> None:
-    way_out = EgressWire(proxy=True, ports=(5432,), authority_pem=authority)
+    way_out = EgressWire(proxy=True, ports=(5432,), authority_pem=authority, mark="m")
     head, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES, way_out)[HEADER.size :])
-    assert head["egress"] == {"proxy": True, "ports": [5432], "authority": authority and "PEM"}
+    assert head["egress"] == {"proxy": True, "ports": [5432], "authority": authority and "PEM", "mark": "m"}
     without, _ = wire.split_head(encode_call(Run(python="a:b"), b"{}", Limits(), 1, NAMES)[HEADER.size :])
     assert without["egress"] is None
 

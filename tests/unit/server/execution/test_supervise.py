@@ -366,7 +366,7 @@ async def test_a_session_takes_the_tools_connections_and_its_account_is_in_the_o
     assert (outcome.cause, outcome.egress) == (Cause.EXITED, USAGE)
     assert [frame.type for frame in session.fed] == [wire.EGRESS_OPEN]
     head, _ = wire.split_head(sandbox.received[0][1])
-    assert head["egress"] == {"proxy": True, "ports": [], "authority": None}
+    assert head["egress"] == {"proxy": True, "ports": [], "authority": None, "mark": None}
     assert sandbox.received[1:] == [(wire.EGRESS_CLOSE, b"\0\0\0\1\1")]
 
 

@@ -48,8 +48,8 @@ class FakeDialler:
         self.hangs = hangs
         self.links = []
 
-    async def resolve(self, host, port):
-        self.order.append(("resolve", host, port))
+    async def resolve(self, host, port, tenant):
+        self.order.append(("resolve", host, port, tenant))
         return self.resolved
 
     async def dial(self, addresses, port, tls_name):
@@ -102,6 +102,7 @@ class Desk:
             budget=BUDGET,
             deadline=Deadline(time.monotonic() + 60),
             record=record,
+            mark="mark",
         )
         self.dialler = FakeDialler(self.order, resolved, fails, hangs=hangs)
         self.checkpoint = Checkpoint(terms, self.dialler, self.breakers, lambda _, error: self.reports.append(error))
@@ -168,6 +169,7 @@ async def test_what_is_allowed_is_recorded_before_it_is_dialled():
     admission = await desk.checkpoint.admit(ASK)
     await desk.checkpoint.dial(admission, Trip(1), tls=True)
     assert desk.steps == ["consent", "resolve", "egress_allowed", "dial"]
+    assert desk.order[1] == ("resolve", HOST, 443, "acme")
     assert desk.order[2][1] == {
         "scheme": "https",
         "host": HOST,

@@ -7,9 +7,9 @@ import ssl
 
 import pytest
 
-from callgate_server.backends.egress import dialler
+from callgate_server.backends.egress import lookups
 from callgate_server.execution.egress import EgressBudget
-from support.egress_rig import credential, internal, rig, rule
+from support.egress_rig import MARK, credential, internal, rig, rule
 from support.upstreams import TestAuthority, Upstream
 
 HOST = "api.example.com"
@@ -30,7 +30,7 @@ def names(monkeypatch):
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr(dialler.socket, "getaddrinfo", answer)
+    monkeypatch.setattr(lookups.socket, "getaddrinfo", answer)
     return asked
 
 
@@ -127,6 +127,18 @@ async def test_a_plain_request_goes_to_its_upstream(tmp_path, signer, plain):
     seen = json.loads(body)
     assert (status, seen["target"], seen["headers"]["x-mine"]) == (200, "/a%20b?c=d", "1")
     assert seen["headers"]["host"] == f"{HOST}:{plain.port}"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_the_gate_says_bears_the_mark_of_the_call(tmp_path, signer, plain, method):
+    async with open_rig(tmp_path, signer, rule(HOST, plain.port, scheme="http", paths=["/ok"])) as gate:
+        client = await Client.to(gate.proxy)
+        for path, status, said in (("/no", 403, f"{MARK} egress_refused no_rule".lower()), ("/ok", 200, None)):
+            await client.say(plain_request(plain.port, path, method))
+            heard, headers, _ = await client.hear(head=method == "HEAD")
+            assert (heard, headers.get("callgate-egress")) == (status, said)
+        client.close()
+    assert not any("callgate-egress" in request["headers"] or MARK in str(request) for request in plain.seen)
 
 
 async def test_each_request_on_one_connection_is_a_decision_of_its_own(tmp_path, signer, plain, names):

@@ -16,7 +16,7 @@ async def nothing(*_):
 
 
 def terms():
-    return EgressTerms("acme", (), {}, lambda _: ALLOWED, BUDGET, Deadline(time.monotonic() + 60), nothing)
+    return EgressTerms("acme", (), {}, lambda _: ALLOWED, BUDGET, Deadline(time.monotonic() + 60), nothing, "mark")
 
 
 def gate(folder, **options):

@@ -262,18 +262,19 @@ def test_a_compressed_body_is_not_readable():
     [(Why.NO_RULE, 403), (Why.PRIVATE_ADDRESS, 403), (Why.BAD_REQUEST, 400), (Why.UNREACHABLE, 502), (Why.IDLE, 504)],
 )
 def test_the_gates_own_answer_is_one_word(why, status):
-    response, body = plain_answer("egress_refused", why, last=False)
+    response, body = plain_answer("egress_refused", why, "mark", last=False)
     assert response.status_code == status
     assert json.loads(body) == {"error": "egress_refused", "why": why.value}
     assert dict(response.headers)[b"content-length"] == str(len(body)).encode()
+    assert dict(response.headers)[b"callgate-egress"] == f"mark egress_refused {why.value}".encode()
 
 
 def test_the_last_answer_says_that_it_is():
-    assert dict(plain_answer("egress_refused", Why.NO_RULE, last=True)[0].headers)[b"connection"] == b"close"
-    assert b"connection" not in dict(plain_answer("egress_refused", Why.NO_RULE, last=False)[0].headers)
+    assert dict(plain_answer("egress_refused", Why.NO_RULE, "mark", last=True)[0].headers)[b"connection"] == b"close"
+    assert b"connection" not in dict(plain_answer("egress_refused", Why.NO_RULE, "mark", last=False)[0].headers)
 
 
 def test_who_is_to_come_again_is_told_when_in_whole_seconds():
-    response, _ = plain_answer("egress_refused", Why.CIRCUIT_OPEN, last=False, retry_after_s=4.2)
+    response, _ = plain_answer("egress_refused", Why.CIRCUIT_OPEN, "mark", last=False, retry_after_s=4.2)
     assert (response.status_code, dict(response.headers)[b"retry-after"]) == (503, b"5")
-    assert b"retry-after" not in dict(plain_answer("egress_refused", Why.NO_RULE, last=False)[0].headers)
+    assert b"retry-after" not in dict(plain_answer("egress_refused", Why.NO_RULE, "mark", last=False)[0].headers)

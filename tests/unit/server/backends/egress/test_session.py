@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from callgate_server.backends.egress import dialler
+from callgate_server.backends.egress import lookups
 from callgate_server.execution.breaker import BreakerRules
 from callgate_server.execution.breakers import Breakers
 from callgate_server.execution.egress import EgressBudget
@@ -26,7 +26,7 @@ def _names(monkeypatch):
     def answer(*_, **__):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr(dialler.socket, "getaddrinfo", answer)
+    monkeypatch.setattr(lookups.socket, "getaddrinfo", answer)
 
 
 @pytest.fixture
