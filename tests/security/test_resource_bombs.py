@@ -138,6 +138,22 @@ except OSError:
     pass
 print(sent)
 """
+BURN = """
+import time
+while time.process_time() < 1:
+    pass
+"""
+UNCOLLECTED = f"""
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if os.fork() == 0:
+    {BURN.strip().replace(chr(10), chr(10) + "    ")}
+    os._exit(0)
+try:
+    os.wait()
+except ChildProcessError:
+    pass
+"""
 HOLD = "\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
 
 
@@ -240,6 +256,17 @@ def test_e8_descriptors_in_flight_stop_no_lane_of_anybody(arena: Arena, lane_gat
             assert response.json().get("result") == 42, response.text
         answer = flight.cancel()
     assert int(answer["stdout"]["text"].split()[0]) > OPEN_FILES
+
+
+def test_e9_processor_time_is_counted_whoever_collects_the_process(any_arena: Arena) -> None:
+    used = any_arena.run(UNCOLLECTED)["usage"]
+    assert used["cpu_ms"] > 900
+
+
+@pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)  # where a tool can kill its process 1
+def test_e9_processor_time_is_counted_without_an_account(any_arena: Arena) -> None:
+    answer = any_arena.run(BURN + "import os\nos.kill(1, 9)")
+    assert (verdict(answer), answer["usage"]["cpu_ms"] > 900) == (("lost", "sandbox_lost"), True)
 
 
 def test_e9_the_processor_quota_holds_and_the_kill_is_on_time(any_arena: Arena) -> None:
