@@ -9,6 +9,7 @@ import time
 import pytest
 
 from support.arena import TIMED_OUT, Arena, verdict
+from support.gateway import RunningGateway
 from support.sandboxes import RUNTIMES
 
 # Of the probe's manifest.
@@ -124,6 +125,35 @@ def exhaust(make):
 
 result = [exhaust(lambda: os.open('/dev/null', 0)), exhaust(os.pipe), exhaust(select.epoll)]
 """
+# As many as one socket takes at a time, until the kernel has counted more than the sender may have open.
+DESCRIPTORS_IN_FLIGHT = """
+import socket
+a, b = socket.socketpair()
+sent = 0
+try:
+    while True:
+        socket.send_fds(a, [b'x'], [0] * 253)
+        sent += 253
+except OSError:
+    pass
+print(sent)
+"""
+BURN = """
+import time
+while time.process_time() < 1:
+    pass
+"""
+UNCOLLECTED = f"""
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if os.fork() == 0:
+    {BURN.strip().replace(chr(10), chr(10) + "    ")}
+    os._exit(0)
+try:
+    os.wait()
+except ChildProcessError:
+    pass
+"""
 HOLD = "\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
 
 
@@ -216,6 +246,27 @@ def test_e8_descriptors_run_out_inside_and_only_there(any_arena: Arena) -> None:
     answer = any_arena.run(EXHAUST_DESCRIPTORS)
     assert {error for _, error in answer["result"]} == {"EMFILE"}
     assert all(0 < count < OPEN_FILES for count, _ in answer["result"])
+
+
+def test_e8_descriptors_in_flight_stop_no_lane_of_anybody(arena: Arena, lane_gateway: RunningGateway) -> None:
+    """The kernel counts them for all sandboxes together, and lanes send some."""
+    with arena.holding(DESCRIPTORS_IN_FLIGHT + HOLD) as flight:
+        for _ in range(3):
+            response = lane_gateway.post("probe.run", {"code": "result = 42"}, tenant="rival")
+            assert response.json().get("result") == 42, response.text
+        answer = flight.cancel()
+    assert int(answer["stdout"]["text"].split()[0]) > OPEN_FILES
+
+
+def test_e9_processor_time_is_counted_whoever_collects_the_process(any_arena: Arena) -> None:
+    used = any_arena.run(UNCOLLECTED)["usage"]
+    assert used["cpu_ms"] > 900
+
+
+@pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)  # where a tool can kill its process 1
+def test_e9_processor_time_is_counted_without_an_account(any_arena: Arena) -> None:
+    answer = any_arena.run(BURN + "import os\nos.kill(1, 9)")
+    assert (verdict(answer), answer["usage"]["cpu_ms"] > 900) == (("lost", "sandbox_lost"), True)
 
 
 def test_e9_the_processor_quota_holds_and_the_kill_is_on_time(any_arena: Arena) -> None:

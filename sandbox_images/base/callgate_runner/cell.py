@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # The wait status of the tool, whether it left processes behind, processor time in ms, largest resident set in KiB.
 _REPORT = struct.Struct(">i?dQ")
+_FOLDER = b"folder"
 _READY = b"ready"
 _SIZE = struct.Struct(">I")
 _NEWS_FD = 4
@@ -99,6 +100,16 @@ class Cell:
             CellError: it could not be made.
             TimeoutError: nothing was heard in time.
         """
+        data = self._hear(until)
+        if data == _FOLDER:
+            data = self._hear(until)
+        if data == _READY:
+            return
+        self._await_death(_DEATH_WAIT_S)
+        raise CellError.heard(data) if data else CellError(f"a cell's process 1 died, wait status {self._dead}")
+
+    def _hear(self, until: float) -> bytes:
+        """Wait for what process 1 says next, and take the folder that may come with it."""
         poll = select.poll()
         poll.register(self.news, select.POLLIN)
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
@@ -107,10 +118,7 @@ class Cell:
         data, ancillary, _, _ = self._socket.recvmsg(MOST_NEWS, room, _socket.MSG_CMSG_CLOEXEC)
         for _, _, packed in ancillary:
             (self._folder,) = struct.unpack("i", packed)
-        if data == _READY:
-            return
-        self._await_death(_DEATH_WAIT_S)
-        raise CellError.heard(data) if data else CellError(f"a cell's process 1 died, wait status {self._dead}")
+        return data
 
     def release(self) -> None:
         """Nothing to do: the tool's process waits for what stands before its input."""
@@ -205,14 +213,18 @@ def live(order: Order, theirs: list[int], news: int, ids: tuple[int, int]) -> No
     try:
         _take_descriptors(theirs, news)
         _confine(order, ids)
-        folder = artifacts.open_folder() if order.artifacts else None
+        if order.artifacts:
+            _hand_over(artifacts.open_folder())
+        # Only now: the kernel refuses a descriptor to be sent where sandboxes of this uid, all together, have more on
+        # their way than the sender may have open.
+        child.limit(resource.RLIMIT_NOFILE, order.open_files)
         pid = os.fork()
         if pid == 0:
             _become_the_tool(order, len(theirs))
         # Without a handler, a signal from inside does nothing to process 1: those that the imports set are the tool's.
         # Before the call can begin.
         kernel.default_signals()
-        _tell_ready(folder)
+        os.write(_NEWS_FD, _READY)
         _wait_for_the_tool(pid)
         status = 0
     except BaseException as error:
@@ -255,20 +267,18 @@ def _confine(order: Order, ids: tuple[int, int]) -> None:
     namespaces.drop_every_capability()
     # 4. No core file: it would hold the call's secrets.
     child.limit(resource.RLIMIT_CORE, 0)
-    child.limit(resource.RLIMIT_NOFILE, order.open_files)
     # 5. Last: it refuses most of the above.
     order.filter.install()
 
 
-def _tell_ready(folder: int | None) -> None:
-    ancillary = []
-    if folder is not None:
-        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", folder)))
+def _hand_over(folder: int | None) -> None:
+    """Send the runner the folder of artifacts, before anybody can have made it unreadable."""
+    if folder is None:
+        return
     news = _socket.socket(fileno=_NEWS_FD)
-    news.sendmsg([_READY], ancillary)
+    news.sendmsg([_FOLDER], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", folder))])
     news.detach()
-    if folder is not None:
-        os.close(folder)
+    os.close(folder)
 
 
 def _wait_for_the_tool(pid: int) -> None:

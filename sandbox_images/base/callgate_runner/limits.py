@@ -1,5 +1,7 @@
 """Who holds the ceilings on memory and processes: the cgroup, or, where none does, the runner itself.
 
+And what the cgroup has counted.
+
 A runtime may start a container without cgroups (gVisor can be told to). The runner looks for itself and trusts
 no word on it: whatever limit it cannot see in force, it watches.
 """
@@ -9,6 +11,7 @@ import os
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max")
 _PIDS_LIMITS = ("/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids.max")
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
+_CPU_ACCOUNTS = ("/sys/fs/cgroup/cpuacct/cpuacct.usage", "/sys/fs/cgroup/cpu.stat")
 # File systems that live in memory, and are not in any process's resident set.
 _MEMORY_FILE_SYSTEMS = ("/tmp", "/out", "/dev/shm")  # noqa: S108  # the sandbox's own
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -22,6 +25,21 @@ def oom_kills() -> int | None:
             name, _, value = line.partition(" ")
             if name == "oom_kill" and value.isdecimal():
                 return int(value)
+    return None
+
+
+def cpu_ms() -> float | None:
+    """Return the processor time that the cgroup has used so far, or None where nothing counts it.
+
+    What a process has used is known to its parent, unless that does not care to collect it: only the cgroup knows all.
+    """
+    nanoseconds, statistics = (_read(path) for path in _CPU_ACCOUNTS)
+    if nanoseconds.strip().isdecimal():
+        return int(nanoseconds) / 1e6
+    for line in statistics.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "usage_usec" and value.isdecimal():
+            return int(value) / 1e3
     return None
 
 

@@ -59,6 +59,7 @@ class Run:
         self._watch = watch or limits.Watch(call.memory_bytes, call.pids)
         self._next_look = time.monotonic()
         self._oom_kills = limits.oom_kills()
+        self._cpu_ms = limits.cpu_ms()
         self._started = time.monotonic()
         self._tool = start()
         self._pipes = self._tool.pipes
@@ -260,7 +261,7 @@ class Run:
         now_killed = limits.oom_kills()
         counted = None if now_killed is None or self._oom_kills is None else max(0, now_killed - self._oom_kills)
         self._killed_for_memory = bool(counted)
-        cpu_ms, max_rss_kb = self._tool.usage()
+        cpu_ms, max_rss_kb = self._usage()
         return {
             "seal": self._seal.hex(),
             "cause": self._cause or "ended",
@@ -270,10 +271,17 @@ class Run:
             "stdout_bytes": self._stdout.total,
             "stderr_bytes": self._stderr.total,
             "result_truncated": self._result.truncated,
-            "cpu_ms": round(cpu_ms, 3),
+            "cpu_ms": None if cpu_ms is None else round(cpu_ms, 3),
             "wall_ms": round(wall_ms, 3),
             "max_rss_kb": max_rss_kb,
         }
+
+    def _usage(self) -> tuple[float | None, int]:
+        """Return processor time (ms), None where no cgroup counts it, and the largest resident set (KiB)."""
+        collected, max_rss_kb = self._tool.usage()
+        now = limits.cpu_ms()
+        # No other call's tool lives in this cgroup meanwhile.
+        return (None if now is None or self._cpu_ms is None else max(collected, now - self._cpu_ms)), max_rss_kb
 
 
 def _code_and_signal(status: int) -> tuple[int | None, int | None]:

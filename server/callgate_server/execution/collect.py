@@ -130,7 +130,10 @@ class Collector:
         self._artifacts = _Artifacts(limits)
         self._egress = egress
         self._seal: bytes | None = None
+        self._cpu = limits.cpu
         self.ended: ExitFrame | None = None
+        # For how long the tool can have run, at most. Whoever follows the run says it at its end.
+        self.ran_ms = 0.0
         self.complete = False
 
     def add(self, frame: Frame) -> None:
@@ -163,10 +166,20 @@ class Collector:
                 self._add_after_exit(frame)
 
     def outcome(self, cause: Cause, detail: str) -> RunOutcome:
-        """Return what was kept, under the given cause."""
+        """Return what was kept, under the given cause.
+
+        Where nobody has counted the processor time, it is the most that it can have been: a tool that ends without an
+        account would otherwise cost its budget nothing.
+        """
         ended = self.ended
         if ended is None:
-            return RunOutcome(cause, detail, stdout=self._stdout.captured(None), stderr=self._stderr.captured(None))
+            return RunOutcome(
+                cause,
+                detail,
+                stdout=self._stdout.captured(None),
+                stderr=self._stderr.captured(None),
+                cpu_ms=self.ran_ms * self._cpu,
+            )
         return RunOutcome(
             cause=cause,
             detail=detail,
@@ -176,7 +189,7 @@ class Collector:
             result_json=bytes(self._result) if self._result and not ended.result_truncated else None,
             result_truncated=ended.result_truncated,
             artifacts=self._artifacts.done,
-            cpu_ms=ended.cpu_ms,
+            cpu_ms=ended.wall_ms * self._cpu if ended.cpu_ms is None else ended.cpu_ms,
             wall_ms=ended.wall_ms,
             max_rss_kb=ended.max_rss_kb,
         )

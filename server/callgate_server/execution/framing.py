@@ -135,7 +135,7 @@ class ExitFrame:
     stdout_bytes: int
     stderr_bytes: int
     result_truncated: bool
-    cpu_ms: float
+    cpu_ms: float | None
     wall_ms: float
     max_rss_kb: int
 
@@ -311,7 +311,7 @@ def decode_exit(payload: bytes) -> ExitFrame:
         stdout_bytes=_count(document, "stdout_bytes", _MAX_COUNT),
         stderr_bytes=_count(document, "stderr_bytes", _MAX_COUNT),
         result_truncated=truncated,
-        cpu_ms=_duration(document, "cpu_ms"),
+        cpu_ms=None if document.get("cpu_ms") is None else _duration(document, "cpu_ms"),
         wall_ms=_duration(document, "wall_ms"),
         max_rss_kb=_count(document, "max_rss_kb", _MAX_COUNT),
     )

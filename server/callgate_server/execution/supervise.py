@@ -163,6 +163,7 @@ class _Run:
 
     async def follow(self, call_frame: bytes) -> RunOutcome:
         """Start the tool and bring everything home. From here on the tool counts as started."""
+        begun = self._clock()
         try:
             # Two steps, so that a cancel frame can never land inside the call frame.
             await self._watched(self._send_call(call_frame), self._outer_limit_s(), cancel_grace_s=CANCEL_GRACE_S)
@@ -171,7 +172,9 @@ class _Run:
             )
         except TimeoutError:
             await self._sandbox.kill()
+            self._collector.ran_ms = (self._clock() - begun) * 1000
             return self._stopped_from_outside()
+        self._collector.ran_ms = (self._clock() - begun) * 1000
         match ending:
             case _Ending.BYE:
                 return await self._ended_in_order()

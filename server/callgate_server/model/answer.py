@@ -51,7 +51,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call cost. `queue_ms` is from receipt to the tool's start, `wall_ms` and the rest the tool's own run."""
+    """What a call cost. `queue_ms` is from receipt to the tool's start, `wall_ms` and the rest the tool's own run.
+
+    Where nobody counted it, as in a run that was lost, `cpu_ms` is the most that it can have been.
+    """
 
     queue_ms: float = 0.0
     wall_ms: float = 0.0

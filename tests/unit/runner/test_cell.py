@@ -89,11 +89,12 @@ STEPS = [
     "kernel.set_no_new_privs",
     "namespaces.drop_every_capability",
     "child.limit",
-    "child.limit",
     "namespaces.Filter.install",
     "artifacts.open_folder",
+    "cell._hand_over",
+    "child.limit",
     "os.fork",
-    "cell._tell_ready",
+    "kernel.default_signals",
     "cell._wait_for_the_tool",
 ]
 CAN_FAIL = sorted({step for step in STEPS if step not in ("cell._take_descriptors", "cell._wait_for_the_tool")})
@@ -156,7 +157,7 @@ def test_a_step_that_fails_ends_the_cell_before_there_is_a_tool(step: str, numbe
 
 def test_a_cell_whose_process_1_dies_before_it_is_ready_is_none(tmp_path: Path) -> None:
     body = (
-        "cell._tell_ready = lambda folder: os._exit(9)\n"
+        "child.limit = lambda *_: os._exit(9)\n"
         "try:\n    made()\nexcept cell.CellError as error:\n    print(json.dumps([str(error), error.refused]))\n"
     )
     assert with_cells(tmp_path, body) == [f"a cell's process 1 died, wait status {9 << 8}", False]
@@ -164,7 +165,7 @@ def test_a_cell_whose_process_1_dies_before_it_is_ready_is_none(tmp_path: Path) 
 
 def test_a_cell_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
     body = (
-        "cell._tell_ready = lambda folder: time.sleep(60)\n"
+        "child.limit = lambda *_: time.sleep(60)\n"
         "try:\n    made(0.5)\nexcept cell.CellError as error:\n    print(json.dumps(str(error)))\n"
     )
     assert with_cells(tmp_path, body) == "a cell was not made in time"

@@ -13,6 +13,7 @@ def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(limits, "_MEMORY_LIMITS", (str(tmp_path / "v1"), str(tmp_path / "memory.max")))
     monkeypatch.setattr(limits, "_PIDS_LIMITS", (str(tmp_path / "pids.max"),))
     monkeypatch.setattr(limits, "_OOM_COUNTERS", (str(tmp_path / "memory.oom_control"), str(tmp_path / "events")))
+    monkeypatch.setattr(limits, "_CPU_ACCOUNTS", (str(tmp_path / "cpuacct.usage"), str(tmp_path / "cpu.stat")))
     return tmp_path
 
 
@@ -27,6 +28,14 @@ def test_out_of_memory_kills_are_read_from_either_version(cgroup: Path) -> None:
 def test_a_counter_that_is_no_number_is_no_evidence(cgroup: Path) -> None:
     (cgroup / "events").write_text("oom_kill many\n")
     assert limits.oom_kills() is None
+
+
+def test_processor_time_is_read_from_either_version(cgroup: Path) -> None:
+    assert limits.cpu_ms() is None
+    (cgroup / "cpu.stat").write_text("usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n")
+    assert limits.cpu_ms() == 1.5
+    (cgroup / "cpuacct.usage").write_text("2500000\n")
+    assert limits.cpu_ms() == 2.5
 
 
 @pytest.mark.parametrize(("memory", "pids"), [("67108864", "32"), ("100000000", "40")])

@@ -174,6 +174,13 @@ def _controllers(facts: Facts) -> Iterable[Finding]:
                 "the engine cannot set this limit",
                 f"Enable the {name} cgroup controller.",
             )
+    if version == "1":
+        yield Finding(
+            "cgroup sockets",
+            Level.WARN,
+            "cgroup v1 does not charge what lies in sockets: a sandbox can hold more there than its limit",
+            "Boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1).",
+        )
     if facts.swap and not facts.info.get("SwapLimit"):
         yield Finding(
             "cgroup swap",

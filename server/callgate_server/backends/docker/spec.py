@@ -40,6 +40,10 @@ _RUNNER_OPEN_FILES: Final = 128
 # Of a lane, beside the runner: the zygote, and process 1 of the call's own namespace. The tool has as many processes
 # left as in a container of its own.
 _LANE_PROCESSES: Final = 2
+# Of a lane, whose processes send each other some: the kernel counts what is on its way over sockets for all sandboxes
+# together, and refuses a sender when that is more than it may have open itself. Far above what tools with usual limits
+# can bring that number to, and not above what an engine without CAP_SYS_RESOURCE can set. A cell takes the tool's own.
+_LANE_OPEN_FILES: Final = 1 << 14
 # A guest kernel keeps several threads on the host for each process inside, and some for itself.
 _GUEST_KERNEL_THREADS_EACH: Final = 8
 _GUEST_KERNEL_THREADS: Final = 64
@@ -233,8 +237,9 @@ def _process_limits(shape: Shape, *, guest_kernel: bool) -> dict[str, Any]:
     sandboxes together. A guest kernel has its users for itself and counts with a limit per user; what the
     host sees of it are its own threads.
     """
-    ulimits = {"nofile": max(shape.open_files, _RUNNER_OPEN_FILES), "core": 0}
-    host_pids = shape.pids + (_LANE_PROCESSES if shape.isolation == "fork" else 0)
+    lane = shape.isolation == "fork"
+    ulimits = {"nofile": max(shape.open_files, _LANE_OPEN_FILES if lane else _RUNNER_OPEN_FILES), "core": 0}
+    host_pids = shape.pids + (_LANE_PROCESSES if lane else 0)
     if guest_kernel:
         ulimits["nproc"] = shape.pids
         host_pids = _GUEST_KERNEL_THREADS_EACH * shape.pids + _GUEST_KERNEL_THREADS

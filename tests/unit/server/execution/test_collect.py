@@ -93,6 +93,19 @@ def test_what_came_before_a_loss_is_kept() -> None:
     assert outcome.exit == Exit()
 
 
+def test_processor_time_that_nobody_counted_is_the_most_that_it_can_have_been() -> None:
+    limits = LIMITS.model_copy(update={"cpu": 0.5})
+    uncounted = Collector(limits, lambda _name, _data: None)
+    for frame in (SEAL, ended(cpu_ms=None, wall_ms=3000), BYE):
+        uncounted.add(frame)
+    outcome = uncounted.outcome(Cause.EXITED, "")
+    assert (outcome.cpu_ms, outcome.wall_ms) == (1500, 3000)
+    lost = Collector(limits, lambda _name, _data: None)
+    lost.ran_ms = 4000
+    outcome = lost.outcome(Cause.LOST, "gone")
+    assert (outcome.cpu_ms, outcome.wall_ms) == (2000, 0)
+
+
 def test_a_total_smaller_than_what_came_is_not_believed() -> None:
     outcome = collect([stdout(b"12345"), ended(stdout_bytes=2), BYE]).outcome(Cause.EXITED, "")
     assert outcome.stdout.total_bytes == 5

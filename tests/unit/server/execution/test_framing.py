@@ -209,6 +209,8 @@ def test_an_exit_is_decoded() -> None:
         {"stderr_bytes": 10**100},
         {"result_truncated": 0},
         {"cpu_ms": -0.1},
+        {"cpu_ms": "none"},
+        {"wall_ms": None},
         {"wall_ms": "1"},
         {"wall_ms": True},
         {"max_rss_kb": 1.5},

@@ -48,7 +48,7 @@ class Speaking:
         self.sent += data
 
     async def wait_exit(self, timeout_s: float) -> ExitReport:
-        return ExitReport(None, oom_killed=False, evidence="")
+        return ExitReport(137, oom_killed=True, evidence="")
 
     async def kill(self) -> None:
         self.kills += 1
@@ -161,6 +161,17 @@ async def test_asking_how_it_ended_before_the_end_makes_it_irregular() -> None:
     await session.wait_exit(1)
     await everything(session)
     assert not session.regular
+
+
+async def test_a_lane_that_goes_on_is_not_waited_for() -> None:
+    """A tool's own status of 137 looks like a kill, of which the sandbox may know more: but only one that ends."""
+    session, _, _ = session_on(SEAL + exit_frame(code=137) + BYE)
+    await everything(session)
+    assert (await session.wait_exit(1)).exit_code is None
+    assert session.regular
+    ending, _, _ = session_on(SEAL + exit_frame(code=None, signal=9) + BYE)
+    await everything(ending)
+    assert (await ending.wait_exit(1)).oom_killed
 
 
 async def test_it_is_given_back_once() -> None:

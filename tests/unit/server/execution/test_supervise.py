@@ -193,6 +193,8 @@ async def test_a_lost_wire_is_judged_by_the_end_of_the_sandbox(oom_killed: bool)
     outcome = await run(FakeRunner({0: [HELLO], wire.CALL: [wire.encode(wire.STDOUT, b"part"), None]}, report))
     assert outcome.cause is (Cause.OUT_OF_MEMORY if oom_killed else Cause.LOST)
     assert outcome.stdout.head == b"part"
+    # Nobody counted it.
+    assert outcome.cpu_ms > 0
     assert oom_killed or "exit status 137" in outcome.detail
 
 
@@ -205,6 +207,7 @@ async def test_a_broken_protocol_kills_and_is_a_loss_with_what_came_before() -> 
     sandbox = FakeRunner({0: [HELLO], wire.CALL: [wire.encode(wire.STDOUT, b"part") + b"\xff" * 9]})
     outcome = await run(sandbox)
     assert (outcome.cause, outcome.stdout.head, sandbox.killed) == (Cause.LOST, b"part", True)
+    assert outcome.cpu_ms > 0
     assert "protocol" in outcome.detail
 
 

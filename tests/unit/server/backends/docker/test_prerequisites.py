@@ -55,6 +55,7 @@ def test_an_engine_that_does_not_answer_is_the_only_thing_said_of_it() -> None:
         ({"PidsLimit": False}, "cgroup pids", Level.FAIL),
         ({"CpuCfsQuota": False}, "cgroup cpu", Level.FAIL),
         ({"SwapLimit": False}, "cgroup swap", Level.WARN),
+        ({"CgroupVersion": "1"}, "cgroup sockets", Level.WARN),
         ({"SecurityOptions": ["name=seccomp,profile=builtin"]}, "mandatory access control", Level.WARN),
     ],
 )

@@ -169,14 +169,18 @@ def test_the_runner_keeps_the_descriptors_it_needs_whatever_the_tool_may_have() 
 LANE = LaneTerms("sha256:" + "cd" * 32, Run(python="own:run"), ())
 
 
-def test_a_lanes_container_is_hardened_as_any_but_for_its_filter_its_room_and_two_processes() -> None:
+def test_a_lanes_container_is_hardened_as_any_but_for_its_filter_its_room_two_processes_and_descriptors() -> None:
     call, lane = host_config(), host_config(lane=LANE)
     differing = {name for name in call if call[name] != lane[name]}
-    assert differing == {"SecurityOpt", "Tmpfs", "PidsLimit"}
+    assert differing == {"SecurityOpt", "Tmpfs", "PidsLimit", "Ulimits"}
     assert lane["SecurityOpt"] == ["no-new-privileges", f"seccomp={profile_json(lane=True)}"]
     # The zygote and the cell's process 1: the tool has as many left as in a container of its own.
     assert lane["PidsLimit"] == call["PidsLimit"] + 2
     assert lane["Tmpfs"].keys() == call["Tmpfs"].keys()
+    # What all tools together have on their way over sockets, the kernel holds against the sender's own limit.
+    files = {"Name": "nofile", "Soft": 16384, "Hard": 16384}
+    assert files in lane["Ulimits"]
+    assert len(lane["Ulimits"]) == len(call["Ulimits"])
 
 
 def test_a_lane_is_labelled_for_whom_it_is_and_with_no_call() -> None:
