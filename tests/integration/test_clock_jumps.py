@@ -1,4 +1,4 @@
-"""The wall clock jumps by an hour, ahead and back, in the middle of calls: CASES F11. Deadlines, breakers, leases and
+"""The wall clock jumps by an hour, ahead and back, in the middle of calls. Deadlines, breakers, leases and
 queues go by the monotonic clock; the record has the wall's time, and its order by its own numbers."""
 
 import signal

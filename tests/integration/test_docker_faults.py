@@ -187,7 +187,7 @@ async def test_ending_a_sandbox_of_a_hung_engine_is_bounded_and_made_up_for(
 async def test_a_sandbox_that_is_created_after_its_call_gave_up_is_removed_by_itself(
     engine: PrivateEngine, options: DockerOptions
 ) -> None:
-    """F3: the request is on its way when the call ends; its thread learns of the container and removes it."""
+    """The request is on its way when the call ends; its thread learns of the container and removes it."""
     backend = DockerBackend(replace(options, create_s=60))
     await warm(backend)
     engine.freeze()
@@ -201,7 +201,7 @@ async def test_a_sandbox_that_is_created_after_its_call_gave_up_is_removed_by_it
 async def test_a_sandbox_that_nobody_learnt_of_is_found_by_its_label(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """F3: even the thread gave up before the engine created it."""
+    """Even the thread gave up before the engine created it."""
     await warm(backend)
     engine.freeze()
     assert await refusal(backend) is Reason.SANDBOX_UNAVAILABLE
@@ -273,7 +273,6 @@ async def test_an_image_without_an_interpreter_is_unusable(engine: PrivateEngine
 async def test_a_runtime_whose_program_is_gone_is_missing_and_not_replaced(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """E32."""
     with engine.client as client:
         program = Path(client.info()["Runtimes"]["ghost"]["path"])
     async with probe(backend, request_for(probe_image(), runtime="ghost")) as one:
@@ -290,7 +289,6 @@ async def test_a_runtime_whose_program_is_gone_is_missing_and_not_replaced(
 async def test_a_runtime_that_is_no_longer_registered_is_missing_though_it_was_seen(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """E32."""
     with engine.client as client:
         registered = {"ghost": {"path": client.info()["Runtimes"]["ghost"]["path"]}}
     async with probe(backend, request_for(probe_image(), runtime="ghost")):

@@ -61,7 +61,7 @@ async def refused(awaitable: Any) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-# R1: clients that are slow on purpose
+# Clients that are slow on purpose
 
 
 async def trickle(port: int, start: bytes, drop: bytes) -> tuple[bytes, float]:
@@ -169,7 +169,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(accept: str) -> Non
     assert 0 < received < LARGE
 
 
-# R2, P12: requests that are too large
+# Requests that are too large
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -224,7 +224,7 @@ async def test_large_metadata_is_refused() -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-# R6: more than there is room for
+# More than there is room for
 
 
 async def first(count: int, awaitables: Sequence[Awaitable[_T]]) -> list[_T]:
@@ -286,7 +286,7 @@ async def test_grpc_connections_beyond_the_ceiling_are_ended() -> None:
         assert not any(connection.ended.is_set() for connection in kept)
 
 
-# R3: clients that leave
+# Clients that leave
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
@@ -332,7 +332,7 @@ async def test_a_grpc_client_that_vanishes_does_not_end_its_call() -> None:
         assert call.done()
 
 
-# R4: deadlines
+# Deadlines
 
 
 @on_uvloop
@@ -346,7 +346,7 @@ async def test_the_deadline_of_an_rpc_reaches_the_pipeline_and_ends_the_wait() -
     assert wanted.deadline_ms <= 1000
 
 
-# R7: floods of frames
+# Floods of frames
 
 
 async def still_served(world: Edge, port: int) -> None:
@@ -388,7 +388,7 @@ async def test_a_flood_of_settings_starves_nobody() -> None:
         await still_served(world, server.port)
 
 
-# S5, S7, S9: what must not be seen
+# What must not be seen
 
 
 @on_uvloop

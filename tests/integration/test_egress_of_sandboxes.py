@@ -346,7 +346,7 @@ result = [sorted(refused), listening, announced, os.listdir("/run/secrets")]
 
 
 async def test_with_egress_the_sandbox_has_still_no_network(run_code: RunCode) -> None:
-    """E24 and E31 with a way out: nothing but the declared local ports answers, and there is no other kind of socket."""
+    """With a way out: nothing but the declared local ports answers, and there is no other kind of socket."""
     code = """
 def make(family, kind):
     socket.socket(family, kind).close()

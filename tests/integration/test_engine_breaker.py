@@ -120,7 +120,6 @@ async def desk(engine: PrivateEngine) -> AsyncIterator[Desk]:
 
 
 async def test_an_engine_that_dies_in_mid_call_counts_once_for_that_call(engine: PrivateEngine, desk: Desk) -> None:
-    """F1."""
     sandbox = await desk.open()
     assert await Probe(sandbox).run("answer('up')") == "up"
     assert (desk.view.calls, desk.view.failures) == (1, 0)
@@ -148,7 +147,6 @@ async def test_an_engine_that_dies_in_mid_call_counts_once_for_that_call(engine:
 
 
 async def test_a_hung_engine_is_left_alone_and_a_probe_finds_it_back(engine: PrivateEngine, desk: Desk) -> None:
-    """F2."""
     sandbox = await desk.open()
     await sandbox.destroy()
     tasks = len(asyncio.all_tasks())

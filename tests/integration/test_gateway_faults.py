@@ -1,5 +1,5 @@
-"""A gateway whose container engine, containers and images fail: CASES F1, F2, F4. The fault has a name within seconds,
-what can still be served is served, and when the engine is back nothing is left behind and no restart was needed."""
+"""A gateway whose container engine, containers and images fail. The fault has a name within seconds, what can still be
+served is served, and when the engine is back nothing is left behind and no restart was needed."""
 
 import json
 import time

@@ -1,5 +1,5 @@
-"""A gateway that is killed, told to stop, or cannot write its record: CASES F9, F10, F16. What it leaves behind, the
-next one settles: calls, containers, leases. Without a record nothing runs."""
+"""A gateway that is killed, told to stop, or cannot write its record. What it leaves behind, the next one
+settles: calls, containers, leases. Without a record nothing runs."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""A gateway whose secret store fails: CASES F5, F6. Only calls that need it fail, by name and within seconds, and
+"""A gateway whose secret store fails. Only calls that need it fail, by name and within seconds, and
 when it is back they work again without a restart. And secrets that exist for one call only."""
 
 import time

@@ -1,4 +1,4 @@
-"""Idempotency keys on a real gateway: CASES R9 to R12. A key is one call, whoever asks again, by which edge and when."""
+"""Idempotency keys on a real gateway. A key is one call, whoever asks again, by which edge and when."""
 
 import asyncio
 import itertools

@@ -1,5 +1,5 @@
 """Calls that go on by themselves, on a real gateway: asynchronous ones, approvals, dead letters; over restarts, SIGTERM
-and SIGKILL. CASES F9, F10, P16, R4."""
+and SIGKILL."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Secrets from a real OpenBao: what works, and what each way of failing looks like (CASES F5)."""
+"""Secrets from a real OpenBao: what works, and what each way of failing looks like."""
 
 import asyncio
 import logging

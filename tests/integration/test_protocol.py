@@ -1,5 +1,5 @@
-"""Requests that are malformed, huge, repeated, cut off or too many, on a real gateway: CASES P9, P10, P12, R2, R3, R4,
-R6, R9 to R12, R14, R15. What the edges do by themselves is shown, with fewer parts, in test_edges.py."""
+"""Requests that are malformed, huge, repeated, cut off or too many, on a real gateway. What the edges
+do by themselves is shown, with fewer parts, in test_edges.py."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ def call_raw(gateway: RunningGateway, arguments_json: bytes, tool: str = "text.d
     return grpc.StatusCode.OK
 
 
-# --- P9, P10, P12: JSON that means two things, nothing, or too much --------------------------------------------
+# --- JSON that means two things, nothing, or too much ------------------------------------------------------------
 
 ARGUMENTS = {
     "repeated key": b'{"before":"a","before":"b","after":"c"}',
@@ -87,7 +87,7 @@ def test_a_repeated_key_of_the_body_is_refused(gateway: RunningGateway) -> None:
     assert refusal(post_raw(gateway, body)) == (400, "invalid_request")
 
 
-# --- R2: too large ---------------------------------------------------------------------------------------------
+# --- too large ---------------------------------------------------------------------------------------------------
 
 
 def test_fifty_megabytes_are_refused_without_being_kept(gateway: RunningGateway) -> None:
@@ -120,7 +120,7 @@ def test_the_largest_answer_arrives_whole_over_both_edges(gateway: RunningGatewa
     assert [len(artifact.data) for artifact in by_grpc.artifacts] == [1000 * 1024] * 4
 
 
-# --- R3: clients that leave ------------------------------------------------------------------------------------
+# --- clients that leave ------------------------------------------------------------------------------------------
 
 
 def leave_http(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
@@ -183,7 +183,7 @@ def _no_container(gateway: RunningGateway, call_id: str) -> None:
     assert not any(call_id in name for name in gateway.deployment.containers())
 
 
-# --- R4: deadlines ---------------------------------------------------------------------------------------------
+# --- deadlines ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deadline_s", [0.2, 2.0])
@@ -215,7 +215,7 @@ def test_the_deadline_of_a_body_keeps_what_was_written_until_then(gateway: Runni
     assert refusal(gateway.post("probe.run", {"code": SLOW}, deadline_ms=1)) == (504, "deadline_exceeded")
 
 
-# --- R6: too many ----------------------------------------------------------------------------------------------
+# --- too many ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ async def test_three_hundred_requests_on_a_full_gateway_are_refused_and_probes_a
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
 
 
-# --- R9 to R12: calls that are repeated ------------------------------------------------------------------------
+# --- calls that are repeated -------------------------------------------------------------------------------------
 
 
 def keyed(gateway: RunningGateway, key: str, arguments: dict[str, Any]) -> httpx.Response:
@@ -309,7 +309,7 @@ def test_of_calls_with_one_key_at_once_exactly_one_runs(gateway: RunningGateway)
     assert {refusal(response) for response in responses if response.status_code != 200} <= {(409, "call_in_flight")}
 
 
-# --- R14: browsers ---------------------------------------------------------------------------------------------
+# --- browsers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_page_of_a_browser_does_not_reach_a_gateway_on_its_machine(
             assert "access-control-allow-origin" not in refused.headers
 
 
-# --- R15: generated requests -----------------------------------------------------------------------------------
+# --- generated requests ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

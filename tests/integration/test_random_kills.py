@@ -1,4 +1,4 @@
-"""SIGKILL at random moments under load: CASES F9 and F18. Whatever the moment, each call comes to one truth.
+"""SIGKILL at random moments under load. Whatever the moment, each call comes to one truth.
 
 `CALLGATE_KILLS` says how often. Each round has clients that make calls of all effects, some of them twice at once; then
 the gateway dies, with its pool of sandboxes in every other round; the next one starts on what is left, and the clients

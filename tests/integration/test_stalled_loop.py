@@ -1,4 +1,4 @@
-"""Something holds the event loop: CASES F15. It is seen, readiness shows it, and deadlines hold inside the sandbox."""
+"""Something holds the event loop. It is seen, readiness shows it, and deadlines hold inside the sandbox."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""Credentials on a production gateway, and the configurations with which it does not start: CASES P2, P18."""
+"""Credentials on a production gateway, and the configurations with which it does not start."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Tools that outlive, impersonate or kill what watches them, and lie about how they ended: cases E13, E14, E32, E33."""
+"""Tools that outlive, impersonate or kill what watches them, and lie about how they ended."""
 
 import time
 
@@ -91,7 +91,7 @@ def send(number):
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
-def test_e13_a_daemon_holds_nothing_up_and_dies_with_the_call(daemon: str, any_arena: Arena) -> None:
+def test_a_daemon_holds_nothing_up_and_dies_with_the_call(daemon: str, any_arena: Arena) -> None:
     began = time.monotonic()
     answer = any_arena.run(DAEMONS[daemon] + "\nprint('left it behind')\nresult = 1")
     assert (verdict(answer), answer["result"]) == (SUCCEEDED, 1)
@@ -99,7 +99,7 @@ def test_e13_a_daemon_holds_nothing_up_and_dies_with_the_call(daemon: str, any_a
     assert time.monotonic() - began < 15
 
 
-def test_e13_it_is_dead_before_the_answer(arena: Arena) -> None:
+def test_it_is_dead_before_the_answer(arena: Arena) -> None:
     """What still wrote could change the result, the output and the files under the account."""
     code = "import os, time\nif os.fork() == 0:\n    while True: os.write(1, b'x'); time.sleep(0.01)\n"
     with arena.holding("print('ready', flush=True)\n" + code + "time.sleep(0.3)\nresult = 1") as held:
@@ -108,7 +108,7 @@ def test_e13_it_is_dead_before_the_answer(arena: Arena) -> None:
     assert answer["stdout"]["total_bytes"] == len(answer["stdout"]["text"])
 
 
-def test_e14_a_thousand_orphans_are_reaped(arena: Arena) -> None:
+def test_a_thousand_orphans_are_reaped(arena: Arena) -> None:
     with arena.holding(ORPHANS.format(count=1000)) as left:
         assert left.tasks() <= 3
         arena.harmless()
@@ -116,14 +116,14 @@ def test_e14_a_thousand_orphans_are_reaped(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)
-def test_e14_orphans_are_reaped_under_a_guest_kernel(any_arena: Arena) -> None:
+def test_orphans_are_reaped_under_a_guest_kernel(any_arena: Arena) -> None:
     code = ORPHANS.format(count=100).replace(
         "time.sleep(60)", "result = [n for n in os.listdir('/proc') if n.isdecimal()]"
     )
     assert len(any_arena.run(code)["result"]) <= 3
 
 
-def test_e14_zombies_that_nobody_collects_end_at_the_limit(arena: Arena) -> None:
+def test_zombies_that_nobody_collects_end_at_the_limit(arena: Arena) -> None:
     made, why = arena.run(ZOMBIES)["result"]
     assert 8 < made < 64
     assert why == "EAGAIN"
@@ -239,7 +239,7 @@ def test_how_it_ended_is_the_status_and_not_what_it_printed(any_arena: Arena) ->
     assert ends == codes
 
 
-def test_e33_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Arena) -> None:
+def test_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Arena) -> None:
     code = (
         "import ctypes, os, resource\nos.chdir('/out')\nprint(resource.getrlimit(4), flush=True)\nctypes.string_at(0)"
     )
@@ -251,13 +251,13 @@ def test_e33_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Are
     assert answer["artifacts"] == []
 
 
-def test_e33_a_child_that_crashes_leaves_no_core(arena: Arena) -> None:
+def test_a_child_that_crashes_leaves_no_core(arena: Arena) -> None:
     code = "import os\nif os.fork() == 0:\n    os.chdir('/out')\n    os.abort()\nresult = os.WCOREDUMP(os.wait()[1])"
     answer = arena.run(code)
     assert (answer["result"], answer["artifacts"]) == (False, [])
 
 
-def test_e32_a_runtime_that_is_missing_is_refused_and_not_replaced(arena: Arena) -> None:
+def test_a_runtime_that_is_missing_is_refused_and_not_replaced(arena: Arena) -> None:
     response = arena.gateway.post("probe.gvisor", {"code": "result = 1"})
     assert (response.status_code, response.json()["reason"]) == (424, "runtime_missing")
     arena.calls.append(response.json()["call_id"])
