@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import time
+import socket
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -123,17 +123,32 @@ def test_the_largest_answer_arrives_whole_over_both_edges(gateway: RunningGatewa
 # --- clients that leave ------------------------------------------------------------------------------------------
 
 
+def the_call(gateway: RunningGateway, agent: str) -> dict[str, Any]:
+    """The one call that this agent has made."""
+    with gateway.web(agent) as web:
+        found = web.get("/v1/calls").json()["calls"]
+    assert len(found) == 1
+    return dict(found[0])
+
+
 def leave_http(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
-    body = {"arguments": {"code": SLOW}, "on_disconnect": on_disconnect}
-    with gateway.web(agent) as web, pytest.raises(httpx.ReadTimeout):
-        web.post("/v1/tools/probe.run/calls", json=body, timeout=httpx.Timeout(10, read=0.05))
+    text = json.dumps({"arguments": {"code": SLOW}, "on_disconnect": on_disconnect})
+    sent = {
+        "Host": gateway.http, "Content-Type": "application/json", "Content-Length": str(len(text)),
+        "Authorization": f"Bearer {gateway.deployment.tokens[agent]}",
+    }  # fmt: skip
+    head = "".join(f"{name}: {said}\r\n" for name, said in sent.items())
+    host, _, port = gateway.http.rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"POST /v1/tools/probe.run/calls HTTP/1.1\r\n{head}\r\n{text}".encode())
+        eventually(lambda: the_call(gateway, agent))
 
 
 def leave_stream(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
     body = {"arguments": {"code": SLOW}, "on_disconnect": on_disconnect}
     headers = {"Accept": "text/event-stream"}
     with gateway.web(agent) as web, web.stream("POST", "/v1/tools/probe.run/calls", json=body, headers=headers):
-        time.sleep(0.05)
+        eventually(lambda: the_call(gateway, agent))
 
 
 def _wish(on_disconnect: str) -> pb.CallRequest:
@@ -144,7 +159,7 @@ def _wish(on_disconnect: str) -> pb.CallRequest:
 def leave_grpc(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
     with stub(gateway) as gate:
         future = gate.Call.future(_wish(on_disconnect), metadata=credential(gateway, agent))
-        time.sleep(0.05)
+        eventually(lambda: the_call(gateway, agent))
         future.cancel()
 
 
@@ -166,9 +181,9 @@ def test_a_client_that_leaves_ends_its_call_only_if_it_said_so(
     leave(gateway, agent, on_disconnect)
 
     def ended() -> dict[str, Any]:
+        call = the_call(gateway, agent)
+        assert call["finished_at"] is not None
         with gateway.web(agent) as web:
-            (call,) = web.get("/v1/calls").json()["calls"]
-            assert call["finished_at"] is not None
             return dict(web.get(f"/v1/calls/{call['call_id']}").json())
 
     answer = eventually(ended)
@@ -186,7 +201,7 @@ def _no_container(gateway: RunningGateway, call_id: str) -> None:
 # --- deadlines ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deadline_s", [0.2, 2.0])
+@pytest.mark.parametrize("deadline_s", [1.0, 3.0])
 def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: RunningGateway) -> None:
     agent = f"hasty-{deadline_s:g}".replace(".", "-")
     gateway.deployment.tokens[agent] = gateway.deployment.key("acme", agent, "developer")
@@ -196,12 +211,11 @@ def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: Run
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     def ended() -> dict[str, Any]:
-        with gateway.web(agent) as web:
-            (call,) = web.get("/v1/calls").json()["calls"]
+        call = the_call(gateway, agent)
         assert call["finished_at"] is not None
-        return dict(call)
+        return call
 
-    call = eventually(ended, within_s=10)
+    call = eventually(ended)
     assert call["state"] == "timed_out"
     assert call["error"]["reason"] in ("timed_out", "deadline_exceeded")
     eventually(lambda: _no_container(gateway, call["call_id"]))
@@ -354,7 +368,7 @@ def test_generated_requests_get_an_answer_that_is_described(
     path: str, method: str, gateway: RunningGateway, described: OpenApiSchema
 ) -> None:
     @given(case=described[path][method].as_strategy())
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     def answer_as_described(case: Case) -> None:
         # What a tool takes is in its own schema, and the answer to it is in `violations`.
         reply = case.call_and_validate(
