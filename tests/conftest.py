@@ -1,5 +1,6 @@
 """Fixtures on real parts, shared by the end-to-end, security and integration tests. They fail when a part is missing."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,15 @@ class Secrets:
     webhook_key: str
     by_file: str
     by_stdin: str
+
+
+@pytest.fixture(autouse=True)
+def logging_for_all_tests() -> Iterator[None]:
+    """A gateway, or its telemetry, takes over the logging of its process, which here is that of all tests."""
+    handlers = logging.getLogger().handlers
+    before = handlers.copy()
+    yield
+    handlers[:] = before
 
 
 @pytest.fixture(scope="session")

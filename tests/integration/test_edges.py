@@ -338,12 +338,13 @@ async def test_a_grpc_client_that_vanishes_does_not_end_its_call() -> None:
 @on_uvloop
 async def test_the_deadline_of_an_rpc_reaches_the_pipeline_and_ends_the_wait() -> None:
     async with edge() as world, grpc_stub(world) as stub:
-        error = await refused(stub.Call(wait_request(), metadata=metadata(), timeout=0.5))
+        error = await refused(stub.Call(wait_request(), metadata=metadata(), timeout=2))
         await asyncio.wait_for(world.handled.wait(), 20)
     [wanted] = world.played.requests
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert wanted.deadline_ms is not None
-    assert wanted.deadline_ms <= 1000
+    # The library rounds what it sends up.
+    assert wanted.deadline_ms <= 3000
 
 
 # Floods of frames

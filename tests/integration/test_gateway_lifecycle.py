@@ -72,7 +72,7 @@ def test_what_a_killed_gateway_leaves_is_settled_by_the_next(
     database.lend_to(store.operator, "probe")
     deployment = Deployment(tmp_path / "gateway", store)
     ready = "print('ready', flush=True)\nimport time; time.sleep(18)"
-    brief = ready.replace("18", "3")
+    brief = ready.replace("18", "8")
     with deployment.start() as first:
         done = keyed(first, "probe.run", DONE, "done")
         with (

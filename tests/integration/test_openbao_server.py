@@ -310,7 +310,7 @@ async def test_a_broken_audit_device_fails_reads_while_the_store_calls_itself_he
 
 async def test_a_token_is_renewed_before_it_expires(server: DevServer, tmp_path: Path) -> None:
     # A secret id that serves for one login only: what still reads after the first lifetime has been renewed.
-    ttl_s = 2
+    ttl_s = 6
     auth = server.operator.create_approle(
         tmp_path, name="short", token_ttl_s=ttl_s, token_max_ttl_s=120, secret_id_uses=1
     )

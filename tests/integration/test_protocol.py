@@ -222,10 +222,10 @@ def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: Run
 
 
 def test_the_deadline_of_a_body_keeps_what_was_written_until_then(gateway: RunningGateway) -> None:
-    answer = gateway.post("probe.run", {"code": SLOW.replace("1.5", "18")}, deadline_ms=2500).json()
+    answer = gateway.post("probe.run", {"code": SLOW.replace("1.5", "18")}, deadline_ms=8000).json()
     assert (answer["state"], answer["error"]["reason"]) == ("timed_out", "timed_out")
     assert answer["stdout"]["text"] == "ready\n"
-    assert answer["usage"]["wall_ms"] < 4000
+    assert answer["usage"]["wall_ms"] < 12_000
     assert refusal(gateway.post("probe.run", {"code": SLOW}, deadline_ms=1)) == (504, "deadline_exceeded")
 
 

@@ -1,0 +1,57 @@
+"""What a lane that is killed again and again costs a neighbour: its p99 alone and beside it, in turns."""
+
+import asyncio
+import time
+
+from callgate_server.model.manifest import Limits
+from callgate_server.model.run import Cause
+from figures import Figure, percentile, times
+from support.lane_rig import LaneRig, lane_rig
+
+KILLED = {
+    "memory": ("held = b'x' * (1 << 28)", Cause.OUT_OF_MEMORY),
+    "processes": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", Cause.TIMED_OUT),
+    "deadline": ("while True: pass", Cause.TIMED_OUT),
+}
+_SMALL = Limits(memory_mb=64, pids=16, scratch_mb=4, cpu=0.2)
+_CALLS, _ROUNDS = 100, 5
+
+
+async def killed_again_and_again(lane: LaneRig, causes: list[Cause]) -> None:
+    """Let a rival's lanes die in every way until somebody cancels it; `causes` grows by what they died of."""
+    while True:
+        for code, _ in KILLED.values():
+            await lane.result("result = 1", request=lane.request(limits=_SMALL, tenant="rival"))
+            outcome = await lane.run(code, request=lane.request(limits=_SMALL, tenant="rival", deadline_s=3))
+            causes.append(outcome.cause)
+
+
+def rows() -> list[Figure]:
+    """Measure, and return a row for each figure; a round is the p99 of a hundred calls, one after another."""
+    alone_ms, beside_ms = asyncio.run(_compared())
+    alone = times("a neighbour's p99, alone", alone_ms)
+    return [alone, times("a neighbour's p99, beside a lane that is killed again and again", beside_ms, alone)]
+
+
+async def _compared() -> tuple[list[float], list[float]]:
+    alone, beside = [], []
+    async with lane_rig(per_key=1, calls=100_000) as lane:
+        await _p99_ms(lane)
+        for _ in range(_ROUNDS):
+            alone.append(await _p99_ms(lane))
+            killed = asyncio.ensure_future(killed_again_and_again(lane, []))
+            try:
+                beside.append(await _p99_ms(lane))
+            finally:
+                killed.cancel()
+                await asyncio.wait({killed})
+    return alone, beside
+
+
+async def _p99_ms(lane: LaneRig) -> float:
+    took = []
+    for _ in range(_CALLS):
+        begun = time.perf_counter()
+        await lane.result("result = 1")
+        took.append((time.perf_counter() - begun) * 1000)
+    return percentile(sorted(took), 99)
