@@ -21,7 +21,7 @@ def test_no_call_ends_sooner_or_later_for_it(jump: signal.Signals, tmp_path: Pat
     with deployment.start(program=[sys.executable, jumping_gateway.__file__]) as gateway:
         with (
             live(gateway, "probe.run", SLOW) as slow,
-            live(gateway, "probe.run", ENDLESS, deadline_ms=3000) as endless,
+            live(gateway, "probe.run", ENDLESS, deadline_ms=10_000) as endless,
         ):
             slow.until_printed("ready")
             endless.until_printed("ready")
@@ -30,7 +30,7 @@ def test_no_call_ends_sooner_or_later_for_it(jump: signal.Signals, tmp_path: Pat
             assert slow.answer()["state"] == "succeeded"
             ended = endless.answer()
         assert (ended["state"], ended["error"]["reason"]) == ("timed_out", "timed_out")
-        assert 2000 < ended["usage"]["wall_ms"] < 10_000
+        assert 1000 < ended["usage"]["wall_ms"] < 19_000
         with gateway.web() as web:
             eventually(lambda: has_succeeded(web.get(f"/v1/calls/{waiting['call_id']}").json()))
             assert web.get("/readyz").status_code == 200

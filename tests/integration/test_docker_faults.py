@@ -152,7 +152,7 @@ async def test_the_calls_own_deadline_is_kept_while_the_engine_hangs(
 ) -> None:
     await warm(backend)
     engine.freeze()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await refusal(backend, deadline_s=0.3) is Reason.DEADLINE_EXCEEDED
     engine.thaw()
     await cleaned(engine, backend)

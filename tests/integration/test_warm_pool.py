@@ -202,7 +202,7 @@ def test_a_burst_is_answered_or_told_to_come_back_and_nothing_is_lost(gateway: R
     assert ends["answered"] >= 4
     assert ends.total() == 200
     # Nobody was kept past the deadline, but for the way there and back on a busy machine.
-    assert max(seconds for _, seconds in results) < 45
+    assert max(seconds for _, seconds in results) < 75
     gateway.deployment.wait_until_clean(60)
     assert gateway.rss_kb() < before_kb + 64 * 1024
     assert metric(gateway, "callgate_pool_waiting") == 0

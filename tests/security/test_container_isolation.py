@@ -28,6 +28,8 @@ from support.sandboxes import RUNTIMES, Rig, rig
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers below are x86_64's")
 
+# Not those that the server's filter is made of: with a wrong one of them, filter and test would agree. These are as
+# `asm/unistd_64.h` of the kernel's headers has them.
 NUMBERS: dict[str, int] = json.loads((Path(__file__).parent / "syscalls_x86_64.json").read_text())
 REFUSED = {"EPERM", "ENOSYS"}
 LIMITS = Limits(scratch_mb=32, scratch_files=500, open_files=128, artifacts=4, artifacts_kb=64, pids=32)

@@ -1,7 +1,6 @@
 """Tools that abuse what they may write to, and the result descriptor."""
 
 import base64
-import time
 from typing import Any
 
 import pytest
@@ -126,11 +125,9 @@ def test_standard_input_ends(any_arena: Arena) -> None:
 
 def test_who_waits_for_input_that_never_comes_meets_the_deadline(any_arena: Arena) -> None:
     code = "import os\nos.mkfifo('/tmp/never')\nprint('begun', flush=True)\nopen('/tmp/never').read()"
-    began = time.monotonic()
     answer = any_arena.run(code, deadline_s=2)
     assert verdict(answer) == TIMED_OUT
     assert answer["stdout"]["text"] == "begun\n"
-    assert time.monotonic() - began < 15
 
 
 def test_output_before_the_deadline_is_kept(any_arena: Arena) -> None:
