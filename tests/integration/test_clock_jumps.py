@@ -11,7 +11,7 @@ from support import jumping_gateway
 from support.gateway import Deployment
 from support.live import eventually, live
 
-SLOW = "print('ready', flush=True)\nimport time; time.sleep(1.5)\nresult = 'done'"
+SLOW = "print('ready', flush=True)\nimport time; time.sleep(4)\nresult = 'done'"
 ENDLESS = "print('ready', flush=True)\nwhile True: pass"
 
 

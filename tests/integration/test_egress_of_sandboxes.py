@@ -314,7 +314,7 @@ held = [connect(name) for name in ("echo", "swallow", "flood")]
 print("connected", flush=True)
 time.sleep(1000)
 """
-    ended = await run_code(code, seconds=5)
+    ended = await run_code(code, seconds=10)
     assert ended.outcome.cause is Cause.TIMED_OUT
     assert ended.outcome.exit.signal == 9
     assert ended.outcome.stdout.head == b"connected\n"

@@ -136,7 +136,7 @@ def test_a_killed_engine_loses_its_calls_by_name_and_stops_nothing_else(
 def test_a_hung_engine_has_a_name_and_an_end_and_what_came_late_is_removed(
     alone: RunningGateway, engine: PrivateEngine
 ) -> None:
-    with ThreadPoolExecutor(1) as beside, live(alone, "probe.run", deadline_ms=4000) as call:
+    with ThreadPoolExecutor(1) as beside, live(alone, "probe.run", deadline_ms=8000) as call:
         call.until_printed("ready")
         engine.freeze()
         try:

@@ -199,7 +199,7 @@ def tells_the_whole_story(gateway: RunningGateway, call_id: str) -> None:
 
 
 def test_database_credentials_live_as_long_as_their_call(leased: RunningGateway, database: Postgres) -> None:
-    code = SHAPE + "print('ready', flush=True)\nimport time; time.sleep(1)\nresult = [secrets_shape, secrets]"
+    code = SHAPE + "print('ready', flush=True)\nimport time; time.sleep(4)\nresult = [secrets_shape, secrets]"
     assert database.leased_roles() == set()
     with live(leased, "probe.dynamic", code) as call:
         call.until_printed("ready")
@@ -224,7 +224,7 @@ def test_credentials_end_with_a_call_that_is_cancelled(leased: RunningGateway, d
 def test_a_store_that_dies_in_mid_call_does_not_take_the_call_along_and_its_lease_is_revoked_later(
     leased: RunningGateway, bao: ConfiguredServer, database: Postgres
 ) -> None:
-    code = "print('ready', flush=True)\nimport time; time.sleep(4)\nresult = 'done'"
+    code = "print('ready', flush=True)\nimport time; time.sleep(8)\nresult = 'done'"
     with live(leased, "probe.dynamic", code) as call:
         call.until_printed("ready")
         bao.stop()

@@ -120,7 +120,7 @@ def test_how_a_command_ends_decides_whether_its_lane_goes_on(how: str, commands:
     code, expected, goes_on = ENDS[how]
     # The lane that is there.
     command(commands, "result = 1")
-    ended = command(commands, code, deadline_ms=3000 if "deadline" in how else 20_000)
+    ended = command(commands, code, deadline_ms=5000 if "deadline" in how else 20_000)
     assert (ended["state"], ended["error"] and ended["error"]["reason"]) == expected
     after = command(commands, "result = 1")
     used = commands.deployment.sandboxes()

@@ -26,7 +26,8 @@ from callgate_proto.v1 import gateway_pb2_grpc
 from support.gateway import Deployment, RunningGateway
 from support.live import eventually, live, refusal
 
-SLOW = "import time\nprint('ready', flush=True)\ntime.sleep(1.5)\nresult = 'done'"
+SLOW = "import time\nprint('ready', flush=True)\ntime.sleep(3)\nresult = 'done'"
+LONG = SLOW.replace("sleep(3)", "sleep(18)")
 DIFF = {"before": "a\n", "after": "b\n"}
 
 
@@ -205,7 +206,7 @@ def _no_container(gateway: RunningGateway, call_id: str) -> None:
 def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: RunningGateway) -> None:
     agent = f"hasty-{deadline_s:g}".replace(".", "-")
     gateway.deployment.tokens[agent] = gateway.deployment.key("acme", agent, "developer")
-    request = pb.CallRequest(tool="probe.run", arguments_json=json.dumps({"code": SLOW.replace("1.5", "18")}).encode())
+    request = pb.CallRequest(tool="probe.run", arguments_json=json.dumps({"code": LONG}).encode())
     with stub(gateway) as gate, pytest.raises(grpc.RpcError) as late:
         gate.Call(request, metadata=credential(gateway, agent), timeout=deadline_s)
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -222,7 +223,7 @@ def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: Run
 
 
 def test_the_deadline_of_a_body_keeps_what_was_written_until_then(gateway: RunningGateway) -> None:
-    answer = gateway.post("probe.run", {"code": SLOW.replace("1.5", "18")}, deadline_ms=8000).json()
+    answer = gateway.post("probe.run", {"code": LONG}, deadline_ms=8000).json()
     assert (answer["state"], answer["error"]["reason"]) == ("timed_out", "timed_out")
     assert answer["stdout"]["text"] == "ready\n"
     assert answer["usage"]["wall_ms"] < 12_000

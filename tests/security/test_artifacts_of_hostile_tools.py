@@ -141,6 +141,6 @@ except OSError:
 
 def test_what_a_killed_tool_left_is_taken(any_arena: Arena) -> None:
     code = "open('/out/half', 'w').write('partial')\nimport os\nif os.fork() == 0: pass\nwhile True: pass"
-    answer = any_arena.run(code, deadline_s=2)
+    answer = any_arena.run(code, deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert base64.b64decode(taken(answer)[0]["data"]) == b"partial"

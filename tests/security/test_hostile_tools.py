@@ -188,7 +188,7 @@ def test_signals_to_the_runner_do_not_change_the_account(any_arena: Arena) -> No
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
 def test_a_runner_that_cannot_be_killed_or_an_end_that_is_named(number: str, any_arena: Arena) -> None:
     code = PID_1 + f"print('before', flush=True)\nsend(signal.{number})\ntime.sleep(0.3)\nresult = 'alive'"
-    answer = any_arena.run(code, deadline_s=3)
+    answer = any_arena.run(code, deadline_s=8)
     if any_arena.runtime != "runsc":
         assert (verdict(answer), answer["result"]) == (SUCCEEDED, "alive")
     else:
@@ -209,7 +209,7 @@ def test_words_of_a_tool_on_the_runners_standard_error_are_not_in_a_message(any_
 
 
 def test_a_tool_that_stops_itself_meets_the_deadline(any_arena: Arena) -> None:
-    answer = any_arena.run("import os\nprint('so long', flush=True)\nos.kill(os.getpid(), 19)", deadline_s=2)
+    answer = any_arena.run("import os\nprint('so long', flush=True)\nos.kill(os.getpid(), 19)", deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert answer["stdout"]["text"] == "so long\n"
 
