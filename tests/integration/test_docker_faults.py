@@ -100,7 +100,7 @@ async def test_the_engine_dies_in_mid_call(engine: PrivateEngine, backend: Docke
     sandbox = await backend.open(request_for(probe_image()))
     assert await Probe(sandbox).run("answer('up')") == "up"
     engine.kill()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         await end_of_wire(sandbox)
     with pytest.raises(ConnectionError):
         await sandbox.send(b"x")
@@ -335,7 +335,7 @@ async def test_a_sandbox_killed_behind_our_back_ends_its_wire(engine: PrivateEng
     sandbox = await backend.open(request_for(probe_image()))
     with engine.client as client:
         client.remove_container(sandbox.id, force=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         await end_of_wire(sandbox)
     assert (await sandbox.wait_exit(2)).exit_code is None
     await sandbox.destroy()
