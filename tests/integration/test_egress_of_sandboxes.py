@@ -240,6 +240,9 @@ with connect("swallow") as tool:
 with connect("echo") as after:
     after.sendall(b"x")
     result = after.recv(1).decode()
+    # Ended in order before the tool's own end could break it.
+    after.shutdown(socket.SHUT_WR)
+    assert after.recv(1) == b""
 """
     ended = await run_code(code)
     assert ended.result == "x"
