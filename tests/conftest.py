@@ -1,13 +1,19 @@
 """Fixtures on real parts, shared by the end-to-end, security and integration tests. They fail when a part is missing."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from callgate_server.backends.openbao_dev import DevServer
 from support.gateway import Deployment, RunningGateway, canary, start_store
 from support.postgres import Postgres
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,15 @@ class Secrets:
     webhook_key: str
     by_file: str
     by_stdin: str
+
+
+@pytest.fixture(autouse=True)
+def logging_for_all_tests() -> Iterator[None]:
+    """A gateway, or its telemetry, takes over the logging of its process, which here is that of all tests."""
+    handlers = logging.getLogger().handlers
+    before = handlers.copy()
+    yield
+    handlers[:] = before
 
 
 @pytest.fixture(scope="session")

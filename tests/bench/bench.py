@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sandbox_images/base")]
 
 import downloads  # noqa: E402  # after the path is set, as all of ours
+import neighbours  # noqa: E402
 import soak  # noqa: E402
 from callgate import Answer, Callgate, CallRefused  # noqa: E402
 from callgate_server.backends.openbao_dev import DevServer  # noqa: E402
@@ -232,6 +233,7 @@ def main() -> int:
         try:
             figures, phases = measure(Site(Path(folder), store), options.runs, options.calls)
             figures += downloads.rows(Path(folder), store)
+            figures += neighbours.rows()
         finally:
             store.stop()
     report = Report(datetime.now(UTC), about, figures, phases)

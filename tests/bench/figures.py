@@ -31,6 +31,7 @@ GOALS = {
     "container, cold": Goal("ratio", "≤", 1.2, 1.0),
     "refused by policy": Goal("value", "≤", 3, 1.5),
     "fork, the gate's own share": Goal("value", "≤", 3, 1.5),
+    "a neighbour's p99, beside a lane that is killed again and again": Goal("ratio", "≤", 2, 1),
     # The aim is "flat": what remains below one in a hundred is the allocator's.
     "gateway memory, growth": Goal("value", "≤", 5, 1),
     "idle lane, shared pages once": Goal("value", "≤", 20, 12),

@@ -1,4 +1,4 @@
-"""What carries a connection crashes in mid-transfer: CASES F14. Its call is told of a broken connection, and no other."""
+"""What carries a connection crashes in mid-transfer. Its call is told of a broken connection, and no other."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

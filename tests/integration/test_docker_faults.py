@@ -100,7 +100,7 @@ async def test_the_engine_dies_in_mid_call(engine: PrivateEngine, backend: Docke
     sandbox = await backend.open(request_for(probe_image()))
     assert await Probe(sandbox).run("answer('up')") == "up"
     engine.kill()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         await end_of_wire(sandbox)
     with pytest.raises(ConnectionError):
         await sandbox.send(b"x")
@@ -152,7 +152,7 @@ async def test_the_calls_own_deadline_is_kept_while_the_engine_hangs(
 ) -> None:
     await warm(backend)
     engine.freeze()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await refusal(backend, deadline_s=0.3) is Reason.DEADLINE_EXCEEDED
     engine.thaw()
     await cleaned(engine, backend)
@@ -187,7 +187,7 @@ async def test_ending_a_sandbox_of_a_hung_engine_is_bounded_and_made_up_for(
 async def test_a_sandbox_that_is_created_after_its_call_gave_up_is_removed_by_itself(
     engine: PrivateEngine, options: DockerOptions
 ) -> None:
-    """F3: the request is on its way when the call ends; its thread learns of the container and removes it."""
+    """The request is on its way when the call ends; its thread learns of the container and removes it."""
     backend = DockerBackend(replace(options, create_s=60))
     await warm(backend)
     engine.freeze()
@@ -201,7 +201,7 @@ async def test_a_sandbox_that_is_created_after_its_call_gave_up_is_removed_by_it
 async def test_a_sandbox_that_nobody_learnt_of_is_found_by_its_label(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """F3: even the thread gave up before the engine created it."""
+    """Even the thread gave up before the engine created it."""
     await warm(backend)
     engine.freeze()
     assert await refusal(backend) is Reason.SANDBOX_UNAVAILABLE
@@ -273,7 +273,6 @@ async def test_an_image_without_an_interpreter_is_unusable(engine: PrivateEngine
 async def test_a_runtime_whose_program_is_gone_is_missing_and_not_replaced(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """E32."""
     with engine.client as client:
         program = Path(client.info()["Runtimes"]["ghost"]["path"])
     async with probe(backend, request_for(probe_image(), runtime="ghost")) as one:
@@ -290,7 +289,6 @@ async def test_a_runtime_whose_program_is_gone_is_missing_and_not_replaced(
 async def test_a_runtime_that_is_no_longer_registered_is_missing_though_it_was_seen(
     engine: PrivateEngine, backend: DockerBackend
 ) -> None:
-    """E32."""
     with engine.client as client:
         registered = {"ghost": {"path": client.info()["Runtimes"]["ghost"]["path"]}}
     async with probe(backend, request_for(probe_image(), runtime="ghost")):
@@ -337,7 +335,7 @@ async def test_a_sandbox_killed_behind_our_back_ends_its_wire(engine: PrivateEng
     sandbox = await backend.open(request_for(probe_image()))
     with engine.client as client:
         client.remove_container(sandbox.id, force=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         await end_of_wire(sandbox)
     assert (await sandbox.wait_exit(2)).exit_code is None
     await sandbox.destroy()

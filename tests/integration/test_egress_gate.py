@@ -1,16 +1,16 @@
 """The egress gate against upstreams that nobody would want to talk to, in a network of the test's own.
 
-Rows N1, N2, N3, N10, N13 and N14 of the cases. The addresses that must never be reached are really there, on `lo`,
-with somebody who counts; names come from a resolver that lies; clients are ordinary ones.
+The addresses that must never be reached are really there, on `lo`, with somebody who counts; names come from a
+resolver that lies; clients are ordinary ones.
 """
 
 import asyncio
 import json
-import resource
 import socket
 import ssl
 import urllib.request
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -39,11 +39,17 @@ def client(gate, *, cadata=None, **options):
     return httpx.AsyncClient(proxy=gate.proxy, verify=verify, trust_env=False, **options)
 
 
+def memory_kb(name, *, forget_peak=False):
+    if forget_peak:
+        Path("/proc/self/clear_refs").write_text("5")  # begins the high-water mark anew: proc(5)
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in status if line.startswith(name)))
+
+
 def why(answer):
     return answer.json()["why"]
 
 
-# N1
 def test_nobody_reaches_a_metadata_service_by_address_or_by_name(tmp_path):
     names = {f"m{index}.example.com": [[address]] for index, address in enumerate(METADATA)}
 
@@ -69,7 +75,6 @@ def test_nobody_reaches_a_metadata_service_by_address_or_by_name(tmp_path):
     in_own_network(scene, addresses=METADATA)
 
 
-# N2
 LOOPBACKS = [
     "0x7f.1",
     "0177.0.0.1",
@@ -132,7 +137,6 @@ async def raw(gate, text):
     return int(line.split(b" ")[1])
 
 
-# N3
 def test_a_name_that_changes_its_mind_is_asked_once_and_dialled_where_it_was_checked(tmp_path):
     names = {"rebind.example.com": [[PUBLIC], ["127.0.0.1"]]}
 
@@ -153,7 +157,6 @@ def test_a_name_that_changes_its_mind_is_asked_once_and_dialled_where_it_was_che
     in_own_network(scene, addresses=[PUBLIC])
 
 
-# N3
 def test_one_bad_address_among_good_ones_is_enough(tmp_path):
     names = {"mixed.example.com": [[PUBLIC, "127.0.0.1"]], "sixfour.example.com": [[PUBLIC, "::1"]]}
 
@@ -167,7 +170,6 @@ def test_one_bad_address_among_good_ones_is_enough(tmp_path):
     in_own_network(scene, addresses=[PUBLIC])
 
 
-# N10
 def test_ipv6_is_held_to_the_same_rules(tmp_path):
     bad = {
         "unique-local.example.com": ("fd12:3456::1", "private_address"),
@@ -192,7 +194,6 @@ def test_ipv6_is_held_to_the_same_rules(tmp_path):
     in_own_network(scene, addresses=[PUBLIC_V6, "fd12:3456::1"])
 
 
-# N13
 def test_a_slow_and_a_silent_upstream_cost_no_more_than_their_time(tmp_path):
     async def scene():
         with Upstream(PUBLIC, 80) as upstream, Resolver({FREE: [[PUBLIC]]}):
@@ -212,20 +213,19 @@ def test_a_slow_and_a_silent_upstream_cost_no_more_than_their_time(tmp_path):
     in_own_network(scene, addresses=[PUBLIC])
 
 
-# N13
 def test_an_endless_body_ends_with_the_budget_and_costs_no_memory(tmp_path):
     budget = EgressBudget(bytes=64 * 1024 * 1024, connections=9, requests=9, concurrent=9)
 
     async def scene():
         with Upstream(PUBLIC, 80), Resolver({FREE: [[PUBLIC]]}):
             async with rig(tmp_path, [rule(FREE, 80, scheme="http")], budget=budget) as gate, client(gate) as http:
-                before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                before_kb = memory_kb("VmRSS", forget_peak=True)
                 read = 0
                 with pytest.raises(httpx.TransportError):
                     async with http.stream("GET", f"http://{FREE}/endless") as answer:
                         async for data in answer.aiter_raw():
                             read += len(data)
-                grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
+                grown_kb = memory_kb("VmHWM") - before_kb
                 usage = await gate.session.close()
             assert read <= budget.bytes < usage.bytes + 65536
             assert usage.bytes < budget.bytes + 65536
@@ -235,7 +235,6 @@ def test_an_endless_body_ends_with_the_budget_and_costs_no_memory(tmp_path):
     in_own_network(scene, addresses=[PUBLIC])
 
 
-# N13
 def test_a_compressed_bomb_is_not_unpacked_on_the_way(tmp_path):
     unpacked = 50_000_000
 
@@ -251,7 +250,6 @@ def test_a_compressed_bomb_is_not_unpacked_on_the_way(tmp_path):
     in_own_network(scene, addresses=[PUBLIC])
 
 
-# N14
 def test_a_credential_goes_to_its_host_port_method_and_path_and_nowhere_else(tmp_path, signer):
     text = KEY.decode()
 
@@ -302,7 +300,6 @@ def test_a_credential_goes_to_its_host_port_method_and_path_and_nowhere_else(tmp
     in_own_network(scene, addresses=[PUBLIC, PUBLIC_TOO])
 
 
-# N14
 def test_what_the_upstream_echoes_comes_back_without_the_credential(tmp_path, signer):
     async def scene():
         with Upstream(PUBLIC, 443, signer.context(API)) as upstream, Resolver({API: [[PUBLIC]]}):

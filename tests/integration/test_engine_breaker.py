@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,9 +26,7 @@ from support.probe_image import probe_image
 
 # Nothing that the engine is asked may take longer than a few of these together.
 BOUND_S = 20
-# What is refused without asking anybody.
-AT_ONCE_S = 1.0
-RULES = BreakerRules(window=10, min_calls=3, failure_rate=0.5, open_s=2, probes=2)
+RULES = BreakerRules(window=10, min_calls=3, failure_rate=0.5, open_s=5, probes=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +60,16 @@ class Counted(DockerBackend):
 
 
 class Desk:
-    def __init__(self, engine: PrivateEngine) -> None:
+    def __init__(self, engine: PrivateEngine, rules: BreakerRules) -> None:
         self.engine = engine
+        self.image = probe_image()
         self.changes: list[Change] = []
         options = DockerOptions(
             instance=f"test-{uuid.uuid4().hex[:12]}", boot_id="this", socket_url=engine.url, opening_threads=4,
             ending_threads=2, look_s=2, create_s=2, attach_s=2, start_s=5, end_s=2, ping_s=2,
         )  # fmt: skip
         self.backend = Counted(options)
-        self.breakers = Breakers({"engine": RULES}, self.changes.append)
+        self.breakers = Breakers({"engine": rules}, self.changes.append)
         self.starts = GuardedStarts(self.backend, self.breakers)
 
     @property
@@ -78,17 +78,16 @@ class Desk:
 
     async def open(self) -> Sandbox:
         async with asyncio.timeout(BOUND_S):
-            return await self.starts.open(request_for(probe_image()))
+            return await self.starts.open(request_for(self.image))
 
     async def refused(self) -> Reason:
         with pytest.raises(CallError) as refused:
             await self.open()
         return refused.value.reason
 
-    async def refused_at_once(self) -> None:
-        began_s, starts = time.monotonic(), self.backend.starts
+    async def refused_unasked(self) -> None:
+        starts = self.backend.starts
         assert await self.refused() is Reason.CIRCUIT_OPEN
-        assert time.monotonic() - began_s < AT_ONCE_S
         assert self.backend.starts == starts
 
     async def recovers(self) -> None:
@@ -113,19 +112,18 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(engine: PrivateEngine) -> AsyncIterator[Desk]:
-    made = Desk(engine)
+async def desk(engine: PrivateEngine, request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
+    """A test may choose other rules."""
+    made = Desk(engine, getattr(request, "param", RULES))
     yield made
     await made.starts.close()
 
 
 async def test_an_engine_that_dies_in_mid_call_counts_once_for_that_call(engine: PrivateEngine, desk: Desk) -> None:
-    """F1."""
     sandbox = await desk.open()
     assert await Probe(sandbox).run("answer('up')") == "up"
     assert (desk.view.calls, desk.view.failures) == (1, 0)
     engine.kill()
-    began_s = time.monotonic()
     async with asyncio.timeout(BOUND_S):
         try:
             while await sandbox.receive():
@@ -136,9 +134,8 @@ async def test_an_engine_that_dies_in_mid_call_counts_once_for_that_call(engine:
         await sandbox.wait_exit(2)
     assert (desk.view.calls, desk.view.failures) == (2, 1)
     assert await desk.refused() is Reason.SANDBOX_UNAVAILABLE
-    assert time.monotonic() - began_s < BOUND_S
     assert desk.view.state is State.OPEN
-    await desk.refused_at_once()
+    await desk.refused_unasked()
     # Clearing up goes on as soon as the engine is back, whatever the breaker says.
     await sandbox.destroy()
     engine.start()
@@ -148,7 +145,6 @@ async def test_an_engine_that_dies_in_mid_call_counts_once_for_that_call(engine:
 
 
 async def test_a_hung_engine_is_left_alone_and_a_probe_finds_it_back(engine: PrivateEngine, desk: Desk) -> None:
-    """F2."""
     sandbox = await desk.open()
     await sandbox.destroy()
     tasks = len(asyncio.all_tasks())
@@ -157,8 +153,8 @@ async def test_a_hung_engine_is_left_alone_and_a_probe_finds_it_back(engine: Pri
     assert set(reasons) <= {Reason.SANDBOX_UNAVAILABLE, Reason.CIRCUIT_OPEN}
     assert desk.view.state is State.OPEN
     for _ in range(5):
-        await desk.refused_at_once()
-    # A probe on an engine that still hangs opens it again, while everybody else is still refused at once.
+        await desk.refused_unasked()
+    # A probe on an engine that still hangs opens it again, while everybody else is still refused unasked.
     async with asyncio.timeout(BOUND_S):
         while desk.view.state is State.OPEN:
             await asyncio.sleep(0.1)
@@ -175,10 +171,11 @@ async def test_a_hung_engine_is_left_alone_and_a_probe_finds_it_back(engine: Pri
     await desk.cleaned()
 
 
+@pytest.mark.parametrize("desk", [replace(RULES, open_s=10)], ids=["open for long"], indirect=True)
 async def test_the_pool_does_not_hammer_an_engine_that_hangs_and_fills_again_by_itself(
     engine: PrivateEngine, desk: Desk
 ) -> None:
-    shape = Shape.of(probe_image(), None, Limits())
+    shape = Shape.of(desk.image, None, Limits())
     bounds = Bounds(
         sandboxes=8, waiting=8, starts=4, refills=1, per_shape=2, spare=1, memory_mb=4096, cpus=16, idle_s=60
     )
@@ -195,15 +192,15 @@ async def test_the_pool_does_not_hammer_an_engine_that_hangs_and_fills_again_by_
         engine.freeze()
         while desk.view.state is State.CLOSED:
             # They find nothing ready but the first, and wait for starts that end in time.
-            await asyncio.gather(*(_call(pool) for _ in range(4)))
+            await asyncio.gather(*(_call(pool, desk.image) for _ in range(4)))
         starts = desk.backend.starts
-        began_s = time.monotonic()
         with pytest.raises(CallError) as refused:
             while True:
-                await pool.open(request_for(probe_image()))
+                await pool.open(request_for(desk.image))
         assert refused.value.reason is Reason.CIRCUIT_OPEN
-        assert time.monotonic() - began_s < AT_ONCE_S
-        await asyncio.sleep(RULES.open_s / 2)
+        left_s = desk.view.retry_after_s
+        assert left_s is not None
+        await asyncio.sleep(left_s / 2)
         assert desk.backend.starts == starts, "what is started ahead asks for leave too"
         engine.thaw()
         # Nobody calls: what is started ahead is the probe.
@@ -218,10 +215,10 @@ async def _filled(pool: WarmPool, within_s: float = BOUND_S) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _call(pool: WarmPool) -> None:
+async def _call(pool: WarmPool, image: str) -> None:
     """One call on a hung engine: what it gets is destroyed, if it gets anything."""
     try:
-        sandbox = await pool.open(request_for(probe_image(), deadline_s=BOUND_S))
+        sandbox = await pool.open(request_for(image, deadline_s=BOUND_S))
     except CallError:
         return
     await sandbox.destroy()
@@ -232,7 +229,7 @@ async def test_a_call_that_has_little_time_says_nothing_of_the_engine(engine: Pr
     engine.freeze()
     for _ in range(4):
         with pytest.raises(CallError) as refused:
-            await desk.starts.start(Shape.of(probe_image(), None, Limits()), Deadline(time.monotonic() + 0.2))
+            await desk.starts.start(Shape.of(desk.image, None, Limits()), Deadline(time.monotonic() + 0.2))
         assert refused.value.reason is Reason.DEADLINE_EXCEEDED
     assert (desk.view.calls, desk.view.state) == (1, State.CLOSED)
     engine.thaw()

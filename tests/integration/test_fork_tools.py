@@ -1,7 +1,6 @@
 """Tools that the operator set to isolation `fork`, through the gateway: what it refuses to start with, what it says of
 itself, and a host that does not let lanes be made."""
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -112,8 +111,6 @@ async def test_where_the_host_refuses_lanes_only_such_calls_are_refused_and_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The filter of single calls in place of a lane's stands for such a host: it refuses the same requests."""
-    # A gateway takes over the logging of its process.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     strict = seccomp.profile_json()
     monkeypatch.setattr(spec, "profile_json", lambda *, lane: strict)
     deployment = Deployment(tmp_path / "gateway", settings={"tools": {"probe.run": FORK}})

@@ -1,5 +1,5 @@
-"""A gateway whose container engine, containers and images fail: CASES F1, F2, F4. The fault has a name within seconds,
-what can still be served is served, and when the engine is back nothing is left behind and no restart was needed."""
+"""A gateway whose container engine, containers and images fail. The fault has a name within seconds, what can still be
+served is served, and when the engine is back nothing is left behind and no restart was needed."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from support.images import ENGINE
 from support.live import CLOSED, OPEN, breaker, eventually, live, refusal
 
 # "Within seconds", on a machine that has other things to do.
-SOON_S = 15
+SOON_S = 40
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_killed_engine_loses_its_calls_by_name_and_stops_nothing_else(
 def test_a_hung_engine_has_a_name_and_an_end_and_what_came_late_is_removed(
     alone: RunningGateway, engine: PrivateEngine
 ) -> None:
-    with ThreadPoolExecutor(1) as beside, live(alone, "probe.run", deadline_ms=4000) as call:
+    with ThreadPoolExecutor(1) as beside, live(alone, "probe.run", deadline_ms=8000) as call:
         call.until_printed("ready")
         engine.freeze()
         try:

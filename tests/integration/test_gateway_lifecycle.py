@@ -1,5 +1,5 @@
-"""A gateway that is killed, told to stop, or cannot write its record: CASES F9, F10, F16. What it leaves behind, the
-next one settles: calls, containers, leases. Without a record nothing runs."""
+"""A gateway that is killed, told to stop, or cannot write its record. What it leaves behind, the next one
+settles: calls, containers, leases. Without a record nothing runs."""
 
 import contextlib
 import os
@@ -72,7 +72,7 @@ def test_what_a_killed_gateway_leaves_is_settled_by_the_next(
     database.lend_to(store.operator, "probe")
     deployment = Deployment(tmp_path / "gateway", store)
     ready = "print('ready', flush=True)\nimport time; time.sleep(18)"
-    brief = ready.replace("18", "3")
+    brief = ready.replace("18", "8")
     with deployment.start() as first:
         done = keyed(first, "probe.run", DONE, "done")
         with (
@@ -149,19 +149,16 @@ def _post_and_be_cut_off(gateway: RunningGateway) -> None:
 
 
 def test_a_gateway_told_to_stop_lets_short_calls_finish_and_cancels_the_rest(tmp_path: Path) -> None:
-    limits = {"calls": 32, "calls_per_tenant": 32, "drain_s": 6}
+    limits = {"calls": 32, "calls_per_tenant": 32, "drain_s": 15}
     deployment = Deployment(tmp_path / "gateway", settings={"limits": limits})
+    code = "print('ready', flush=True)\nimport time; time.sleep({})"
     with deployment.start() as gateway, contextlib.ExitStack() as held:
-        long = [held.enter_context(live(gateway, "probe.run")) for _ in range(5)]
-        short = [
-            held.enter_context(live(gateway, "probe.run", "print('ready', flush=True)\nimport time; time.sleep(3)"))
-            for _ in range(5)
-        ]
+        long = [held.enter_context(live(gateway, "python.run", code.format(55))) for _ in range(5)]
+        short = [held.enter_context(live(gateway, "python.run", code.format(5))) for _ in range(5)]
         for call in (*long, *short):
             call.until_printed("ready")
-        began_s = time.monotonic()
         gateway.process.send_signal(signal.SIGTERM)
-        eventually(lambda: says_that_it_stops(gateway), within_s=5)
+        eventually(lambda: says_that_it_stops(gateway), within_s=10)
         refused = gateway.post("probe.run", DONE)
         assert refusal(refused) == (503, "draining")
         assert refused.headers["retry-after"]
@@ -169,8 +166,7 @@ def test_a_gateway_told_to_stop_lets_short_calls_finish_and_cancels_the_rest(tmp
             client.call("probe.run", DONE)
         assert refused_by_grpc.value.reason == "draining"
         answers = [call.answer() for call in (*short, *long)]
-        assert gateway.process.wait(timeout=30) == 0
-        assert time.monotonic() - began_s < 25
+        assert gateway.process.wait(timeout=60) == 0
     assert [answer["state"] for answer in answers] == ["succeeded"] * 5 + ["cancelled"] * 5
     assert {answer["stdout"]["text"] for answer in answers} == {"ready\n"}
     outcomes = [event["state"] for event in deployment.events() if event["kind"] == "outcome"]
@@ -193,12 +189,12 @@ def says_that_it_stops(gateway: RunningGateway) -> None:
 
 
 def test_a_gateway_with_nothing_to_do_stops_at_once_also_with_a_client_connected(tmp_path: Path) -> None:
-    with Deployment(tmp_path / "gateway").start() as gateway, gateway.web() as web, gateway.sdk() as client:
+    deployment = Deployment(tmp_path / "gateway", settings={"limits": {"drain_s": 600}})
+    with deployment.start() as gateway, gateway.web() as web, gateway.sdk() as client:
         assert web.get("/healthz").status_code == 200
         assert client.tools()
-        began_s = time.monotonic()
+        # Long before the calls' grace is over, which it would give to the clients.
         assert gateway.stop() == 0
-        assert time.monotonic() - began_s < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

@@ -55,7 +55,6 @@ PAGES = [
 TOOLS = ("text.echo", "text.noisy", "demo.denied")
 MANY = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
 )
 PLAIN_REFUSALS = {

@@ -1,5 +1,5 @@
 """Calls that go on by themselves, on a real gateway: asynchronous ones, approvals, dead letters; over restarts, SIGTERM
-and SIGKILL. CASES F9, F10, P16, R4."""
+and SIGKILL."""
 
 import json
 from datetime import UTC, datetime
@@ -190,7 +190,7 @@ def both_did(witness: Witness, *names: str) -> None:
 
 def test_told_to_stop_it_finishes_what_runs_and_leaves_what_waits_to_its_next_life(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path / "gateway", settings=ONE_AT_ONCE | {"limits": {"drain_s": 15}})
-    slow = "print('ready', flush=True)\nimport time; time.sleep(2)\nresult = 'slow'"
+    slow = "print('ready', flush=True)\nimport time; time.sleep(8)\nresult = 'slow'"
     with deployment.start() as first:
         running = later(first, "probe.run", slow)
         in_state(first, running["call_id"], "running")
@@ -396,7 +396,7 @@ def test_a_stop_ends_what_only_waits_and_a_task_that_ended_takes_its_queued_call
     deployment = Deployment(tmp_path / "gateway", policies=ADMINISTERED, settings=ONE_AT_ONCE)
     deployment.tokens["operator"] = deployment.key("acme", "root", "operator")
     with deployment.start() as gateway, gateway.web() as web:
-        running = later(gateway, "probe.run", "print('ready', flush=True)\nimport time; time.sleep(4)")
+        running = later(gateway, "probe.run", "print('ready', flush=True)\nimport time; time.sleep(8)")
         in_state(gateway, running["call_id"], "running")
         grant = {"tools": {"probe.run": {}}}
         task = web.post("/v1/tasks", json={"name": "a task", "grant": grant, "lifetime_s": 60}).json()

@@ -1,4 +1,4 @@
-"""Policies are replaced while calls come: CASES P17. Each call is decided by one set, and says by which."""
+"""Policies are replaced while calls come. Each call is decided by one set, and says by which."""
 
 import threading
 import time

@@ -1,11 +1,11 @@
-"""Requests that are malformed, huge, repeated, cut off or too many, on a real gateway: CASES P9, P10, P12, R2, R3, R4,
-R6, R9 to R12, R14, R15. What the edges do by themselves is shown, with fewer parts, in test_edges.py."""
+"""Requests that are malformed, huge, repeated, cut off or too many, on a real gateway. What the edges
+do by themselves is shown, with fewer parts, in test_edges.py."""
 
 import asyncio
 import contextlib
 import hashlib
 import json
-import time
+import socket
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +26,8 @@ from callgate_proto.v1 import gateway_pb2_grpc
 from support.gateway import Deployment, RunningGateway
 from support.live import eventually, live, refusal
 
-SLOW = "import time\nprint('ready', flush=True)\ntime.sleep(1.5)\nresult = 'done'"
+SLOW = "import time\nprint('ready', flush=True)\ntime.sleep(3)\nresult = 'done'"
+LONG = SLOW.replace("sleep(3)", "sleep(18)")
 DIFF = {"before": "a\n", "after": "b\n"}
 
 
@@ -55,7 +56,7 @@ def call_raw(gateway: RunningGateway, arguments_json: bytes, tool: str = "text.d
     return grpc.StatusCode.OK
 
 
-# --- P9, P10, P12: JSON that means two things, nothing, or too much --------------------------------------------
+# --- JSON that means two things, nothing, or too much ------------------------------------------------------------
 
 ARGUMENTS = {
     "repeated key": b'{"before":"a","before":"b","after":"c"}',
@@ -87,7 +88,7 @@ def test_a_repeated_key_of_the_body_is_refused(gateway: RunningGateway) -> None:
     assert refusal(post_raw(gateway, body)) == (400, "invalid_request")
 
 
-# --- R2: too large ---------------------------------------------------------------------------------------------
+# --- too large ---------------------------------------------------------------------------------------------------
 
 
 def test_fifty_megabytes_are_refused_without_being_kept(gateway: RunningGateway) -> None:
@@ -120,20 +121,35 @@ def test_the_largest_answer_arrives_whole_over_both_edges(gateway: RunningGatewa
     assert [len(artifact.data) for artifact in by_grpc.artifacts] == [1000 * 1024] * 4
 
 
-# --- R3: clients that leave ------------------------------------------------------------------------------------
+# --- clients that leave ------------------------------------------------------------------------------------------
+
+
+def the_call(gateway: RunningGateway, agent: str) -> dict[str, Any]:
+    """The one call that this agent has made."""
+    with gateway.web(agent) as web:
+        found = web.get("/v1/calls").json()["calls"]
+    assert len(found) == 1
+    return dict(found[0])
 
 
 def leave_http(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
-    body = {"arguments": {"code": SLOW}, "on_disconnect": on_disconnect}
-    with gateway.web(agent) as web, pytest.raises(httpx.ReadTimeout):
-        web.post("/v1/tools/probe.run/calls", json=body, timeout=httpx.Timeout(10, read=0.05))
+    text = json.dumps({"arguments": {"code": SLOW}, "on_disconnect": on_disconnect})
+    sent = {
+        "Host": gateway.http, "Content-Type": "application/json", "Content-Length": str(len(text)),
+        "Authorization": f"Bearer {gateway.deployment.tokens[agent]}",
+    }  # fmt: skip
+    head = "".join(f"{name}: {said}\r\n" for name, said in sent.items())
+    host, _, port = gateway.http.rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"POST /v1/tools/probe.run/calls HTTP/1.1\r\n{head}\r\n{text}".encode())
+        eventually(lambda: the_call(gateway, agent))
 
 
 def leave_stream(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
     body = {"arguments": {"code": SLOW}, "on_disconnect": on_disconnect}
     headers = {"Accept": "text/event-stream"}
     with gateway.web(agent) as web, web.stream("POST", "/v1/tools/probe.run/calls", json=body, headers=headers):
-        time.sleep(0.05)
+        eventually(lambda: the_call(gateway, agent))
 
 
 def _wish(on_disconnect: str) -> pb.CallRequest:
@@ -144,7 +160,7 @@ def _wish(on_disconnect: str) -> pb.CallRequest:
 def leave_grpc(gateway: RunningGateway, agent: str, on_disconnect: str) -> None:
     with stub(gateway) as gate:
         future = gate.Call.future(_wish(on_disconnect), metadata=credential(gateway, agent))
-        time.sleep(0.05)
+        eventually(lambda: the_call(gateway, agent))
         future.cancel()
 
 
@@ -166,9 +182,9 @@ def test_a_client_that_leaves_ends_its_call_only_if_it_said_so(
     leave(gateway, agent, on_disconnect)
 
     def ended() -> dict[str, Any]:
+        call = the_call(gateway, agent)
+        assert call["finished_at"] is not None
         with gateway.web(agent) as web:
-            (call,) = web.get("/v1/calls").json()["calls"]
-            assert call["finished_at"] is not None
             return dict(web.get(f"/v1/calls/{call['call_id']}").json())
 
     answer = eventually(ended)
@@ -183,39 +199,38 @@ def _no_container(gateway: RunningGateway, call_id: str) -> None:
     assert not any(call_id in name for name in gateway.deployment.containers())
 
 
-# --- R4: deadlines ---------------------------------------------------------------------------------------------
+# --- deadlines ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deadline_s", [0.2, 2.0])
+@pytest.mark.parametrize("deadline_s", [1.0, 3.0])
 def test_the_deadline_of_an_rpc_ends_its_sandbox(deadline_s: float, gateway: RunningGateway) -> None:
     agent = f"hasty-{deadline_s:g}".replace(".", "-")
     gateway.deployment.tokens[agent] = gateway.deployment.key("acme", agent, "developer")
-    request = pb.CallRequest(tool="probe.run", arguments_json=json.dumps({"code": SLOW.replace("1.5", "18")}).encode())
+    request = pb.CallRequest(tool="probe.run", arguments_json=json.dumps({"code": LONG}).encode())
     with stub(gateway) as gate, pytest.raises(grpc.RpcError) as late:
         gate.Call(request, metadata=credential(gateway, agent), timeout=deadline_s)
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     def ended() -> dict[str, Any]:
-        with gateway.web(agent) as web:
-            (call,) = web.get("/v1/calls").json()["calls"]
+        call = the_call(gateway, agent)
         assert call["finished_at"] is not None
-        return dict(call)
+        return call
 
-    call = eventually(ended, within_s=10)
+    call = eventually(ended)
     assert call["state"] == "timed_out"
     assert call["error"]["reason"] in ("timed_out", "deadline_exceeded")
     eventually(lambda: _no_container(gateway, call["call_id"]))
 
 
 def test_the_deadline_of_a_body_keeps_what_was_written_until_then(gateway: RunningGateway) -> None:
-    answer = gateway.post("probe.run", {"code": SLOW.replace("1.5", "18")}, deadline_ms=2500).json()
+    answer = gateway.post("probe.run", {"code": LONG}, deadline_ms=8000).json()
     assert (answer["state"], answer["error"]["reason"]) == ("timed_out", "timed_out")
     assert answer["stdout"]["text"] == "ready\n"
-    assert answer["usage"]["wall_ms"] < 4000
+    assert answer["usage"]["wall_ms"] < 12_000
     assert refusal(gateway.post("probe.run", {"code": SLOW}, deadline_ms=1)) == (504, "deadline_exceeded")
 
 
-# --- R6: too many ----------------------------------------------------------------------------------------------
+# --- too many ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +282,7 @@ async def test_three_hundred_requests_on_a_full_gateway_are_refused_and_probes_a
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
 
 
-# --- R9 to R12: calls that are repeated ------------------------------------------------------------------------
+# --- calls that are repeated -------------------------------------------------------------------------------------
 
 
 def keyed(gateway: RunningGateway, key: str, arguments: dict[str, Any]) -> httpx.Response:
@@ -309,7 +324,7 @@ def test_of_calls_with_one_key_at_once_exactly_one_runs(gateway: RunningGateway)
     assert {refusal(response) for response in responses if response.status_code != 200} <= {(409, "call_in_flight")}
 
 
-# --- R14: browsers ---------------------------------------------------------------------------------------------
+# --- browsers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,7 +341,7 @@ def test_a_page_of_a_browser_does_not_reach_a_gateway_on_its_machine(
             assert "access-control-allow-origin" not in refused.headers
 
 
-# --- R15: generated requests -----------------------------------------------------------------------------------
+# --- generated requests ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +369,7 @@ def test_generated_requests_get_an_answer_that_is_described(
     path: str, method: str, gateway: RunningGateway, described: OpenApiSchema
 ) -> None:
     @given(case=described[path][method].as_strategy())
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     def answer_as_described(case: Case) -> None:
         # What a tool takes is in its own schema, and the answer to it is in `violations`.
         reply = case.call_and_validate(

@@ -30,7 +30,7 @@ if current == VERSION:
     raise SystemExit(75)
 result = 'changed by this call' if attempt > 1 else 'changed by another'
 """
-A_WHILE = "import time\nprint('ready', flush=True)\ntime.sleep(2)\nresult = 'slept'"
+A_WHILE = "import time\nprint('ready', flush=True)\ntime.sleep(5)\nresult = 'slept'"
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def test_rows_are_capped_and_say_so(sql: RunningGateway) -> None:
 def test_a_call_whose_time_is_up_leaves_neither_its_statement_nor_its_role(
     sql: RunningGateway, orders: Postgres
 ) -> None:
-    answer = sql.post("sql.query", {"sql": "SELECT pg_sleep(45) /* of the test */"}, deadline_ms=4000).json()
+    answer = sql.post("sql.query", {"sql": "SELECT pg_sleep(45) /* of the test */"}, deadline_ms=8000).json()
     assert answer["state"] == "timed_out", answer
     eventually(lambda: gone(orders), within_s=40)
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(45)%' AND state = 'active'"

@@ -1,4 +1,4 @@
-"""Something holds the event loop: CASES F15. It is seen, readiness shows it, and deadlines hold inside the sandbox."""
+"""Something holds the event loop. It is seen, readiness shows it, and deadlines hold inside the sandbox."""
 
 import signal
 import sys
@@ -22,13 +22,13 @@ def test_a_stall_is_seen_and_no_deadline_waits_for_it(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path / "gateway")
     with deployment.start(program=[sys.executable, stalling_gateway.__file__]) as gateway:
         eventually(lambda: holds(gateway, "ok"), within_s=40)
-        with live(gateway, "probe.run", "print('ready', flush=True)\nwhile True: pass", deadline_ms=1000) as call:
+        with live(gateway, "probe.run", "print('ready', flush=True)\nwhile True: pass", deadline_ms=5000) as call:
             call.until_printed("ready")
             gateway.process.send_signal(signal.SIGUSR1)
             answer = call.answer()
         # The runner ended it at its deadline, while nobody outside could have: its own clock says so.
         assert (answer["state"], answer["error"]["reason"]) == ("timed_out", "timed_out")
-        assert answer["usage"]["wall_ms"] < 1000 + 1000 * stalling_gateway.STALL_S
+        assert answer["usage"]["wall_ms"] < 1000 * stalling_gateway.STALL_S
         assert loop_of(gateway) == "failing"
         with gateway.web() as web:
             metrics = web.get("/metrics").text

@@ -10,7 +10,7 @@ from support.gateway import Deployment, RunningGateway
 from support.live import CLOSED, OPEN, breaker, eventually, refusal
 from support.upstreams import Upstream
 
-RULES = {"window": 6, "min_calls": 3, "failure_rate": 0.5, "open_s": 2, "probes": 1}
+RULES = {"window": 6, "min_calls": 3, "failure_rate": 0.5, "open_s": 8, "probes": 1}
 # Touches more memory than it may have.
 HUNGRY = "x = bytearray(1 << 29)\nfor i in range(0, len(x), 4096): x[i] = 1"
 # Asks an upstream so many times and prints what came, one word each.
@@ -60,13 +60,13 @@ def test_a_tool_that_ends_at_its_limits_is_stopped_for_its_tenant_and_comes_back
         is_out_of_memory(running, "probe.fragile")
     refused = running.post("probe.fragile", {"code": "result = 42"})
     assert refusal(refused) == (503, "circuit_open")
-    assert int(refused.headers["retry-after"]) in (1, 2)
+    assert 1 <= int(refused.headers["retry-after"]) <= RULES["open_s"]
     assert [event["kind"] for event in running.deployment.events(refused.json()["call_id"])] == ["refused"]
     assert breaker(running, "tool:acme/probe.fragile") == OPEN
     with running.web() as web:
         shown = {each["name"]: each for each in web.get("/v1/breakers").json()["breakers"]}
     assert shown["tool:acme/probe.fragile"]["state"] == "open"
-    assert 0 <= shown["tool:acme/probe.fragile"]["retry_after_ms"] <= 2000
+    assert 0 <= shown["tool:acme/probe.fragile"]["retry_after_ms"] <= 1000 * RULES["open_s"]
     assert shown["engine"]["retry_after_ms"] is None
     runs(running, "rival")
     assert running.post("text.diff", {"before": "a", "after": "b"}).json()["state"] == "succeeded"
@@ -97,7 +97,7 @@ def test_an_upstream_that_fails_is_left_alone_by_its_tenants_calls_and_no_others
     reached = [words for words in said if words == ["503"]]
     refused = [words for words in said if words[0] == "circuit_open"]
     assert (len(reached), len(refused)) == (2, 4)
-    assert {words[1] for words in refused} <= {"1", "2"}
+    assert all(1 <= int(words[1]) <= RULES["open_s"] for words in refused)
     # The next call of the same tenant finds it open; it is recorded with why.
     seen = len(upstream.seen)
     answer = running.post("python.run", {"code": _ASK.format(times=1, url=f"http://localhost:{upstream.port}/")}).json()

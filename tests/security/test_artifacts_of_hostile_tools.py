@@ -1,4 +1,4 @@
-"""Tools that leave in /out what nobody should take: cases E16 and E17 of the threat table."""
+"""Tools that leave in /out what nobody should take."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ def taken(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in answer["artifacts"] if one["rejected"] is None]
 
 
-def test_e16_only_plain_files_with_one_name_are_taken(any_arena: Arena) -> None:
+def test_only_plain_files_with_one_name_are_taken(any_arena: Arena) -> None:
     code = """
 import os, socket
 os.chdir('/out')
@@ -57,7 +57,7 @@ except OSError:
     assert plain["sha256"] == hashlib.sha256(b"hello").hexdigest()
 
 
-def test_e16_names_are_plain_relative_paths_without_anything_hidden(any_arena: Arena) -> None:
+def test_names_are_plain_relative_paths_without_anything_hidden(any_arena: Arena) -> None:
     code = """
 import os
 os.chdir('/out')
@@ -74,7 +74,7 @@ for name in [*(name.encode() for name in names), b'\\xff\\xfe', b'\\xc0\\xae\\xc
         assert ".." not in one["name"].split("/")
 
 
-def test_e16_what_happens_to_the_folder_itself_is_the_tools_own_loss(arena: Arena) -> None:
+def test_what_happens_to_the_folder_itself_is_the_tools_own_loss(arena: Arena) -> None:
     answer = arena.run("import os\nopen('/out/x', 'w').write('x')\nos.chmod('/out', 0)\nresult = 1")
     assert (verdict(answer), answer["artifacts"]) == (("succeeded", None), [])
     answer = arena.run("import os\nopen('/out/x', 'w').write('x')\nos.chmod('/out', 0o400)\nresult = 1")
@@ -85,7 +85,7 @@ def test_e16_what_happens_to_the_folder_itself_is_the_tools_own_loss(arena: Aren
     assert (verdict(answer), answer["artifacts"]) == (("failed", "tool_failed"), [])
 
 
-def test_e17_a_sparse_file_counts_by_its_length(any_arena: Arena) -> None:
+def test_a_sparse_file_counts_by_its_length(any_arena: Arena) -> None:
     code = "open('/out/sparse', 'w').truncate(1 << 40)\nopen('/out/small', 'w').write('x')\nresult = 1"
     answers: list[dict[str, Any]] = []
     rise_kb = any_arena.peak_kb(lambda: answers.append(any_arena.run(code)))
@@ -94,7 +94,7 @@ def test_e17_a_sparse_file_counts_by_its_length(any_arena: Arena) -> None:
     assert rise_kb < 32 * 1024
 
 
-def test_e17_more_files_than_the_manifest_allows_are_listed_and_not_taken(any_arena: Arena) -> None:
+def test_more_files_than_the_manifest_allows_are_listed_and_not_taken(any_arena: Arena) -> None:
     code = """
 made = 0
 try:
@@ -115,7 +115,7 @@ result = made
         assert answer["result"] == 2 * FILES  # the folder's inodes, less its own
 
 
-def test_e17_all_files_together_stay_within_the_bytes_of_the_manifest(any_arena: Arena) -> None:
+def test_all_files_together_stay_within_the_bytes_of_the_manifest(any_arena: Arena) -> None:
     code = "for n in range(3): open(f'/out/{n}', 'wb').write(bytes([n]) * (700 << 10))"
     answer = any_arena.run(code)
     assert answer["state"] == "succeeded"
@@ -123,7 +123,7 @@ def test_e17_all_files_together_stay_within_the_bytes_of_the_manifest(any_arena:
     assert list(listed(answer).values()).count("too_large") == 1
 
 
-def test_e17_folders_in_folders_end(any_arena: Arena) -> None:
+def test_folders_in_folders_end(any_arena: Arena) -> None:
     code = """
 import os
 os.chdir('/out')
@@ -141,6 +141,6 @@ except OSError:
 
 def test_what_a_killed_tool_left_is_taken(any_arena: Arena) -> None:
     code = "open('/out/half', 'w').write('partial')\nimport os\nif os.fork() == 0: pass\nwhile True: pass"
-    answer = any_arena.run(code, deadline_s=2)
+    answer = any_arena.run(code, deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert base64.b64decode(taken(answer)[0]["data"]) == b"partial"

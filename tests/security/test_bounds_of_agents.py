@@ -1,5 +1,5 @@
 """What an agent cannot do however hard it tries: leave its task's grant, spend more than its budget, loop, go on while it
-is stopped. CASES I7, P3, P4, on production gateways whose record is checked at the end."""
+is stopped, on production gateways whose record is checked at the end."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,7 +202,7 @@ def test_a_rate_refuses_with_when_to_come_again_and_a_replay_costs_nothing(tmp_p
 
 
 def test_the_same_failing_call_again_and_again_is_stopped(gateway: RunningGateway) -> None:
-    """I7: a loop of an agent costs three sandboxes and no more, and nobody else notices."""
+    """A loop of an agent costs three sandboxes and no more, and nobody else notices."""
     answers = [gateway.post("probe.run", FAILS, tenant="colleague") for _ in range(8)]
     states = [answer.json().get("state") for answer in answers]
     assert states == ["failed"] * 3 + [None] * 5

@@ -1,12 +1,13 @@
 """What hostile code inside a sandbox can and cannot do, tried from inside; and what the engine says of it.
 
-Case numbers (E5 and so on) are those of the threat table. Under gVisor a system call goes to gVisor's own
-kernel, where our filter is not loaded: what that kernel answers differently, but only about itself, is named
-here as such.
+Under gVisor a system call goes to gVisor's own kernel, where our filter is not loaded: what that kernel answers
+differently, but only about itself, is named here as such.
 """
 
+import asyncio
 import errno
 import json
+import os
 import platform
 import signal
 import socket
@@ -27,6 +28,8 @@ from support.sandboxes import RUNTIMES, Rig, rig
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers below are x86_64's")
 
+# Not those that the server's filter is made of: with a wrong one of them, filter and test would agree. These are as
+# `asm/unistd_64.h` of the kernel's headers has them.
 NUMBERS: dict[str, int] = json.loads((Path(__file__).parent / "syscalls_x86_64.json").read_text())
 REFUSED = {"EPERM", "ENOSYS"}
 LIMITS = Limits(scratch_mb=32, scratch_files=500, open_files=128, artifacts=4, artifacts_kb=64, pids=32)
@@ -99,8 +102,9 @@ def kernel_status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+def descriptors() -> set[str]:
+    """This process's own, but for the one that looks."""
+    return {path.name for path in list(Path("/proc/self/fd").iterdir()) if os.path.lexists(path)}
 
 
 def only(box: Rig, runtime: str, why: str) -> None:
@@ -160,7 +164,7 @@ async def test_the_environment_is_ours_alone(container: Rig, inside: Probe) -> N
 
 
 async def test_what_an_image_declares_is_not_heeded(container: Rig) -> None:
-    """E30, and E27's half: entrypoint, command, user, environment, health check, working directory, labels."""
+    """Entrypoint, command, user, environment, health check, working directory, labels."""
     only(container, "runc", "the image is on the machine's engine")
     async with probe(container.backend, request_for(loaded_image())) as one:
         program = "answer([os.getpid(), os.getuid(), os.getcwd(), dict(os.environ)])"
@@ -205,7 +209,7 @@ PAST_EVERY_FILTER = {"uretprobe", "uprobe"}
 NEWEST_THAT_EVERY_ENGINE_KNOWS = 450
 
 
-async def test_e20_the_whole_table_of_system_calls_is_as_the_profile_says(box: Rig, inside: Probe) -> None:
+async def test_the_whole_table_of_system_calls_is_as_the_profile_says(box: Rig, inside: Probe) -> None:
     only(box, "runc", "gVisor answers from its own kernel")
     outcome = {int(number): value for number, value in (await run(inside, TABLE)).items()}
     names = {number: name for name, number in NUMBERS.items()}
@@ -224,7 +228,7 @@ async def test_what_is_refused_on_purpose_exists_under_that_name(name: str) -> N
     assert name in NUMBERS or name in {"create_module", "query_module", "get_kernel_syms", "nfsservctl"}
 
 
-# Calls that reach for the machine, for other processes or for the kernel's inside. (E19, E20, E21, E22, E25)
+# Calls that reach for the machine, for other processes or for the kernel's inside.
 REACHING_OUT = {
     **dict.fromkeys(["ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd"], (1, 1, 0, 0, 0, 0)),
     **dict.fromkeys(["mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen"], (0,) * 5),
@@ -238,7 +242,7 @@ REACHING_OUT = {
 }
 
 
-async def test_e19_to_e25_nothing_reaches_out(box: Rig, inside: Probe) -> None:
+async def test_nothing_reaches_out(box: Rig, inside: Probe) -> None:
     calls = [(name, NUMBERS[name], arguments) for name, arguments in REACHING_OUT.items()]
     outcome = await run(inside, f"answer({{name: call(number, *a) for name, number, a in {calls!r}}})")
     if box.runtime == "runc":
@@ -248,7 +252,7 @@ async def test_e19_to_e25_nothing_reaches_out(box: Rig, inside: Probe) -> None:
         assert {name for name, result in outcome.items() if result == "OK"} == set()
 
 
-async def test_e23_no_new_namespace_by_any_call(box: Rig, inside: Probe) -> None:
+async def test_no_new_namespace_by_any_call(box: Rig, inside: Probe) -> None:
     only(box, "runc", "namespaces of gVisor's own kernel are its own affair")
     namespaces = [0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000]
     program = f"""
@@ -274,7 +278,7 @@ answer([sorted(seen), subprocess.run(["/bin/sh", "-c", "echo $((6*7)) | cat"], c
     assert await run(inside, program) == [[0, 1, 2, 3, 4], "42\n"]
 
 
-async def test_e24_only_plain_sockets_can_be_made(box: Rig, inside: Probe) -> None:
+async def test_only_plain_sockets_can_be_made(box: Rig, inside: Probe) -> None:
     program = """
 kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET)
 def make(family, kind):
@@ -293,7 +297,7 @@ answer([[f, k] for f in range(64) for k in kinds if attempt(make, f, k) == "OK"]
     assert {(1, 1), (2, 1)} <= made
 
 
-async def test_e24_there_is_no_network_to_speak_of(inside: Probe) -> None:
+async def test_there_is_no_network_to_speak_of(inside: Probe) -> None:
     program = """
 def connect(host, port):
     with socket.socket() as s:
@@ -329,7 +333,7 @@ answer([child(enter), child(lambda: libc.syscall(ctypes.c_long(0x40000000 | 39))
 # --- devices, files, terminals -------------------------------------------------------------------------------
 
 
-async def test_e26_no_devices(box: Rig, inside: Probe) -> None:
+async def test_no_devices(box: Rig, inside: Probe) -> None:
     program = """
 import stat
 kinds = (stat.S_IFCHR, stat.S_IFBLK)
@@ -356,13 +360,13 @@ async def test_named_pipes_can_be_made(inside: Probe) -> None:
     assert await run(inside, "answer(attempt(os.mkfifo, '/tmp/pipe'))") == "OK"
 
 
-async def test_e27_a_setuid_program_changes_nothing(inside: Probe) -> None:
+async def test_a_setuid_program_changes_nothing(inside: Probe) -> None:
     output = await run(inside, "answer(subprocess.run(['/usr/bin/setuid-id'], capture_output=True).stdout.decode())")
     assert "uid=65532" in output
     assert "euid" not in output
 
 
-async def test_e28_there_is_no_terminal_and_none_can_be_pushed_into(box: Rig, inside: Probe) -> None:
+async def test_there_is_no_terminal_and_none_can_be_pushed_into(box: Rig, inside: Probe) -> None:
     program = """
 import fcntl, termios
 def push(descriptor):
@@ -381,7 +385,7 @@ answer([[os.isatty(fd) for fd in (0, 1, 2)], attempt(os.open, "/dev/tty", os.O_R
         assert "OK" not in pushed + disguised
 
 
-async def test_e31_no_engine_within_reach(inside: Probe) -> None:
+async def test_no_engine_within_reach(inside: Probe) -> None:
     name = f"callgate-test-{uuid.uuid4().hex}"
     with socket.socket(socket.AF_UNIX) as listener:
         # In the host's network namespace, as an engine's abstract socket would be.
@@ -432,13 +436,13 @@ def fill(path, block=bytes(65536)):
 
 
 @pytest.mark.parametrize(("folder", "size"), [("/tmp", 32 << 20), ("/dev/shm", 16 << 20), ("/out", 80 << 10)])
-async def test_e5_memory_file_systems_are_full_at_their_size(inside: Probe, folder: str, size: int) -> None:
+async def test_memory_file_systems_are_full_at_their_size(inside: Probe, folder: str, size: int) -> None:
     written, error = await run(inside, FILL + f"answer(fill('{folder}/file'))")
     assert error == "ENOSPC"
     assert size // 2 <= written <= size
 
 
-async def test_e5_what_is_written_is_charged_to_the_sandbox(container: Rig, inside: Probe) -> None:
+async def test_what_is_written_is_charged_to_the_sandbox(container: Rig, inside: Probe) -> None:
     only(container, "runc", "gVisor's cgroup is read on the host")
     program = """
 def charged():
@@ -452,7 +456,7 @@ answer(charged() - before)
     assert await run(inside, FILL + program) > 24 << 20
 
 
-async def test_e6_there_is_no_disk_to_fill(box: Rig, inside: Probe) -> None:
+async def test_there_is_no_disk_to_fill(box: Rig, inside: Probe) -> None:
     program = (
         FILL + "answer([fill(d + '/file') for d in ('', '/var/tmp', '/usr', '/etc', '/opt/callgate', '/run', '/home')])"
     )
@@ -475,7 +479,7 @@ else:
 
 
 @pytest.mark.parametrize(("folder", "limit"), [("/tmp", 500), ("/dev/shm", 256), ("/out", 9)])
-async def test_e7_files_are_counted(box: Rig, inside: Probe, folder: str, limit: int) -> None:
+async def test_files_are_counted(box: Rig, inside: Probe, folder: str, limit: int) -> None:
     only(box, "runc", "this gVisor ignores nr_inodes; its memory limit bounds what files cost")
     made, error = await run(inside, f"folder = '{folder}'\n" + TOUCH)
     assert error == "ENOSPC"
@@ -488,9 +492,9 @@ async def test_without_artifacts_the_output_folder_takes_no_file(container: Rig)
         assert await run(one, "folder = '/out'\n" + TOUCH) == [0, "ENOSPC"]
 
 
-async def test_e8_file_descriptors_run_out_inside_and_only_there(inside: Probe) -> None:
+async def test_file_descriptors_run_out_inside_and_only_there(inside: Probe) -> None:
     await run(inside, "answer('the wire is open')")
-    before = open_descriptors()
+    before = descriptors()
     program = """
 import select
 def exhaust(make):
@@ -508,10 +512,13 @@ answer([exhaust(lambda: os.open("/dev/null", 0)), exhaust(os.pipe), exhaust(sele
     outcomes = await run(inside, program)
     assert {error for _, error in outcomes} == {"EMFILE"}
     assert all(count < LIMITS.open_files for count, _ in outcomes)
-    assert open_descriptors() == before
+    # Those of other tests may still go.
+    async with asyncio.timeout(5):
+        while descriptors() - before:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.05)
 
 
-async def test_e1_processes_run_out_inside(inside: Probe) -> None:
+async def test_processes_run_out_inside(inside: Probe) -> None:
     program = """
 import signal, time
 children = []
@@ -536,7 +543,7 @@ answer([len(children), outcome])
     assert count < LIMITS.pids
 
 
-async def test_e33_no_core_is_dumped(inside: Probe) -> None:
+async def test_no_core_is_dumped(inside: Probe) -> None:
     program = """
 import resource
 child = os.fork()

@@ -1,4 +1,4 @@
-"""Code under an attacker's control uses a key and never holds it: CASES S13, N14, and what the record says of it.
+"""Code under an attacker's control uses a key and never holds it; and what the record says of it.
 
 A gateway as a process of its own, a real OpenBao, upstreams on loopback that are declared as internal. The tool runs
 whatever a test gives it.

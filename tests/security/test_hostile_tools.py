@@ -1,6 +1,4 @@
-"""Tools that outlive, impersonate or kill what watches them, and lie about how they ended: cases E13, E14, E32, E33."""
-
-import time
+"""Tools that outlive, impersonate or kill what watches them, and lie about how they ended."""
 
 import pytest
 
@@ -91,15 +89,15 @@ def send(number):
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
-def test_e13_a_daemon_holds_nothing_up_and_dies_with_the_call(daemon: str, any_arena: Arena) -> None:
-    began = time.monotonic()
+def test_a_daemon_holds_nothing_up_and_dies_with_the_call(daemon: str, any_arena: Arena) -> None:
     answer = any_arena.run(DAEMONS[daemon] + "\nprint('left it behind')\nresult = 1")
     assert (verdict(answer), answer["result"]) == (SUCCEEDED, 1)
     assert answer["stdout"]["text"] == "left it behind\n"
-    assert time.monotonic() - began < 15
+    # It was not waited for until the deadline.
+    assert answer["usage"]["wall_ms"] < 15_000
 
 
-def test_e13_it_is_dead_before_the_answer(arena: Arena) -> None:
+def test_it_is_dead_before_the_answer(arena: Arena) -> None:
     """What still wrote could change the result, the output and the files under the account."""
     code = "import os, time\nif os.fork() == 0:\n    while True: os.write(1, b'x'); time.sleep(0.01)\n"
     with arena.holding("print('ready', flush=True)\n" + code + "time.sleep(0.3)\nresult = 1") as held:
@@ -108,7 +106,7 @@ def test_e13_it_is_dead_before_the_answer(arena: Arena) -> None:
     assert answer["stdout"]["total_bytes"] == len(answer["stdout"]["text"])
 
 
-def test_e14_a_thousand_orphans_are_reaped(arena: Arena) -> None:
+def test_a_thousand_orphans_are_reaped(arena: Arena) -> None:
     with arena.holding(ORPHANS.format(count=1000)) as left:
         assert left.tasks() <= 3
         arena.harmless()
@@ -116,14 +114,14 @@ def test_e14_a_thousand_orphans_are_reaped(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)
-def test_e14_orphans_are_reaped_under_a_guest_kernel(any_arena: Arena) -> None:
+def test_orphans_are_reaped_under_a_guest_kernel(any_arena: Arena) -> None:
     code = ORPHANS.format(count=100).replace(
         "time.sleep(60)", "result = [n for n in os.listdir('/proc') if n.isdecimal()]"
     )
     assert len(any_arena.run(code)["result"]) <= 3
 
 
-def test_e14_zombies_that_nobody_collects_end_at_the_limit(arena: Arena) -> None:
+def test_zombies_that_nobody_collects_end_at_the_limit(arena: Arena) -> None:
     made, why = arena.run(ZOMBIES)["result"]
     assert 8 < made < 64
     assert why == "EAGAIN"
@@ -190,7 +188,7 @@ def test_signals_to_the_runner_do_not_change_the_account(any_arena: Arena) -> No
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
 def test_a_runner_that_cannot_be_killed_or_an_end_that_is_named(number: str, any_arena: Arena) -> None:
     code = PID_1 + f"print('before', flush=True)\nsend(signal.{number})\ntime.sleep(0.3)\nresult = 'alive'"
-    answer = any_arena.run(code, deadline_s=3)
+    answer = any_arena.run(code, deadline_s=8)
     if any_arena.runtime != "runsc":
         assert (verdict(answer), answer["result"]) == (SUCCEEDED, "alive")
     else:
@@ -211,7 +209,7 @@ def test_words_of_a_tool_on_the_runners_standard_error_are_not_in_a_message(any_
 
 
 def test_a_tool_that_stops_itself_meets_the_deadline(any_arena: Arena) -> None:
-    answer = any_arena.run("import os\nprint('so long', flush=True)\nos.kill(os.getpid(), 19)", deadline_s=2)
+    answer = any_arena.run("import os\nprint('so long', flush=True)\nos.kill(os.getpid(), 19)", deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert answer["stdout"]["text"] == "so long\n"
 
@@ -239,7 +237,7 @@ def test_how_it_ended_is_the_status_and_not_what_it_printed(any_arena: Arena) ->
     assert ends == codes
 
 
-def test_e33_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Arena) -> None:
+def test_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Arena) -> None:
     code = (
         "import ctypes, os, resource\nos.chdir('/out')\nprint(resource.getrlimit(4), flush=True)\nctypes.string_at(0)"
     )
@@ -251,13 +249,13 @@ def test_e33_a_crash_is_reported_by_its_signal_and_leaves_no_core(any_arena: Are
     assert answer["artifacts"] == []
 
 
-def test_e33_a_child_that_crashes_leaves_no_core(arena: Arena) -> None:
+def test_a_child_that_crashes_leaves_no_core(arena: Arena) -> None:
     code = "import os\nif os.fork() == 0:\n    os.chdir('/out')\n    os.abort()\nresult = os.WCOREDUMP(os.wait()[1])"
     answer = arena.run(code)
     assert (answer["result"], answer["artifacts"]) == (False, [])
 
 
-def test_e32_a_runtime_that_is_missing_is_refused_and_not_replaced(arena: Arena) -> None:
+def test_a_runtime_that_is_missing_is_refused_and_not_replaced(arena: Arena) -> None:
     response = arena.gateway.post("probe.gvisor", {"code": "result = 1"})
     assert (response.status_code, response.json()["reason"]) == (424, "runtime_missing")
     arena.calls.append(response.json()["call_id"])

@@ -1,4 +1,4 @@
-"""Who calls, what they may, and what they cannot make of it: CASES P1, P2, P4 to P7, P18, on a production gateway."""
+"""Who calls, what they may, and what they cannot make of it, on a production gateway."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -41,7 +41,7 @@ def own(folder: Path, **settings: Any) -> Deployment:
     return Deployment(folder / "gateway", settings=settings)
 
 
-# --- P1: errors are denials ------------------------------------------------------------------------------------
+# --- errors are denials ------------------------------------------------------------------------------------------
 
 
 def test_a_policy_that_cannot_be_evaluated_denies_and_alarms(guarded: RunningGateway) -> None:
@@ -61,7 +61,7 @@ def test_a_refusal_names_the_policy_that_decided_and_an_argument_decides(guarded
     assert (allowed["state"], allowed["decision"]["policies"]) == ("succeeded", ["careful-differs"])
 
 
-# --- P2: broken policies ---------------------------------------------------------------------------------------
+# --- broken policies ---------------------------------------------------------------------------------------------
 
 
 def test_a_broken_set_leaves_the_old_one_live_and_the_mended_one_is_taken_up(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def _denied(gateway: RunningGateway, tenant: str) -> None:
     assert gateway.post("text.diff", DIFF, tenant=tenant).status_code == 403
 
 
-# --- P4: other callers -----------------------------------------------------------------------------------------
+# --- other callers -----------------------------------------------------------------------------------------------
 
 
 def tools_by_http(gateway: RunningGateway, who: str) -> set[str]:
@@ -160,7 +160,7 @@ def test_an_idempotency_key_belongs_to_its_caller(guarded: RunningGateway) -> No
     assert [answer["replayed"] for answer in answers] == [False] * 3
 
 
-# --- P5: a caller chooses nothing about policy, limits or identity ---------------------------------------------
+# --- a caller chooses nothing about policy, limits or identity ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_deadline_beyond_the_tools_own_is_cut_to_it(guarded: RunningGateway) -
         assert refusal(refused) == (400, "invalid_request")
 
 
-# --- P6, P7: what looks like an option, a command or a path ----------------------------------------------------
+# --- what looks like an option, a command or a path --------------------------------------------------------------
 
 
 def test_arguments_of_a_command_stay_arguments(guarded: RunningGateway) -> None:

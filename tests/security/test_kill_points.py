@@ -1,4 +1,4 @@
-"""SIGKILL at each named point of a call, for each effect: CASES F9. After a restart every call is in exactly one truthful
+"""SIGKILL at each named point of a call, for each effect. After a restart every call is in exactly one truthful
 state, nothing unsafe was done twice, and nothing is left behind.
 
 What tools did is counted outside the gateway (`support/witness.py`); the points are `support/crash_gateway.py`.

@@ -1,4 +1,4 @@
-"""SIGKILL at each named point of a call that the gateway carries on by itself: CASES F9. Nobody asks again: the next
+"""SIGKILL at each named point of a call that the gateway carries on by itself. Nobody asks again: the next
 gateway brings each call to its one truthful end, once where it is unsafe.
 
 What tools did is counted outside the gateway (`support/witness.py`); the points are `support/crash_gateway.py`.

@@ -1,4 +1,4 @@
-"""A sandbox whose tool may reach something has no other way out for that: CASES N6, N7, N8, N9 and N11.
+"""A sandbox whose tool may reach something has no other way out for that.
 
 Listeners on all addresses of the host stand for everything that might be reached. Each attempt says inside what became
 of it; the listeners say whether anything arrived.
@@ -133,7 +133,7 @@ def hosts_own_addresses() -> list[str]:
     return sorted(found)
 
 
-def test_n6_no_name_is_resolved_and_no_resolver_is_asked(place: Place) -> None:
+def test_no_name_is_resolved_and_no_resolver_is_asked(place: Place) -> None:
     outcome = place.run(
         "import subprocess\n"
         "try:\n    named = bool(socket.getaddrinfo('c2VjcmV0.evil.example', 443))\n"
@@ -144,7 +144,7 @@ def test_n6_no_name_is_resolved_and_no_resolver_is_asked(place: Place) -> None:
     assert set(outcome[1]) <= NOWHERE
 
 
-def test_n7_neither_the_gateway_nor_any_address_of_the_host_is_there(place: Place) -> None:
+def test_neither_the_gateway_nor_any_address_of_the_host_is_there(place: Place) -> None:
     addresses = hosts_own_addresses()
     port = int(place.gateway.http.rpartition(":")[2])
     ports = [place.canaries.port, port, 2375, 2376]
@@ -152,7 +152,7 @@ def test_n7_neither_the_gateway_nor_any_address_of_the_host_is_there(place: Plac
     assert set(outcome) <= NOWHERE
 
 
-def test_n8_one_sandbox_does_not_reach_another(place: Place) -> None:
+def test_one_sandbox_does_not_reach_another(place: Place) -> None:
     listens = (
         "import time\nserver = socket.create_server(('0.0.0.0', 5555))\nserver.settimeout(6)\n"
         "try:\n    server.accept()\n    result = 'reached'\nexcept TimeoutError:\n    result = 'alone'\n"
@@ -170,7 +170,7 @@ def test_n8_one_sandbox_does_not_reach_another(place: Place) -> None:
         assert set(other.result()) <= NOWHERE
 
 
-def test_n9_without_the_proxy_there_is_no_way(place: Place) -> None:
+def test_without_the_proxy_there_is_no_way(place: Place) -> None:
     outcome = place.run(
         "errors = [tcp('1.1.1.1', 443), udp('1.1.1.1', 443), tcp('2606:4700::1111', 443, socket.AF_INET6),\n"
         "    udp('2606:4700::1111', 443, family=socket.AF_INET6)]\n"
@@ -181,7 +181,7 @@ def test_n9_without_the_proxy_there_is_no_way(place: Place) -> None:
     assert set(outcome) <= NOWHERE
 
 
-def test_n11_a_way_out_is_its_own_sandboxes_and_no_other_has_it(place: Place) -> None:
+def test_a_way_out_is_its_own_sandboxes_and_no_other_has_it(place: Place) -> None:
     """There is no token to steal: the proxy is on a loopback of its own, for as long as its call runs."""
     holds = (
         "import time, urllib.request\n"

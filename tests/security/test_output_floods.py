@@ -1,7 +1,6 @@
-"""Tools that abuse what they may write to: cases E10 to E12 of the threat table, and the result descriptor."""
+"""Tools that abuse what they may write to, and the result descriptor."""
 
 import base64
-import time
 from typing import Any
 
 import pytest
@@ -55,7 +54,7 @@ def data(stream: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-def test_e10_a_flood_is_cut_and_ended(flood: str, any_arena: Arena) -> None:
+def test_a_flood_is_cut_and_ended(flood: str, any_arena: Arena) -> None:
     answers: list[dict[str, Any]] = []
     rise_kb = any_arena.peak_kb(lambda: answers.append(any_arena.run(FLOODS[flood])))
     (answer,) = answers
@@ -71,7 +70,7 @@ def test_e10_a_flood_is_cut_and_ended(flood: str, any_arena: Arena) -> None:
     assert rise_kb < 2 * FLOOD // 1024
 
 
-def test_e10_no_flood_reaches_a_log_of_the_engine(arena: Arena) -> None:
+def test_no_flood_reaches_a_log_of_the_engine(arena: Arena) -> None:
     code = "print('ready', flush=True)\n" + FLOODS["one line of a GiB"].replace("1 << 14", "250")
     with arena.holding(code + "\nimport time; time.sleep(60)") as flooding:
         arena.harmless()
@@ -81,7 +80,7 @@ def test_e10_no_flood_reaches_a_log_of_the_engine(arena: Arena) -> None:
         flooding.cancel()
 
 
-def test_e10_what_stays_below_a_flood_is_cut_and_no_failure(arena: Arena) -> None:
+def test_what_stays_below_a_flood_is_cut_and_no_failure(arena: Arena) -> None:
     answer = arena.run("import os\nfor number in range(160): os.write(1, b'%05d' % number * 16384)\nresult = 1")
     assert (verdict(answer), answer["result"]) == (("succeeded", None), 1)
     assert answer["stdout"]["total_bytes"] == 160 * 5 * 16384
@@ -89,17 +88,17 @@ def test_e10_what_stays_below_a_flood_is_cut_and_no_failure(arena: Arena) -> Non
     assert answer["stdout"]["text"].endswith("0015900159")
 
 
-def test_e10_the_result_descriptor_is_no_way_round(any_arena: Arena) -> None:
+def test_the_result_descriptor_is_no_way_round(any_arena: Arena) -> None:
     assert verdict(any_arena.run("import os\nwhile True: os.write(3, b'1' * 65536)")) == OUTPUT_FLOOD
 
 
-def test_e10_output_in_single_bytes_costs_the_gateway_little(arena: Arena) -> None:
+def test_output_in_single_bytes_costs_the_gateway_little(arena: Arena) -> None:
     """Each byte may become a frame and an event of its own."""
     code = "import os\nfor _ in range(200_000): os.write(1, b'x'); os.write(2, b'y')"
     assert arena.peak_kb(lambda: arena.run(code)) < 48 * 1024
 
 
-def test_e11_bytes_are_preserved_and_text_is_harmless(any_arena: Arena) -> None:
+def test_bytes_are_preserved_and_text_is_harmless(any_arena: Arena) -> None:
     code = f"import os\nos.write(1, {NOT_CLEAN!r})\nos.write(2, b'\\x9b31m\\xc0\\xaf\\0')"
     answer = any_arena.run(code)
     assert data(answer["stdout"]) == NOT_CLEAN
@@ -109,14 +108,14 @@ def test_e11_bytes_are_preserved_and_text_is_harmless(any_arena: Arena) -> None:
     assert answer["stdout"]["total_bytes"] == len(NOT_CLEAN)
 
 
-def test_e11_interleaved_streams_stay_apart_and_whole(arena: Arena) -> None:
+def test_interleaved_streams_stay_apart_and_whole(arena: Arena) -> None:
     code = "import os\nfor n in range(2000):\n    os.write(1, b'out %d\\n' % n)\n    os.write(2, b'err %d\\n' % n)"
     answer = arena.run(code)
     assert answer["stdout"]["text"] == "".join(f"out {n}\n" for n in range(2000))
     assert answer["stderr"]["text"] == "".join(f"err {n}\n" for n in range(2000))
 
 
-def test_e12_standard_input_ends(any_arena: Arena) -> None:
+def test_standard_input_ends(any_arena: Arena) -> None:
     code = (
         "import subprocess, sys\n"
         "result = [sys.stdin.read(), subprocess.run(['/bin/cat'], capture_output=True).stdout.decode()]"
@@ -124,20 +123,18 @@ def test_e12_standard_input_ends(any_arena: Arena) -> None:
     assert any_arena.run(code)["result"] == ["", ""]
 
 
-def test_e12_who_waits_for_input_that_never_comes_meets_the_deadline(any_arena: Arena) -> None:
+def test_who_waits_for_input_that_never_comes_meets_the_deadline(any_arena: Arena) -> None:
     code = "import os\nos.mkfifo('/tmp/never')\nprint('begun', flush=True)\nopen('/tmp/never').read()"
-    began = time.monotonic()
-    answer = any_arena.run(code, deadline_s=2)
+    answer = any_arena.run(code, deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert answer["stdout"]["text"] == "begun\n"
-    assert time.monotonic() - began < 15
 
 
 def test_output_before_the_deadline_is_kept(any_arena: Arena) -> None:
     code = (
         "import os\nos.write(1, b'partial \\xff')\nos.write(2, b'more')\nos.write(3, b'{\"done\": 1')\nwhile True: pass"
     )
-    answer = any_arena.run(code, deadline_s=2)
+    answer = any_arena.run(code, deadline_s=6)
     assert verdict(answer) == TIMED_OUT
     assert (data(answer["stdout"]), answer["stderr"]["text"]) == (b"partial \xff", "more")
     assert answer["result"] is None
@@ -176,7 +173,7 @@ def test_the_same_ends_by_the_other_wire(arena: Arena) -> None:
     }
     with arena.gateway.sdk() as client:
         for code, reason in ends.items():
-            answer = client.call("probe.run", {"code": code}, deadline_s=2)
+            answer = client.call("probe.run", {"code": code}, deadline_s=8)
             arena.calls.append(answer.call_id)
             assert answer.error is not None
             assert answer.error.reason == reason

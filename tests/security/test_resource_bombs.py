@@ -1,4 +1,4 @@
-"""Tools that try to exhaust the machine: cases E1 to E9 of the threat table, each through the gateway.
+"""Tools that try to exhaust the machine, each through the gateway.
 
 That a harmless call is served afterwards and that nothing of the bomb is left is part of every one of them, by
 the arena; where it matters that one is served meanwhile, the test makes it.
@@ -157,8 +157,8 @@ except ChildProcessError:
 HOLD = "\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
 
 
-def test_e1_a_fork_bomb_stays_within_its_limit_until_the_deadline(arena: Arena) -> None:
-    with arena.holding(FORK_BOMB, deadline_s=3) as bomb:
+def test_a_fork_bomb_stays_within_its_limit_until_the_deadline(arena: Arena) -> None:
+    with arena.holding(FORK_BOMB, deadline_s=12) as bomb:
         assert 1 < bomb.tasks() <= PIDS
         arena.harmless()
         assert bomb.tasks() <= PIDS
@@ -169,20 +169,20 @@ def test_e1_a_fork_bomb_stays_within_its_limit_until_the_deadline(arena: Arena) 
 
 
 @pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)
-def test_e1_a_fork_bomb_under_a_guest_kernel_is_ended(any_arena: Arena) -> None:
-    answer = any_arena.run("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", deadline_s=3)
+def test_a_fork_bomb_under_a_guest_kernel_is_ended(any_arena: Arena) -> None:
+    answer = any_arena.run("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", deadline_s=6)
     # It pays for its processes with its own memory, which may run out first.
     assert verdict(answer) in (TIMED_OUT, OUT_OF_MEMORY)
 
 
-def test_e2_threads_count_as_processes(any_arena: Arena) -> None:
+def test_threads_count_as_processes(any_arena: Arena) -> None:
     answer = any_arena.run(THREAD_BOMB)
     assert answer["state"] == "succeeded"
     assert 8 < answer["result"] < PIDS
 
 
 @pytest.mark.parametrize("bomb", MEMORY_BOMBS)
-def test_e3_e5_memory_runs_out_inside_and_is_named(bomb: str, any_arena: Arena) -> None:
+def test_memory_runs_out_inside_and_is_named(bomb: str, any_arena: Arena) -> None:
     answer = any_arena.run(MEMORY_BOMBS[bomb])
     assert verdict(answer) == OUT_OF_MEMORY
     assert "memory" in answer["error"]["message"]
@@ -190,7 +190,7 @@ def test_e3_e5_memory_runs_out_inside_and_is_named(bomb: str, any_arena: Arena) 
     assert answer["result"] is None
 
 
-def test_e3_a_bomb_beside_harmless_calls_takes_no_memory_of_theirs_or_the_gateways(arena: Arena) -> None:
+def test_a_bomb_beside_harmless_calls_takes_no_memory_of_theirs_or_the_gateways(arena: Arena) -> None:
     code = "held = b'x' * (200 << 20)\nprint('ready', flush=True)\nwhile True: held += bytes(1 << 20)"
 
     def act() -> None:
@@ -201,27 +201,27 @@ def test_e3_a_bomb_beside_harmless_calls_takes_no_memory_of_theirs_or_the_gatewa
     assert arena.peak_kb(act) < 32 * 1024
 
 
-def test_e3_a_tool_that_copes_with_the_death_of_a_child_succeeds(arena: Arena) -> None:
+def test_a_tool_that_copes_with_the_death_of_a_child_succeeds(arena: Arena) -> None:
     """Success is the tool's own exit status; what the tool made of it is the tool's affair."""
     code = f"import subprocess\nresult = subprocess.run(['/usr/bin/python3', '-c', '{HOG}']).returncode"
     answer = arena.run(code)
     assert (verdict(answer), answer["result"]) == (("succeeded", None), -9)
 
 
-def test_e5_file_systems_in_memory_end_at_their_size(any_arena: Arena) -> None:
+def test_file_systems_in_memory_end_at_their_size(any_arena: Arena) -> None:
     answer = any_arena.run(FILLERS + "result = [fill(f'{folder}/x') for folder in ('/tmp', '/dev/shm', '/out')]")
     assert answer["result"] == [[SCRATCH, "ENOSPC"], [SHARED, "ENOSPC"], [OUT, "ENOSPC"]]
     assert [one["rejected"] for one in answer["artifacts"]] == ["too_large"]
 
 
-def test_e5_they_are_charged_to_the_sandbox(arena: Arena) -> None:
+def test_they_are_charged_to_the_sandbox(arena: Arena) -> None:
     with arena.holding(FILLERS + "fill('/tmp/x'); fill('/dev/shm/x'); fill('/out/x')" + HOLD) as filled:
         charged = filled.memory_bytes()
         assert SCRATCH + SHARED + OUT <= charged <= MEMORY
         filled.cancel()
 
 
-def test_e6_there_is_no_disk_to_fill(any_arena: Arena) -> None:
+def test_there_is_no_disk_to_fill(any_arena: Arena) -> None:
     folders = ("", "/var/tmp", "/usr", "/etc", "/opt/callgate", "/run", "/home", "/root", "/sys", "/dev", "/proc")
     code = FILLERS + f"print([fill(folder + '/x') for folder in {folders}])" + HOLD
     with any_arena.holding(code) as filled:
@@ -233,7 +233,7 @@ def test_e6_there_is_no_disk_to_fill(any_arena: Arena) -> None:
     assert {error for _, error in outcomes} <= {"EROFS", "EACCES", "ENOENT", "EPERM"}
 
 
-def test_e7_files_are_counted_as_well_as_bytes(arena: Arena) -> None:
+def test_files_are_counted_as_well_as_bytes(arena: Arena) -> None:
     """Not under gVisor, which ignores the number of inodes; the memory they cost is bounded there."""
     folders = ("/tmp", "/dev/shm", "/out")
     with arena.holding(FILLERS + f"print([touch(folder) for folder in {folders}])" + HOLD) as filled:
@@ -242,13 +242,13 @@ def test_e7_files_are_counted_as_well_as_bytes(arena: Arena) -> None:
     assert answer["stdout"]["text"].splitlines()[0] == str([[511, "ENOSPC"], [255, "ENOSPC"], [32, "ENOSPC"]])
 
 
-def test_e8_descriptors_run_out_inside_and_only_there(any_arena: Arena) -> None:
+def test_descriptors_run_out_inside_and_only_there(any_arena: Arena) -> None:
     answer = any_arena.run(EXHAUST_DESCRIPTORS)
     assert {error for _, error in answer["result"]} == {"EMFILE"}
     assert all(0 < count < OPEN_FILES for count, _ in answer["result"])
 
 
-def test_e8_descriptors_in_flight_stop_no_lane_of_anybody(arena: Arena, lane_gateway: RunningGateway) -> None:
+def test_descriptors_in_flight_stop_no_lane_of_anybody(arena: Arena, lane_gateway: RunningGateway) -> None:
     """The kernel counts them for all sandboxes together, and lanes send some."""
     with arena.holding(DESCRIPTORS_IN_FLIGHT + HOLD) as flight:
         for _ in range(3):
@@ -258,20 +258,20 @@ def test_e8_descriptors_in_flight_stop_no_lane_of_anybody(arena: Arena, lane_gat
     assert int(answer["stdout"]["text"].split()[0]) > OPEN_FILES
 
 
-def test_e9_processor_time_is_counted_whoever_collects_the_process(any_arena: Arena) -> None:
+def test_processor_time_is_counted_whoever_collects_the_process(any_arena: Arena) -> None:
     used = any_arena.run(UNCOLLECTED)["usage"]
     assert used["cpu_ms"] > 900
 
 
 @pytest.mark.parametrize("any_arena", RUNTIMES[1:], indirect=True)  # where a tool can kill its process 1
-def test_e9_processor_time_is_counted_without_an_account(any_arena: Arena) -> None:
+def test_processor_time_is_counted_without_an_account(any_arena: Arena) -> None:
     answer = any_arena.run(BURN + "import os\nos.kill(1, 9)")
     assert (verdict(answer), answer["usage"]["cpu_ms"] > 900) == (("lost", "sandbox_lost"), True)
 
 
-def test_e9_the_processor_quota_holds_and_the_kill_is_on_time(any_arena: Arena) -> None:
+def test_the_processor_quota_holds_and_the_kill_is_on_time(any_arena: Arena) -> None:
     code = "import os\nprint('ready', flush=True)\nfor _ in range(3): os.fork()\nwhile True: pass"
-    with any_arena.holding(code, deadline_s=6) as spin:
+    with any_arena.holding(code, deadline_s=15) as spin:
         began, used_s = time.monotonic(), spin.cpu_s()
         any_arena.harmless()
         time.sleep(1)

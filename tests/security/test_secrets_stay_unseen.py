@@ -1,4 +1,4 @@
-"""A canary secret is given to hostile code, and every sink is searched for it: CASES S1, S2, S5, S6, S7, S10."""
+"""A canary secret is given to hostile code, and every sink is searched for it."""
 
 import base64
 import html

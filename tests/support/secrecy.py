@@ -7,7 +7,7 @@ from support.gateway import Deployment
 
 
 def forms(secret: str) -> dict[str, bytes]:
-    """Encodings that must be covered (S2)."""
+    """Encodings that must be covered."""
     raw = secret.encode()
     shifted = {f"base64 at {n}": base64.b64encode(b"x" * n + raw)[4 if n else 0 : -4] for n in range(3)}
     return shifted | {

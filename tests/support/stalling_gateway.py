@@ -1,4 +1,4 @@
-"""A gateway whose event loop is held for a second and a half at each SIGUSR1: `stalling_gateway.py serve --config FILE`."""
+"""A gateway whose event loop is held for eight seconds at each SIGUSR1: `stalling_gateway.py serve --config FILE`."""
 
 import asyncio
 import signal
@@ -7,7 +7,7 @@ import time
 from callgate_server.cli.main import main
 from callgate_server.execution.running import RunningCalls
 
-STALL_S = 1.5
+STALL_S = 8
 
 
 def _arm() -> None:

@@ -114,7 +114,7 @@ class Egress:
         if len(self._by_fd) >= MOST_OPEN:
             return
         try:
-            fd, _ = listener._accept()
+            fd, _ = listener._accept()  # type: ignore[attr-defined]  # the stubs know `accept` alone
         except OSError:
             # Whoever came is gone again.
             return

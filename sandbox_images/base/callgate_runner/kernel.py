@@ -5,7 +5,7 @@ namespace, and checks that itself.
 """
 
 import _ctypes
-import _signal
+import _signal  # type: ignore[import-not-found]  # the stubs know `signal` alone
 import os
 import resource
 import time
@@ -22,7 +22,8 @@ _REAP_AT_ONCE = 1000
 _CATCHABLE = tuple(sorted(_signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}))
 
 
-class _Int(_ctypes._SimpleCData):  # the base of every C type, which has no other name
+# The base of every C type, which has no other name, and takes no type at run time.
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
@@ -31,7 +32,8 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Int
 
 
-_libc_prctl = _Function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl"))
+# None is this program itself, of which the stubs do not know.
+_libc_prctl = _Function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl"))  # type: ignore[arg-type]
 
 
 def _prctl(option: int, value: int) -> None:

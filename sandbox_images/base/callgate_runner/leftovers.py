@@ -15,7 +15,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 KINDS = ("output", "descriptors", "threads", "processes", "shared memory", "files")
 _MOST_OUTPUT = 1
@@ -28,7 +28,7 @@ def of_imports(held: "Collection[int]", said: int, places: "Iterable[bytes]") ->
     `held` are the descriptors that were open before, `said` is where standard output and error can be read without
     waiting, `places` the folders that every call gets anew.
     """
-    looks = (
+    looks: tuple[Callable[[], bool], ...] = (
         lambda: _wrote(said),
         lambda: any(fd not in held and _is_open(fd) for fd in map(int, os.listdir("/proc/self/fd"))),
         _has_threads,

@@ -74,7 +74,7 @@ def fork_into_new_namespaces() -> int:
         raise OSError(errno.ENOSYS, "clone: this machine is not known")
     # What `os.fork` does around the same system call, which it cannot give flags to.
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _libc_locked.syscall(number, _NEW_NAMESPACES | _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
+    pid: int = _libc_locked.syscall(number, _NEW_NAMESPACES | _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0

@@ -4,7 +4,7 @@ This runs in the tool's own process. Whatever the function does, its end becomes
 truth: a result that cannot be written whole is a failure.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the stubs know `signal` alone
 import atexit
 import io
 import os
@@ -88,7 +88,8 @@ def _text_output(fd: int, errors: str) -> io.TextIOWrapper:
 def _call(function: str, *, with_result: bool) -> int:
     module_name, _, function_name = function.partition(":")
     arguments, _, secrets = sys.stdin.buffer.read().partition(b"\n")
-    keywords = json_text.decode(arguments)
+    # The arguments of a call are an object, which the gateway has checked.
+    keywords: dict[str, object] = json_text.decode(arguments)  # type: ignore[assignment]
     tool = getattr(__import__(module_name), function_name)
     if _takes_secrets(tool):
         if "secrets" in keywords:

@@ -103,14 +103,14 @@ def test_a_body_has_the_first_shape_that_holds_it_exactly(tmp_path: Path) -> Non
     assert [body_of(result) for result in ended.result] == [shown for _, _, shown in BODIES]
 
 
-def test_n13_a_body_without_end_is_cut_at_what_was_asked_for(tmp_path: Path) -> None:
+def test_a_body_without_end_is_cut_at_what_was_asked_for(tmp_path: Path) -> None:
     with serving(Answer(b"x" * 5_000_000)) as server:
         result = request(tmp_path, server.url, max_bytes=1000).result
     assert (result["text"], result["truncated"], result["size_bytes"]) == ("x" * 1000, True, 1000)
     assert result["source"]["sha256"] == hashlib.sha256(b"x" * 1000).hexdigest()
 
 
-def test_n13_a_bomb_is_unpacked_no_further_than_it_is_kept(tmp_path: Path) -> None:
+def test_a_bomb_is_unpacked_no_further_than_it_is_kept(tmp_path: Path) -> None:
     bomb = gzip.compress(gzip.compress(b"\0" * 400_000_000, 1), 9)
     headers = {"Content-Encoding": "gzip, gzip", "Content-Type": "application/octet-stream"}
     with serving(Answer(bomb, headers=headers)) as server:

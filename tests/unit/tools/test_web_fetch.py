@@ -1,4 +1,4 @@
-"""`web.fetch`: what a reader of a page sees, and nothing that is hidden from readers. CASES I1, I4."""
+"""`web.fetch`: what a reader of a page sees, and nothing that is hidden from readers."""
 
 import hashlib
 import socket
@@ -141,7 +141,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("form", ["markdown", "text"])
-def test_i4_what_no_reader_sees_is_not_in_the_text(tmp_path: Path, form: str) -> None:
+def test_what_no_reader_sees_is_not_in_the_text(tmp_path: Path, form: str) -> None:
     """One page for each way of hiding, all in one call for speed: each hidden text is named by its way."""
     page = "<p>before</p>" + "".join(
         f"<section>{markup.replace(SECRET, f'{SECRET} {number}.')}</section>"
@@ -168,7 +168,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.parametrize("way", HIDDEN)
-def test_i4_what_is_hidden_in_one_way_is_not_in_the_text(pages: dict[str, dict[str, Any]], way: str) -> None:
+def test_what_is_hidden_in_one_way_is_not_in_the_text(pages: dict[str, dict[str, Any]], way: str) -> None:
     assert SECRET not in pages[way]["content"]
     assert pages[way]["content"].startswith("before")
     assert pages[way]["content"].endswith("after")
@@ -176,12 +176,12 @@ def test_i4_what_is_hidden_in_one_way_is_not_in_the_text(pages: dict[str, dict[s
 
 
 @pytest.mark.parametrize("way", [name for name, markup in HIDDEN.items() if "<style>" in markup] + ["comment", "tags"])
-def test_i4_what_was_left_out_is_counted(pages: dict[str, dict[str, Any]], way: str) -> None:
+def test_what_was_left_out_is_counted(pages: dict[str, dict[str, Any]], way: str) -> None:
     assert pages[way]["content"] == "before\n\nafter"
     assert pages[way]["hidden"] == 1
 
 
-def test_i4_a_hidden_link_and_title_leave_no_trace(tmp_path: Path) -> None:
+def test_a_hidden_link_and_title_leave_no_trace(tmp_path: Path) -> None:
     page = seen(tmp_path, '<title>a\u202e\U000e0041b</title><a style="display:none" href="http://evil.test/">x</a>y')
     assert (page["title"], page["links"], page["content"]) == ("ab", [], "y")
     assert page["hidden"] == 2
@@ -247,7 +247,7 @@ def test_a_long_page_is_cut_and_says_so(tmp_path: Path) -> None:
     assert (len(page["content"]), page["truncated"]) == (100, True)
 
 
-def test_n13_a_page_without_end_is_read_as_far_as_it_is_taken(tmp_path: Path) -> None:
+def test_a_page_without_end_is_read_as_far_as_it_is_taken(tmp_path: Path) -> None:
     page = seen(tmp_path, "<p>begin</p>" + " " * 4_000_000 + "end")
     assert (page["content"], page["truncated"]) == ("begin", True)
 
@@ -325,7 +325,7 @@ def test_redirects_are_followed_and_told(tmp_path: Path) -> None:
     assert (page["content"], page["source"]["final_url"]) == ("there", f"{server.url}/b")
 
 
-def test_i4_the_bytes_are_kept_for_who_asks_for_them(tmp_path: Path) -> None:
+def test_the_bytes_are_kept_for_who_asks_for_them(tmp_path: Path) -> None:
     raw = f"<p>a</p>{HIDDEN['comment']}"
     seen(tmp_path, raw)
     assert not (tmp_path / "page").exists()
@@ -346,6 +346,6 @@ def test_a_page_nested_too_deep_is_given_up(tmp_path: Path) -> None:
     assert "nested too deep" in ended.stderr
 
 
-def test_i1_an_instruction_that_a_reader_sees_is_data_like_the_rest(tmp_path: Path) -> None:
+def test_an_instruction_that_a_reader_sees_is_data_like_the_rest(tmp_path: Path) -> None:
     page = seen(tmp_path, f"<p>{SECRET}</p>")
     assert page["content"] == SECRET

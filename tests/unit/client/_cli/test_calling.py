@@ -95,7 +95,7 @@ def test_a_stream_that_breaks_says_how_to_go_on(commands: FakeGateway) -> None:
     def begin_once_it_is_followed() -> None:
         while len(commands.metadata) < 2:
             time.sleep(0.01)
-        time.sleep(0.3)
+        time.sleep(1)
         commands.turns.set()
 
     beginning = threading.Thread(target=begin_once_it_is_followed)

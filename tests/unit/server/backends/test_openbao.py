@@ -418,7 +418,7 @@ async def test_a_lease_that_came_too_late_is_revoked_before_the_end(
 async def test_what_could_not_be_revoked_by_the_end_is_said_and_keeps_nobody(
     store: Store, approle: AppRole, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    openbao = OpenBao(store.address, approle, timeout_s=0.5)
+    openbao = OpenBao(store.address, approle, timeout_s=1)
     over = threading.Event()
 
     def revoke() -> Answer:

@@ -364,5 +364,5 @@ class BreakerModel(RuleBasedStateMachine):
             assert view.probing + view.calls <= self.rules.probes
 
 
-BreakerModel.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+BreakerModel.TestCase.settings = settings(max_examples=300, stateful_step_count=60)
 TestBreakerModel = BreakerModel.TestCase

@@ -25,7 +25,7 @@ def test_a_public_address_may_be_dialled(address):
     assert judged(address) is None
 
 
-# CASES N1, N2 and N10: judged on the address itself, in both families by the same rules.
+# Judged on the address itself, in both families by the same rules.
 REFUSED = [
     ("169.254.169.254", Why.METADATA_ADDRESS),
     ("fd00:ec2::254", Why.METADATA_ADDRESS),
@@ -134,7 +134,7 @@ def test_what_nobody_may_reach_cannot_be_declared(address):
     assert judged(address, [internal("0.0.0.0/0", "::/0")]) is not None
 
 
-# CASES N3: one bad address among good ones is enough.
+# One bad address among good ones is enough.
 @given(st.permutations([*map(ip_address, PUBLIC), ip_address("127.0.0.1")]))
 def test_one_bad_address_refuses_them_all(addresses):
     assert refuse_addresses(addresses, HOST, 443, ()) is Why.LOOPBACK_ADDRESS

@@ -43,7 +43,6 @@ def test_a_host_has_one_form(written, plain):
     assert plain_host(written) == plain
 
 
-# CASES N2.
 @pytest.mark.parametrize(
     "written",
     [

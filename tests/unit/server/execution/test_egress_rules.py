@@ -34,7 +34,7 @@ def test_another_host_port_or_scheme_is_not_allowed(other):
     assert decide((rule(),), ask(**other)) is Why.NO_RULE
 
 
-# CASES N14: the credential is bound to method and path as well.
+# The credential is bound to method and path as well.
 @pytest.mark.parametrize(
     ("fields", "allowed"),
     [

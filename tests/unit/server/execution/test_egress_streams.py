@@ -537,7 +537,7 @@ async def bring_home(world: World) -> None:
         await world.settle()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=st.lists(st.tuples(STEPS, st.integers(0, 3), SIZES), min_size=20, max_size=120))
 def test_an_honest_runner_is_never_refused_and_no_byte_is_lost(steps: list[tuple[Any, int, int]]) -> None:
     async def whole() -> None:

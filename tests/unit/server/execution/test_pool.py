@@ -323,7 +323,7 @@ async def test_nobody_waits_past_the_deadline_and_the_place_is_free_again() -> N
     async with pool(engine, waiting=1) as one:
         for _ in range(2):
             with pytest.raises(CallError) as refused:
-                await one.open(request(seconds=0.02))
+                await one.open(request(seconds=0.5))
             assert refused.value.reason is Reason.DEADLINE_EXCEEDED
             assert refused.value.retry_after_ms
         assert one.figures().waiting == 0
@@ -455,7 +455,7 @@ async def test_starting_ahead_goes_on_after_a_failure_by_itself_and_warns() -> N
 
 async def test_unused_ones_go_when_the_demand_is_forgotten() -> None:
     engine = FakeEngine()
-    async with pool(engine, idle_s=0.2) as one:
+    async with pool(engine, idle_s=2) as one:
         await (await one.open(request())).destroy()
         await warm(one, 1)
         await until(lambda: engine.alive == [])

@@ -488,5 +488,5 @@ class AnySequence(RuleBasedStateMachine):
         assert not self.gone & set(self.held.values())
 
 
-AnySequence.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnySequence.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_any_sequence_of_events = AnySequence.TestCase

@@ -147,5 +147,5 @@ def test_members_whose_keys_become_equal_are_all_kept() -> None:
 )
 def test_a_flood_of_one_character_takes_time_linear_in_its_length(character: str) -> None:
     started_s = time.process_time()
-    clean(character * 500_000)
+    clean(character * 100_000)
     assert time.process_time() - started_s < 5

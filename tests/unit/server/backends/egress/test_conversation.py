@@ -210,11 +210,11 @@ async def test_whoever_waits_for_a_word_before_the_body_gets_it_when_it_is_allow
 
 
 async def test_a_body_may_take_its_time_as_long_as_it_moves(tmp_path, signer, plain):
-    async with open_rig(tmp_path, signer, rule(HOST, plain.port, scheme="http"), idle_s=1) as gate:
+    async with open_rig(tmp_path, signer, rule(HOST, plain.port, scheme="http"), idle_s=3) as gate:
         client = await Client.to(gate.proxy)
         await client.say(plain_request(plain.port, "/bytes?n=1", "POST", "Content-Length: 10\r\n"))
         for _ in range(5):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.7)
             await client.say("xx")
         assert (await client.hear())[2] == b"x"
         client.close()

@@ -168,7 +168,6 @@ def test_the_body_keeps_its_framing():
     )
 
 
-# CASES N14.
 @pytest.mark.parametrize("name", ["X-Api-Key", "x-api-key", "X_Api_Key", "x_api-key"])
 def test_a_credential_takes_the_place_of_whatever_the_tool_put_there(name):
     headers = request_headers(request(headers=[(name, "mine"), (name, "also mine")]), ASK, KEY)

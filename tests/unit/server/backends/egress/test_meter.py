@@ -62,10 +62,10 @@ async def test_silence_is_bounded():
 
 
 async def test_what_moves_is_not_silent():
-    trip = Trip(1)
+    trip = Trip(3)
     async with trip.silence(), trip.silence(0.1):
-        for _ in range(6):
-            await asyncio.sleep(0.25)
+        for _ in range(5):
+            await asyncio.sleep(0.7)
             trip.touch()
 
 

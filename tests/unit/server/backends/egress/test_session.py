@@ -133,7 +133,6 @@ async def test_connections_are_bounded_at_once(tmp_path, upstream):
     assert gate.refusals == ["too_many_at_once"]
 
 
-# CASES N13.
 @pytest.mark.parametrize("path", ["/endless", "/endless-hints"])
 async def test_bytes_are_bounded_and_both_sides_closed(tmp_path, upstream, path):
     budget = EgressBudget(bytes=1_000_000, connections=9, requests=9, concurrent=9)
@@ -155,7 +154,6 @@ async def test_after_the_bytes_are_spent_nothing_new_begins(tmp_path, upstream):
     assert gate.refusals == ["bytes_spent"]
 
 
-# CASES N13.
 async def test_an_upstream_that_says_nothing_is_not_waited_for(tmp_path, upstream):
     async with open_rig(tmp_path, rule(HOST, upstream.port, scheme="http"), idle_s=0.2) as gate:
         status, data = await ask(gate, upstream, "/silent")
@@ -173,7 +171,6 @@ async def test_a_connection_on_which_nothing_moves_is_ended(tmp_path, upstream, 
     assert gate.recorded("egress_closed")[0]["how"] == "idle"
 
 
-# CASES N13.
 async def test_the_deadline_ends_what_only_drips(tmp_path, upstream):
     async with open_rig(tmp_path, tcp(upstream), idle_s=30, deadline_s=2) as gate:
         assert (await get(gate.ports[5432], "/dripping", "1.1")).startswith(b"HTTP/1.1 200")
