@@ -2,13 +2,15 @@ import base64
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
-from callgate_server.backends.json_schema import compiled
+from callgate_server.backends.json_schema import CompiledSchemas
 from callgate_server.execution.collect import Collector
 from callgate_server.execution.framing import Frame, FrameType
 from callgate_server.model.answer import Answer, Decision, Exit, SandboxInfo
+from callgate_server.model.catalog import Catalog
 from callgate_server.model.errors import Reason, Violation
 from callgate_server.model.lifecycle import State
 from callgate_server.model.manifest import Limits
@@ -17,6 +19,7 @@ from callgate_server.model.sealed import Sealed
 from callgate_server.model.strict_json import Json
 from callgate_server.result.conclude import conclude
 from callgate_server.result.redact import Redactor
+from support.stages import tool
 
 SECRET = "sk-test-6vQ2hF8kLm0pRz4Xw9Yt"
 BLANK = Answer("c1", "a.b", "1.0.0", State.RUNNING, Decision("d1", ("p1",)), SandboxInfo("fake", "none", "container"))
@@ -87,12 +90,9 @@ def test_a_secret_in_a_key_is_redacted_before_it_is_escaped_for_the_place_of_a_m
         inner = shape
         shape = {"items": inner} if isinstance(part, int) else {"properties": {part: inner}}
         result = [result] if isinstance(part, int) else {part: result}
-    answer = conclude(
-        BLANK,
-        ended(json.dumps(result).encode()),
-        Redactor({"key": Sealed(secret.encode())}),
-        compiled(shape),
-    )
+    declared = tool(output=shape)
+    check = partial(CompiledSchemas.of(Catalog.of(declared)).output_violations, declared)
+    answer = conclude(BLANK, ended(json.dumps(result).encode()), Redactor({"key": Sealed(secret.encode())}), check)
     assert answer.error is not None
     where = "/files/0/a~1b/[REDACTED:key]" if at else "/[REDACTED:key]"
     assert answer.error.message.endswith(f" at {where} (additionalProperties).")
