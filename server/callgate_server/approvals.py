@@ -71,10 +71,10 @@ class Approvals:
         stored = await self._asked(caller, call_id, "decide")
         try:
             parcel = await self._decidable(caller, stored, digest)
+            # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits.
+            decided = await self.running.carried_out(call_id, self._decided(stored, caller.name, approve=approve))
         except CallError as refusal:
             raise self.refusals.noted(REFUSED, caller, "decide", refusal, stored.call_id) from None
-        # An approver that leaves meanwhile takes nothing back: what is written must reach the call that waits for it.
-        decided = await self.running.carried_out(call_id, self._decided(stored, caller.name, approve=approve))
         return self._document(decided, parcel)
 
     async def _decidable(self, caller: Caller, stored: StoredCall, digest: str) -> Parcel:

@@ -484,6 +484,15 @@ class LimitSettings(_Strict):
     fruitless: RateSettings = RateSettings(calls=FRUITLESS.calls, per_s=FRUITLESS.per_s)
 
     @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        requests = self.requests_per_agent
+        if requests is not None and self.streams_per_agent is not None and self.streams_per_agent > requests:
+            raise ValueError("`streams_per_agent` is more than `requests_per_agent`, of which they are a part")
+        if requests is not None and requests > 2 * self.concurrent_requests:
+            raise ValueError("`requests_per_agent` is more than both edges have places: see `concurrent_requests`")
+        return self
+
+    @model_validator(mode="after")
     def _names_can_exist(self) -> Self:
         for name in self.tenants:
             if not PRINCIPAL_NAME.fullmatch(name):

@@ -66,10 +66,10 @@ class Endings:
 
         Where an agent has had too many, it is recorded in a sum.
         """
-        refusal.call_id = ticket.id
         try:
             if not self.limits.came_to_nothing(ticket.caller, refusal):
                 return refusal
+            refusal.call_id = ticket.id
             with ticket.phases.measure("record"):
                 await self.ledger.refuse(ticket.refusal(refusal, self.ledger.digest))
         except CallError as unrecorded:

@@ -1,9 +1,9 @@
 """What bounds a call beside policy: stops, its task's grant, rates, budgets, places, and failing again and again.
 
-The pipeline asks three times: when a call is admitted (stops, then the grant), when it takes its place (a replay never
-comes there, and so costs nothing), and when it has ended. What each bound is, the parts in `admission/` decide; here
-they are asked in their order, and what they say becomes a refusal. Everything here happens without waiting: between the
-look at the stops and a call's registration no stop can come.
+The pipeline asks when a caller asks for a call, when that is admitted (stops, after policy the grant), when it takes
+its place (a replay never comes there, and so costs nothing), and when it has ended. What each bound is, the parts in
+`admission/` decide; here they are asked in their order, and what they say becomes a refusal. Everything here happens
+without waiting: between the look at the stops and a call's registration no stop can come.
 """
 
 import time
@@ -83,7 +83,7 @@ class Limits:
         """Refuse who is stopped, and narrow the caller to the task that the call or the credential names.
 
         Raises:
-            CallError: `stopped`, `unknown_task`, `task_ended`.
+            CallError: `stopped`, `unknown_task`, `task_ended`, `unauthenticated` (the key that made the task is gone).
         """
         self.stops.refuse(ticket.caller)
         ticket.caller = self.tasks.narrowed(ticket.caller, ticket.request.task)

@@ -1,7 +1,8 @@
 """The way of a call, from a credential and a request to a recorded answer. Read it aloud:
 
-authenticate → stopped? → validate → authorise → grant → duplicate? → breaker → limits → claim + intent → (approval? →
-turn → breaker →) lease secrets → acquire sandbox → run under deadline → check, redact, sanitise → outcome → answer.
+authenticate → asks too much? → stopped? → validate → authorise → grant → duplicate? → breaker → limits → claim + intent
+→ (approval? → turn → breaker →) lease secrets → acquire sandbox → run under deadline → check, redact, sanitise →
+outcome → answer.
 
 It fixes the order and nothing else: every decision is a stage's, every effect a backend's. Authorise comes before the
 grant (an agent wrote that, and nobody without a permit has it checked) and the look at an idempotency key (a revoked
@@ -59,10 +60,10 @@ class Pipeline:
             CallError: the call is refused. The refusal is recorded, except that of an unknown caller, which
                 is only counted: who has no credential must not be able to fill the record.
         """
-        return await self.start_for(await self.authentication.identify(token), request)
+        return await self._started(Ticket(await self.authentication.identify(token), request), asked=True)
 
     async def start_for(self, caller: Caller, request: CallRequest) -> Running:
-        """Take one call of a known caller as far as its claim.
+        """Take one call that the gateway makes for a caller as far as its claim.
 
         Raises:
             CallError: the call is refused; the refusal is recorded.
@@ -79,16 +80,18 @@ class Pipeline:
         if parcel is None:
             raise CallError(Reason.NOT_POSSIBLE, "The arguments of this call are not kept; only its caller has them.")
         ticket = Ticket(caller, request_of(dead, parcel), redrive=Redrive(dead.call_id, by, parcel.known_as))
-        return await self._started(ticket)
+        return await self._started(ticket, asked=by == caller.name)
 
     async def resume(self) -> int:
         """Go on with the calls that waited when an earlier life of the gateway ended; return how many that are."""
         return await self.kept.resume(self.running, self._readmit, self._run)
 
-    async def _started(self, ticket: Ticket) -> Running:
+    async def _started(self, ticket: Ticket, *, asked: bool = False) -> Running:
+        """Take a call as far as its claim. `asked`: by its own caller, who may have asked too much."""
         try:
             with ticket.phases.measure("admission"):
-                self.limits.listen(ticket)
+                if asked:
+                    self.limits.listen(ticket)
                 call = self._admit(ticket)
             running = self.running.spawn(ticket.id, partial(self._carry, call=call), owner=ticket.caller)
         except CallError as refusal:

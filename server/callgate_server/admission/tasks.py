@@ -161,9 +161,11 @@ class LiveTasks:
                 made it is not valid any more).
         """
         if wanted is None:
-            if is_task_of_ours(caller.task):
-                self._own(caller, caller.task or "")
-            return caller
+            if not is_task_of_ours(caller.task):
+                return caller
+            # A call may have waited: what was taken from the key since then is not the task's any more.
+            left = self._own(caller, caller.task or "").roles
+            return replace(caller, roles=tuple(role for role in caller.roles if role in left))
         if is_task_of_ours(caller.task) and caller.task != wanted:
             raise unknown_task()
         self._own(caller, wanted)
@@ -180,7 +182,8 @@ class LiveTasks:
         live = self.of(caller)
         return live is not None and _is_by(live.task, caller) and tool in live.checks
 
-    def _own(self, caller: Caller, task_id: str) -> None:
+    def _own(self, caller: Caller, task_id: str) -> Caller:
+        """The agent within one of its tasks."""
         live = self._by_id.get(task_id)
         if live is None:
             if self._ended.get(task_id) != (caller.tenant, caller.agent):
@@ -188,8 +191,7 @@ class LiveTasks:
         elif not _is_by(live.task, caller):
             raise unknown_task()
         elif not live.task.is_over(self._now()):
-            self._maker(live.task)
-            return
+            return self._maker(live.task)
         raise CallError(Reason.TASK_ENDED, "The task has ended; make a new one.")
 
     def _maker(self, task: Task) -> Caller:

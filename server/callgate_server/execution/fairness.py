@@ -37,7 +37,10 @@ class Fairness:
         holds = Counter(held)
         ranked: list[tuple[int, int, int, _W]] = []
         for at, waiter in enumerate(waiting):
-            ranked.append((holds[waiter.tenant], self._served.get(waiter.tenant, 0), at, waiter))
+            # Who comes anew, or again after a pause, stands behind those that are there: a pause gains nobody a turn.
+            if waiter.tenant not in self._served:
+                self.served(waiter.tenant)
+            ranked.append((holds[waiter.tenant], self._served[waiter.tenant], at, waiter))
             # The next one of this tenant comes when this one has been served.
             holds[waiter.tenant] += 1
         self._served = {tenant: turn for tenant, turn in self._served.items() if holds[tenant]}

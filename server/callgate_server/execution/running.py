@@ -6,6 +6,7 @@ events too: each costs a hundred bytes of memory, and a tool may write single by
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,9 +18,10 @@ from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State
 
 _T = TypeVar("_T")
-# After so many events of a call, its output is gathered into pieces of this size.
+# After so many events of a call, its output is gathered into pieces of this size, or of what comes in this time.
 PROMPT_EVENTS: Final = 1024
 PIECE_CHARACTERS: Final = 512
+LONGEST_GATHERING_S: Final = 0.25
 # What ends a task or the process, and is nobody's fault.
 _ENDS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -98,6 +100,7 @@ class Running:
         self._events: list[Event] = []
         # Output that is not published yet, by stream, in the order in which their texts began.
         self._gathered: dict[Literal["stdout", "stderr"], str] = {}
+        self._published_s = 0.0
         self._changed = asyncio.Event()
         # Whether it waits, or has waited, for somebody's approval.
         self._asked = False
@@ -116,7 +119,8 @@ class Running:
         if not text:
             return
         self._gathered[stream] = self._gathered.get(stream, "") + text
-        if len(self._events) < PROMPT_EVENTS or sum(map(len, self._gathered.values())) >= PIECE_CHARACTERS:
+        enough = len(self._events) < PROMPT_EVENTS or sum(map(len, self._gathered.values())) >= PIECE_CHARACTERS
+        if enough or time.monotonic() - self._published_s >= LONGEST_GATHERING_S:
             self._publish_gathered()
 
     def answer(self, document: Mapping[str, Any]) -> None:
@@ -129,6 +133,7 @@ class Running:
 
     def _publish_gathered(self) -> None:
         gathered, self._gathered = self._gathered, {}
+        self._published_s = time.monotonic()
         for stream, text in gathered.items():
             self._publish(OutputChunk(self._next_seq, stream, text))
 

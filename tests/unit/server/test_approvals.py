@@ -228,6 +228,20 @@ async def test_who_tries_to_approve_what_it_may_not_leaves_a_trace(
     }  # fmt: skip
 
 
+async def test_who_has_redriven_a_call_and_would_approve_it_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with World() as world:
+        approvals, running = await asked(world)
+        digest = (await approvals.show("boss", running.call_id))["digest"]
+
+        async def refuse(*_: object, **__: object) -> None:
+            raise CallError(Reason.POLICY_DENIED, "Who has redriven a call cannot approve it.")
+
+        monkeypatch.setattr(world.ledger, "decide", refuse)
+        assert await reason(approvals.decide("boss", running.call_id, digest, approve=True)) is Reason.POLICY_DENIED
+        running.cancel()
+    assert [(kind, body["reason"]) for kind, body in SAID] == [("approval_refused", "policy_denied")]
+
+
 async def test_what_a_caller_makes_up_is_not_recorded() -> None:
     async with World() as world:
         approvals, running = await asked(world)

@@ -383,3 +383,15 @@ def test_slow_calls_count_where_somebody_says_what_is_slow(tmp_path: Path) -> No
 )
 def test_a_breaker_that_could_never_open_is_a_mistake(tmp_path: Path, breakers: object, names: str) -> None:
     assert names in fault(tmp_path, MINIMAL | {"breakers": breakers})
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"requests_per_agent": 8, "streams_per_agent": 9}, "of which they are a part"),
+        ({"requests_per_agent": 21, "concurrent_requests": 10}, "both edges"),
+    ],
+)
+def test_shares_that_cannot_be_used_are_refused(tmp_path: Path, limits: dict[str, int], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        load(written(tmp_path, yaml.safe_dump(MINIMAL | {"limits": limits})))

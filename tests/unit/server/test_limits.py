@@ -78,6 +78,17 @@ async def test_beyond_a_number_of_refusals_an_agent_is_refused_all_and_only_thei
     assert len(world.watch.refusals) == 6
 
 
+async def test_what_the_gateway_itself_asks_for_an_agent_pays_for_no_noise_of_it() -> None:
+    async with World(fruitless=Rate(1, 600)) as world:
+        world.policy.ruling = Ruling.DENY
+        await refused(world)
+        world.policy.ruling = Ruling.ALLOW
+        error = await refused(world)
+        assert (error.reason, error.call_id) == (Reason.RATE_LIMITED, None)
+        running = await world.pipeline.start_for(AGENT, request())
+        assert (await running.wait())["state"] == "succeeded"
+
+
 async def test_repetitions_count_among_what_comes_to_nothing() -> None:
     async with World(fruitless=Rate(2, 600)) as world:
         for replayed in (False, True, True):

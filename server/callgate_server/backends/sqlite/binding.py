@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from callgate_server.backends.sqlite.rows import COLUMNS, CallRow, fingerprint
 from callgate_server.ledger.chain import Keys
+from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.strict_json import Json, decode
 
 # Kinds of event that carry a fingerprint; a note has any other name.
@@ -47,6 +48,19 @@ def edited(connection: sqlite3.Connection, keys: Keys, call_id: str) -> bool:
     if fault is not None:
         _log.error("the record was changed by another program: %s", fault)
     return fault is not None
+
+
+def refuse_edited(connection: sqlite3.Connection, keys: Keys, call_id: str) -> None:
+    """Nothing is begun for whom somebody wrote into the file.
+
+    Raises:
+        CallError: `not_possible`.
+    """
+    if edited(connection, keys, call_id):
+        raise CallError(
+            Reason.NOT_POSSIBLE,
+            "The record of this call was changed by another program; `callgated audit verify` says more.",
+        )
 
 
 def _fingerprint_in(body: str) -> Json:

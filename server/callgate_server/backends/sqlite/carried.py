@@ -9,11 +9,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from callgate_server.backends.sqlite.binding import edited
+from callgate_server.backends.sqlite.binding import edited, refuse_edited
 from callgate_server.backends.sqlite.entries import append_state, end_call
 from callgate_server.backends.sqlite.rows import SELECT_WITHOUT_ANSWER, CallRow, carry, names, read, timestamp
 from callgate_server.backends.sqlite.spending import charge
 from callgate_server.backends.sqlite.writer import Transaction
+from callgate_server.ledger.chain import Keys
 from callgate_server.ledger.store import Beginning, Step
 from callgate_server.model.errors import CallError, Reason
 from callgate_server.model.lifecycle import State, move
@@ -37,7 +38,7 @@ def begin(transaction: Transaction, beginning: Beginning, boot: str) -> CallRow:
     row = read(transaction.connection, beginning.call_id)
     if row is None or State(row.state) is not State.ADMITTED or row.parcel is None:
         raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for its turn, or not any more.")
-    _refuse_edited(transaction, row)
+    refuse_edited(transaction.connection, transaction.keys, row.call_id)
     row = replace(
         row,
         state=move(State.ADMITTED, State.RUNNING).value,
@@ -84,7 +85,7 @@ def decide(
         raise CallError(Reason.NOT_POSSIBLE, "This call does not wait for an approval, or not any more.")
     if row.expires_at is not None and row.expires_at <= timestamp(now):
         raise CallError(Reason.NOT_POSSIBLE, "The time to approve this call is over.")
-    _refuse_edited(transaction, row)
+    refuse_edited(transaction.connection, transaction.keys, row.call_id)
     if approve and row.follows is not None and _redriven_by(transaction.connection, row.follows, call_id) == by:
         raise CallError(Reason.POLICY_DENIED, "Who has redriven a call cannot approve it.")
     row = replace(row, decided_by=by, decided_at=transaction.at)
@@ -105,19 +106,6 @@ def _redriven_by(connection: sqlite3.Connection, dead: str, call_id: str) -> str
         if isinstance(body, dict) and body.get("as") == call_id:
             return str(body.get("by"))
     return None
-
-
-def _refuse_edited(transaction: Transaction, row: CallRow) -> None:
-    """Nothing is begun for whom somebody wrote into the file.
-
-    Raises:
-        CallError: `not_possible`.
-    """
-    if edited(transaction.connection, transaction.keys, row.call_id):
-        raise CallError(
-            Reason.NOT_POSSIBLE,
-            "The record of this call was changed by another program; `callgated audit verify` says more.",
-        )
 
 
 def settle_by_hand(transaction: Transaction, call_id: str, state: State, by: str) -> CallRow:
@@ -180,14 +168,15 @@ def read_census(connection: sqlite3.Connection) -> dict[str, int]:
     return {"admitted": 0, "awaiting_approval": 0, **dict(waiting.fetchall()), "dead_letters": int(dead)}
 
 
-def read_unknown(connection: sqlite3.Connection, most: int) -> list[CallRow]:
-    """Calls whose effect is unknown and whose arguments are kept, oldest first."""
+def read_unknown(connection: sqlite3.Connection, keys: Keys, most: int) -> list[CallRow]:
+    """Calls whose effect is unknown and whose arguments are kept, oldest first, but for those that were edited."""
     found = connection.execute(
         SELECT_WITHOUT_ANSWER
         + " WHERE dead = 'open' AND state = 'unknown' AND parcel IS NOT NULL ORDER BY finished_at LIMIT ?",
         (most,),
     ).fetchall()
-    return [CallRow(*values) for values in found]
+    rows = [CallRow(*values) for values in found]
+    return [row for row in rows if not edited(connection, keys, row.call_id)]
 
 
 def read_steps(connection: sqlite3.Connection, call_id: str) -> list[Step]:

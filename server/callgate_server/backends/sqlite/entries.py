@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from callgate_server.backends.sqlite.binding import OF_STATE, edited
+from callgate_server.backends.sqlite.binding import OF_STATE, edited, refuse_edited
 from callgate_server.backends.sqlite.rows import (
     CallRow,
     carry,
@@ -139,11 +139,13 @@ def bury(
     """End a dead letter: a new call was made of it, or it is given up. What was kept of it goes.
 
     Raises:
-        CallError: `not_possible`: it is none.
+        CallError: `not_possible`: it is none, or a new call would be made of what somebody has edited.
     """
     row = read(transaction.connection, call_id)
     if row is None or row.dead != "open":
         raise CallError(Reason.NOT_POSSIBLE, "This call is no dead letter, or not any more; look at its state.")
+    if kind == "redriven":
+        refuse_edited(transaction.connection, transaction.keys, call_id)
     row = replace(row, dead=kind, parcel=None)
     carry(transaction.connection, row, append_state(transaction, kind, row, body))
     return row

@@ -181,7 +181,9 @@ class SqliteLedger:
         return await self._read(carried.read_census)
 
     async def unknown(self, limit: int) -> list[StoredCall]:
-        return self._all_stored(await self._read(partial(carried.read_unknown, most=min(limit, MAX_LISTED))))
+        return self._all_stored(
+            await self._read(partial(carried.read_unknown, keys=self._keys, most=min(limit, MAX_LISTED)))
+        )
 
     async def discard(self, call_id: str, by: str) -> StoredCall:
         return await self._changed(lambda transaction: entries.bury(transaction, call_id, "discarded", {"by": by}))

@@ -190,6 +190,8 @@ async def test_a_task_is_worth_no_more_than_the_key_that_made_it(clock):
     assert await credentials.authenticate("cgt_abc") == replace(task.caller, roles=("developer",))
     again = replace(BOT, key="second")
     assert live.narrowed(again, task.task_id).roles == ("developer",)
+    # Of a call that waited since the key had both.
+    assert live.narrowed(task.caller, None).roles == ("developer",)
     del keys.roles["first"]
     with pytest.raises(CallError, match="key that made this task was revoked") as refused:
         await credentials.authenticate("cgt_abc")

@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -83,11 +84,24 @@ async def test_output_in_single_bytes_becomes_few_events_and_loses_nothing(end: 
         assert isinstance(event, OutputChunk)
         seen[event.stream] += event.text
     assert seen == wrote
-    assert len(events) < PROMPT_EVENTS + 2 * 20_000 / PIECE_CHARACTERS + 4
+    # Beside pieces of that size, those of a time that was long enough.
+    assert len(events) < PROMPT_EVENTS + 2 * 20_000 / PIECE_CHARACTERS + 200
     assert [event.seq for event in events] == list(range(len(events)))
 
 
-async def test_text_that_is_gathered_is_published_before_the_call_ends() -> None:
+async def test_slow_output_is_prompt_however_much_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running("c1")
+    for _ in range(PROMPT_EVENTS):
+        running.output("stdout", ".")
+    monkeypatch.setattr("callgate_server.execution.running.LONGEST_GATHERING_S", 0)
+    running.output("stdout", "still there")
+    events = running.events(after=PROMPT_EVENTS - 1)
+    assert await anext(events) == OutputChunk(PROMPT_EVENTS, "stdout", "still there")
+    await events.aclose()
+
+
+async def test_text_that_is_gathered_is_published_before_the_call_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callgate_server.execution.running.LONGEST_GATHERING_S", math.inf)
     running = Running("c1")
     for _ in range(PROMPT_EVENTS):
         running.output("stdout", ".")

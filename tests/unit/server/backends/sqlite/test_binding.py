@@ -190,6 +190,18 @@ async def test_nothing_is_begun_or_approved_for_whom_somebody_wrote_into_the_fil
     assert (await record.ledger.get(question)).state is State.AWAITING_APPROVAL
 
 
+async def test_no_new_call_is_made_of_an_edited_one(record):
+    letter, doubt = await dead(record), await unknown(record)
+    record.edit("roles", '["admin"]', letter)
+    again = keeping(redrives=letter, redriven_by="acme/boss")
+    with pytest.raises(CallError) as refusal:
+        await record.ledger.claim(intent(), again)
+    assert refusal.value.reason is Reason.NOT_POSSIBLE
+    assert (await record.ledger.get(letter)).dead == "open"
+    record.edit("parcel", b"x", doubt)
+    assert await record.ledger.unknown(10) == []
+
+
 async def test_the_end_of_a_call_says_what_was_claimed_and_not_what_the_file_says_meanwhile(record):
     call_id = await running(record)
     record.edit("holds_key", 0, call_id)
