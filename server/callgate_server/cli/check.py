@@ -9,6 +9,7 @@ from typing import Final
 
 from callgate_server.backends import api_keys
 from callgate_server.backends.catalog.manifests import declarations, image_folders
+from callgate_server.backends.egress.dialler import trust
 from callgate_server.backends.sqlite.files import load_key
 from callgate_server.config import Listen, Settings, as_decided, deployed_catalog
 from callgate_server.model.catalog import Catalog, Tool
@@ -40,6 +41,8 @@ def check(settings: Settings) -> list[str]:
         load_key(settings.ledger.key_file)
     for edge in (settings.http, settings.grpc):
         _check_certificate(edge)
+    if settings.egress is not None:
+        trust(settings.egress.ca_file)
     return remarks
 
 

@@ -81,7 +81,7 @@ class Dialler:
             ValueError: it holds no certificate.
         """
         self._internal = tuple(internal)
-        self._trust = _trust(ca_file)
+        self._trust = trust(ca_file)
         self._lookups = Lookups(dns_timeout_s)
         self._connect_timeout_s = connect_timeout_s
 
@@ -128,7 +128,13 @@ class Dialler:
         return Link(reader, writer, address)
 
 
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """What upstreams' certificates are checked with: the system's roots, and those in the file.
+
+    Raises:
+        ValueError: it holds none.
+        OSError: it cannot be read.
+    """
     context = ssl.create_default_context()
     if ca_file is not None:
         try:

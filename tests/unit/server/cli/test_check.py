@@ -62,6 +62,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "are no certificate and its key",
     ),
+    "roots for upstreams that are none": (
+        lambda at: configure(at, egress={"authority_dir": "egress", "ca_file": "callgate.yaml"}),
+        "holds no certificates in PEM form",
+    ),
 }
 
 
