@@ -70,10 +70,13 @@ class Place:
     def enter(self) -> None:
         """Take it, for nobody yet: that is short, since who does not say who it is goes at once.
 
+        What operators do has no place yet where there is none: the reserve is for callers who are known, and until
+        then connections bound it.
+
         Raises:
             CallError: `overloaded`.
         """
-        if not self._take(self._edge, self._places.limits.concurrent_requests) and not self._reserved():
+        if not self._take(self._edge, self._places.limits.concurrent_requests) and not self._operating:
             raise self._overloaded("Too many requests at once; try again.")
 
     async def identified(self, token: str | None) -> Caller:
@@ -91,6 +94,8 @@ class Place:
             if not self._reserved():
                 raise self._overloaded(text)
             self._give(self._edge)
+        elif not self._reserved():
+            raise self._overloaded("Too many requests at once; try again.")
         if not self._takes_of_reserve(caller):
             raise self._overloaded("Too many requests at once, also of those that operators make; try again.")
         return caller

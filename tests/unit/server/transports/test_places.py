@@ -132,6 +132,18 @@ async def test_an_operator_has_places_where_agents_hold_all_others_and_what_anyb
     assert len(one) == 0
 
 
+async def test_strangers_whose_credentials_take_long_to_look_at_hold_nothing_of_the_reserve() -> None:
+    one = places(concurrent_requests=1, operator_requests=2)
+    agent = await request(one)
+    strangers = [one.at("http", operating=True) for _ in range(5)]
+    for place in strangers:
+        place.enter()
+    operator = await request(one, "acme/root", operating=True)
+    for place in (agent, operator, *strangers):
+        place.leave()
+    assert len(one) == 0
+
+
 async def test_an_operator_that_has_used_its_own_share_can_still_do_what_operators_do() -> None:
     one = places(concurrent_requests=8, requests_per_agent=2)
     held = [await request(one, "acme/root") for _ in range(2)]
