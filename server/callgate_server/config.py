@@ -461,8 +461,8 @@ class LimitSettings(_Strict):
     some by name, as far as they say something. `tasks_per_agent` may be alive at once. Of each agent's requests that
     are refused or repeat a call, so many as `fruitless` says are recorded each; beyond them all it asks for is refused.
 
-    `concurrent_requests` may be open at each edge. Of one agent `requests_per_agent` may be at both together, a quarter
-    where it is left out, and `streams_per_agent` of these may be event streams, half of them where that is left out.
+    `concurrent_requests` may be open at each edge. Of one agent `requests_per_agent` may be at both together, half of
+    an edge's where it is left out, and `streams_per_agent` of these event streams, a quarter where that is left out.
     """
 
     calls: Annotated[int, Field(ge=1)] = 256

@@ -21,7 +21,9 @@ def ask(gateway: RunningGateway, until: threading.Event, seen: list[str]) -> Non
 
 
 def test_each_call_is_decided_by_one_set_of_policies(tmp_path: Path) -> None:
-    deployment = Deployment(tmp_path / "gateway", policies=PERMIT)
+    # Far more refusals than any agent has otherwise, and each in the record.
+    settings = {"limits": {"fruitless": {"calls": 1_000_000, "per_s": 60}}}
+    deployment = Deployment(tmp_path / "gateway", policies=PERMIT, settings=settings)
     done, seen = threading.Event(), []
     with deployment.start() as gateway:
         clients = [threading.Thread(target=ask, args=(gateway, done, seen)) for _ in range(CLIENTS)]

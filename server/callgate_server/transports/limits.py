@@ -13,8 +13,8 @@ class TransportLimits:
     may refuse to read; `idle_s` how long a connection may do nothing; `heartbeat_s` the longest silence of an
     event stream. `concurrent_requests` is per edge, beyond it a request is refused at once.
 
-    Of one agent there may be `requests_per_agent` at both edges together, a quarter of an edge's where it is None; of
-    these `streams_per_agent` may be event streams, half of them where it is None. `operator_requests` is the reserve
+    Of one agent there may be `requests_per_agent` at both edges together, half of an edge's where it is None; of these
+    `streams_per_agent` may be event streams, a quarter of them where it is None. `operator_requests` is the reserve
     beyond all of that for what operators do.
     """
 
@@ -35,8 +35,8 @@ class TransportLimits:
 
     @property
     def agent_requests(self) -> int:
-        return self.requests_per_agent or max(1, self.concurrent_requests // 4)
+        return self.requests_per_agent or max(1, self.concurrent_requests // 2)
 
     @property
     def agent_streams(self) -> int:
-        return self.streams_per_agent or max(1, self.agent_requests // 2)
+        return self.streams_per_agent or max(1, self.agent_requests // 4)

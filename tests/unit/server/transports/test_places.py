@@ -65,9 +65,9 @@ async def test_one_agent_has_a_share_at_both_edges_together_and_others_have_thei
     assert len(one) == 0
 
 
-async def test_without_a_setting_an_agent_has_a_quarter_of_the_places_and_half_of_that_for_streams() -> None:
+async def test_without_a_setting_an_agent_has_half_of_an_edges_places_and_a_quarter_of_these_for_streams() -> None:
     limits = TransportLimits(concurrent_requests=256)
-    assert (limits.agent_requests, limits.agent_streams) == (64, 32)
+    assert (limits.agent_requests, limits.agent_streams) == (128, 32)
     least = TransportLimits(concurrent_requests=1)
     assert (least.agent_requests, least.agent_streams) == (1, 1)
 
