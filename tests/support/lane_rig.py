@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from support.probe_image import ENGINE_URL, runner_image
 
 PROBE = Run(python="probe:run")
 LIMITS = Limits(scratch_mb=16, artifacts=4, artifacts_kb=64)
+# Several times what a start and a removal take.
+_GONE_S = 30
 
 
 @dataclass
@@ -100,6 +103,10 @@ async def lane_rig(*, own: str = "", **rules: Any) -> AsyncIterator[LaneRig]:
         async with Lanes(backend, LaneRules(**rules), lambda _where, error: defects.append(error)) as lanes:
             made = LaneRig(lanes, backend, options, image, defects)
             yield made
+        # One whose start was given up goes by itself, as soon as the engine has made it.
+        give_up = time.monotonic() + _GONE_S
+        while made.containers() and time.monotonic() < give_up:  # noqa: ASYNC110  # the engine tells nobody
+            await asyncio.sleep(0.05)
         assert made.containers() == []
         assert defects == []
     finally:
