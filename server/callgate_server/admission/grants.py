@@ -9,6 +9,7 @@ whether a schema is one at all, and whether arguments fit it, the engine says.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
+from callgate_server.model.json_pointer import shown
 from callgate_server.model.strict_json import Json, encode
 
 # What JSON Schema calls a schema.
@@ -117,7 +118,7 @@ def _schemas(schema: object, at: str, levels: int) -> Iterator[Mapping[str, Any]
         raise ValueError(f"at {at or '/'}: must be a schema: an object, true or false")
     yield schema
     for keyword, value in schema.items():
-        where = f"{at}/{_shown(keyword)}"
+        where = f"{at}/{shown(keyword)}"
         if keyword in _ONE:
             yield from _schemas(value, where, levels - 1)
         elif keyword in _LIST or keyword in _MAP:
@@ -131,7 +132,7 @@ def _schemas(schema: object, at: str, levels: int) -> Iterator[Mapping[str, Any]
 
 def _children(keyword: str, value: object, where: str) -> Iterator[tuple[str, object]]:
     if keyword in _MAP and isinstance(value, Mapping):
-        yield from ((_shown(key), child) for key, child in value.items())
+        yield from ((shown(key), child) for key, child in value.items())
     elif keyword in _LIST and isinstance(value, list):
         yield from ((str(index), child) for index, child in enumerate(value))
     else:
@@ -150,9 +151,3 @@ def _values(value: object) -> int:
     if isinstance(value, Mapping):
         return 1 + sum(map(_values, value.values()))
     return 1 + sum(map(_values, value)) if isinstance(value, list) else 1
-
-
-def _shown(key: str) -> str:
-    """A key as it may stand in a message: short, printable ASCII, escaped as in a JSON Pointer; or an ellipsis."""
-    fit = len(key) <= 64 and key.isascii() and key.isprintable()
-    return key.replace("~", "~0").replace("/", "~1") if fit else "…"

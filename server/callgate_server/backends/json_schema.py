@@ -23,6 +23,7 @@ from callgate_server.admission.tasks import Check
 from callgate_server.admission.validate import MAX_VIOLATIONS
 from callgate_server.model.catalog import Catalog, Tool
 from callgate_server.model.errors import Violation
+from callgate_server.model.json_pointer import escaped, shown, visible
 from callgate_server.model.manifest import Manifest
 from callgate_server.model.strict_json import Json, encode
 
@@ -39,7 +40,6 @@ _CHARACTERS: Final = 128
 _REGEX_BYTES: Final = 1 << 20
 _GRANT_REGEX_BYTES: Final = 1 << 14
 _TEXT_LIMIT: Final = 200
-_NAME_LIMIT: Final = 64
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _LOCAL_REF: Final = re.compile(r"#/\$defs/([A-Za-z0-9_.-]+)")
@@ -267,7 +267,7 @@ class _Expansion:
         if not isinstance(schema, Mapping):
             raise ValueError(f"at {at or '/'}: must be a schema: an object, true or false")
         for keyword, value in schema.items():
-            where = f"{at}/{_escape(keyword)}"
+            where = f"{at}/{escaped(keyword)}"
             if root and keyword == "$schema":
                 _require_dialect(value)
             else:
@@ -281,12 +281,12 @@ class _Expansion:
         elif keyword in _LIST or keyword in _MAP or (root and keyword == "$defs"):
             self._children(value, where, depth)
         elif keyword not in _PLAIN:
-            raise ValueError(f"at {where}: `{_name(keyword)}` is not a keyword that schemas of tools may use")
+            raise ValueError(f"at {where}: `{visible(keyword)}` is not a keyword that schemas of tools may use")
 
     def _children(self, value: object, where: str, depth: int) -> None:
         if isinstance(value, Mapping):
             for key, child in value.items():
-                self.count(child, f"{where}/{_escape(key)}", depth=depth + 1)
+                self.count(child, f"{where}/{escaped(key)}", depth=depth + 1)
         elif isinstance(value, list | tuple):
             for index, child in enumerate(value):
                 self.count(child, f"{where}/{index}", depth=depth + 1)
@@ -349,7 +349,7 @@ def _detailed(validator: jsonschema_rs.Validator, value: Json) -> Iterator[Viola
         kind = error.kind
         if kind.name in ("additionalProperties", "unevaluatedProperties"):
             for key in kind.value:
-                yield Violation(f"{path}/{_escape(_name(key))}", kind.name, "unknown key")
+                yield Violation(f"{path}/{shown(key)}", kind.name, "unknown key")
         else:
             yield Violation(path, kind.name, _text(kind))
 
@@ -366,8 +366,8 @@ def _by_argument(compiled: _Compiled, value: Json) -> Iterator[Violation]:
 
 
 def _argument_violations(compiled: _Compiled, key: str, child: Json) -> Iterator[Violation]:
-    path = f"/{_escape(_name(key))}"
-    part = compiled.parts.get(f"#/properties/{_escape(key)}") if key in compiled.properties else None
+    path = f"/{shown(key)}"
+    part = compiled.parts.get(f"#/properties/{escaped(key)}") if key in compiled.properties else None
     if part is None:
         if compiled.closed:
             yield Violation(path, "additionalProperties", "unknown key")
@@ -436,15 +436,6 @@ def _clip(text: str) -> str:
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
 
 
-def _name(key: str) -> str:
-    """A key as it may stand in a message: short, printable ASCII, or an ellipsis instead."""
-    return key if len(key) <= _NAME_LIMIT and key.isascii() and key.isprintable() else "…"
-
-
-def _escape(part: str) -> str:
-    return part.replace("~", "~0").replace("/", "~1")
-
-
 def _pointer(path: Sequence[str | int]) -> str:
     """JSON Pointer (RFC 6901) of a path."""
-    return "".join(f"/{part if isinstance(part, int) else _escape(_name(part))}" for part in path)
+    return "".join(f"/{part if isinstance(part, int) else shown(part)}" for part in path)

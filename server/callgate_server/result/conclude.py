@@ -12,6 +12,7 @@ from typing import Final
 
 from callgate_server.model.answer import Answer, Failure, Usage
 from callgate_server.model.errors import Reason, Violation
+from callgate_server.model.json_pointer import escaped, unescaped
 from callgate_server.model.lifecycle import State
 from callgate_server.model.run import EXIT_UNAVAILABLE, Cause, RunOutcome, judge
 from callgate_server.model.strict_json import Json, decode
@@ -81,8 +82,7 @@ def _result(outcome: RunOutcome, redactor: Redactor, check: Check) -> Json:
 
 def _place(pointer: str, redactor: Redactor) -> str:
     """Redact each key of a JSON Pointer as the tool wrote it: escaped, a secret in it is not recognised."""
-    keys = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/"))
-    return "/".join(redactor.text(key).replace("~", "~0").replace("/", "~1") for key in keys)
+    return "/".join(escaped(redactor.text(unescaped(part))) for part in pointer.split("/"))
 
 
 def _safe(message: str, redactor: Redactor) -> str:
