@@ -11,7 +11,7 @@ from callgate_server.backends.catalog.lock import Lock, write_lock
 from callgate_server.backends.catalog.manifests import declarations, image_folders
 from callgate_server.cli.main import app
 
-MANIFEST = """\
+PLAIN = """\
 tool: probe.reach
 version: 1.0.0
 summary: Reach something.
@@ -20,9 +20,10 @@ run: {command: [/bin/true]}
 input: {type: object, properties: {name: {type: string, maxLength: 3}}, additionalProperties: false}
 output: {}
 effect: read
-egress:
-  - {host: api.example.com, methods: [GET]}
-  - {host: db.example.com, scheme: tcp, port: 5432}
+"""
+MANIFEST = f"""{PLAIN}egress:
+  - {{host: api.example.com, methods: [GET]}}
+  - {{host: db.example.com, scheme: tcp, port: 5432}}
 """
 
 

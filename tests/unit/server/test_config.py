@@ -18,6 +18,7 @@ from callgate_server.execution.breaker import BreakerRules
 from callgate_server.model.call import Caller
 from callgate_server.model.egress import InternalService
 from callgate_server.model.spending import Budget, Scope
+from support.unbuilt import PLAIN
 
 MINIMAL = {
     "auth": {"api_keys_file": "keys.json"},
@@ -241,16 +242,6 @@ def test_a_service_that_would_open_more_than_itself_is_refused(
     assert says in fault(tmp_path, internal(tmp_path, {"host": "db", "networks": ["10.1.0.0/16"]} | change))
 
 
-MANIFEST = """\
-tool: probe.reach
-version: 1.0.0
-summary: Reach something.
-image: probe
-run: {command: [/bin/true]}
-input: {type: object, properties: {name: {type: string, maxLength: 3}}, additionalProperties: false}
-output: {}
-effect: read
-"""
 KEY = {"name": "key", "from": "kv/data/{tenant}/app#key", "deliver": "egress"}
 
 
@@ -259,7 +250,7 @@ def deployment(tmp_path: Path, declared: str, **sections: object) -> Path:
     folder = tmp_path / "images/probe"
     (folder / "tools").mkdir(parents=True, exist_ok=True)
     (folder / "Dockerfile").write_text("FROM scratch\n")
-    (folder / "tools/probe.reach.yaml").write_text(MANIFEST + declared)
+    (folder / "tools/probe.reach.yaml").write_text(PLAIN + declared)
     manifests = [each.manifest() for each in declarations(image_folders([tmp_path / "images"]).values())]
     write_lock(tmp_path / "catalog.lock", Lock.of(manifests, {"probe": "sha256:" + "0" * 64}))
     return written(tmp_path, MINIMAL | sections)

@@ -67,17 +67,22 @@ async def test_its_caller_and_administrators_of_its_tenant_see_a_dead_letter_wit
     assert CANARY not in repr(shown)
 
 
+async def there_is_none(letters: DeadLetters, token: str, call_id: str) -> None:
+    """Whatever somebody asks about it, there is no such call."""
+    for attempt in (
+        letters.show(token, call_id),
+        letters.redrive(token, call_id),
+        letters.discard(token, call_id),
+        letters.settle(token, call_id, happened=True),
+    ):
+        assert await reason(attempt) is Reason.UNKNOWN_CALL
+
+
 @pytest.mark.parametrize("token", ["other", "rival", "task"])
 async def test_for_others_there_is_none(token: str) -> None:
     async with World() as world:
         letters, call_id = await dead(world)
-        for attempt in (
-            letters.show(token, call_id),
-            letters.redrive(token, call_id),
-            letters.discard(token, call_id),
-            letters.settle(token, call_id, happened=True),
-        ):
-            assert await reason(attempt) is Reason.UNKNOWN_CALL
+        await there_is_none(letters, token, call_id)
         assert await letters.list(token, 10) == ([], 0)
 
 
@@ -142,13 +147,7 @@ async def test_who_is_stopped_redrives_discards_and_settles_nothing() -> None:
 async def test_who_tries_what_it_may_not_leaves_a_trace(token: str) -> None:
     async with World() as world:
         letters, call_id = await dead(world)
-        for attempt in (
-            letters.show(token, call_id),
-            letters.redrive(token, call_id),
-            letters.discard(token, call_id),
-            letters.settle(token, call_id, happened=True),
-        ):
-            assert await reason(attempt) is Reason.UNKNOWN_CALL
+        await there_is_none(letters, token, call_id)
         assert await reason(letters.redrive(token, "made up")) is Reason.UNKNOWN_CALL
     assert {kind for kind, _ in SAID} == {"dead_letter_refused"}
     assert [body["operation"] for _, body in SAID] == ["show", "redrive", "discard", "settle"]

@@ -29,6 +29,10 @@ class Record:
     def open(self) -> None:
         self.ledger = SqliteLedger.open(self.path, self.key)
 
+    async def restart(self) -> None:
+        await self.ledger.close()
+        self.open()
+
     def edit(self, column: str, value: object, call_id: str) -> None:
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             changed = connection.execute(f"UPDATE calls SET {column} = ? WHERE call_id = ?", (value, call_id))  # noqa: S608
@@ -59,8 +63,7 @@ async def ended(record: Record) -> str:
 
 async def left_running(record: Record) -> str:
     call_id = await running(record)
-    await record.ledger.close()
-    record.open()
+    await record.restart()
     return call_id
 
 
@@ -73,8 +76,7 @@ async def interrupted(record: Record) -> str:
 async def unknown(record: Record) -> str:
     new = intent(effect="unsafe")
     await record.ledger.claim(new)
-    await record.ledger.close()
-    record.open()
+    await record.restart()
     await record.ledger.settle_orphans()
     return new.call_id
 
