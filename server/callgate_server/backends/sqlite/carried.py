@@ -93,9 +93,9 @@ def decide(
         reason = Reason.APPROVAL_DENIED
         message = f"{by} denied the approval."
         charge(transaction.connection, charges)
-        return end_call(transaction, "denied", row, State.DENIED, reason, message, None, {"by": by})
+        return end_call(transaction, "denied", row, State.DENIED, reason, message, None, {"by": by}, known=True)
     row = replace(row, state=move(State.AWAITING_APPROVAL, State.ADMITTED).value)
-    carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}))
+    carry(transaction.connection, row, append_state(transaction, "approved", row, {"by": by}, known=True))
     return row
 
 

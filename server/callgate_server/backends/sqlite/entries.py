@@ -144,10 +144,11 @@ def bury(
     row = read(transaction.connection, call_id)
     if row is None or row.dead != "open":
         raise CallError(Reason.NOT_POSSIBLE, "This call is no dead letter, or not any more; look at its state.")
-    if kind == "redriven":
+    looked = kind == "redriven"
+    if looked:
         refuse_edited(transaction.connection, transaction.keys, call_id)
     row = replace(row, dead=kind, parcel=None)
-    carry(transaction.connection, row, append_state(transaction, kind, row, body))
+    carry(transaction.connection, row, append_state(transaction, kind, row, body, known=looked))
     return row
 
 
@@ -382,8 +383,8 @@ def append_state(
 ) -> int:
     """Append an event of state. It says what the row says, and holds the row's fingerprint.
 
-    What is in the file until now is looked at before, unless it is `known`: new, or changed from a row that this
-    process wrote.
+    What is in the file until now is looked at before, unless it is `known`: new, changed from a row that this process
+    wrote, or looked at by who asks.
     """
     bound = known or not edited(transaction.connection, transaction.keys, row.call_id)
     moved: dict[str, Json] = {
